@@ -1,0 +1,1 @@
+"""Cloister: sealed inference that the person asking can check first."""

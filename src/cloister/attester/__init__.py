@@ -1,0 +1,1 @@
+"""Makes evidence on the machine that serves."""

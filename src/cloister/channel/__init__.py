@@ -1,0 +1,1 @@
+"""The sealed channel: HPKE, Binary HTTP, Oblivious HTTP, keysets, receipts. No I/O."""

@@ -1,0 +1,1 @@
+"""The asking side: verifying transports, OpenAI helpers, local proxy, chat."""

@@ -1,0 +1,1 @@
+"""Vendor chains, pinned roots and collateral."""

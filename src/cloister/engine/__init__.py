@@ -1,0 +1,1 @@
+"""What computes tokens, and the sandbox around it."""

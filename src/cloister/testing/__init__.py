@@ -1,0 +1,1 @@
+"""Simulated vendors and attesters, for tests of programs that use Cloister."""

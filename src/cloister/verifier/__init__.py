@@ -1,0 +1,1 @@
+"""Authenticates evidence and appraises it against policy and reference values."""
