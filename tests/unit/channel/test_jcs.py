@@ -1,0 +1,105 @@
+"""Strict JSON: what two readers could understand differently is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.channel.jcs import Json, canonical, parse_json, parse_json_object
+from cloister.errors import MalformedError
+
+
+def parse(data: bytes) -> Json:
+    return parse_json(data, limit=100_000, what="the document")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":1,"a":1}',
+        b'{"a":{"b":1,"b":2}}',
+        b"1.0",
+        b"1e3",
+        b"NaN",
+        b"Infinity",
+        b"-Infinity",
+        b"9007199254740992",
+        b"-9007199254740992",
+        b"1" * 5000,
+        b'"\\ud800"',
+        b'{"\\udfff":1}',
+        b"\xff\xfe",
+        b'"\xed\xa0\x80"',
+        b"{} {}",
+        b"{}x",
+        b"",
+        b"[" * 65 + b"]" * 65,
+        b"[" * 50_000,
+        b"'a'",
+        b"{a:1}",
+    ],
+)
+def test_ambiguous_documents_are_refused(data: bytes) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parse(data)
+    assert "the document" in str(caught.value)
+
+
+def test_size_is_bounded_before_anything_is_read() -> None:
+    assert parse_json(b"[1]", limit=3, what="x") == [1]
+    with pytest.raises(MalformedError, match="at most 2"):
+        parse_json(b"[1]", limit=2, what="x")
+
+
+def test_errors_do_not_quote_the_document() -> None:
+    for data in (b'{"secret-marker":', b'["secret-marker", 1.5]', b'{"secret-marker":1}]'):
+        with pytest.raises(MalformedError) as caught:
+            parse(data)
+        assert "secret-marker" not in repr(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_nesting_up_to_the_limit_and_brackets_in_strings() -> None:
+    assert parse(b"[" * 64 + b"]" * 64) is not None
+    assert parse(json.dumps(["[" * 200, '\\"[[' * 100]).encode()) is not None
+
+
+def test_an_object_is_asked_for() -> None:
+    with pytest.raises(MalformedError, match="not a JSON object"):
+        parse_json_object(b"[]", limit=10, what="x")
+
+
+def test_canonical_form_sorts_by_utf16_and_refuses_fractions() -> None:
+    assert canonical({"\U0001f600": 1, "\ufb33": 2}) == '{"\U0001f600":1,"\ufb33":2}'.encode()
+    with pytest.raises(MalformedError):
+        canonical({"a": [1.5]})
+    with pytest.raises(MalformedError):
+        canonical(2**60)
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(values)
+def test_round_trip(value: Json) -> None:
+    assert parse(canonical(value)) == value
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_give_only_malformed(data: bytes) -> None:
+    with contextlib.suppress(MalformedError):
+        parse(data)
