@@ -1,0 +1,52 @@
+# Two commands matter: `make run` does the main job, `make test` proves it. Both install
+# what is missing first (scripts/setup says how, and what it needs).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCKS := requirements/dev.txt requirements/build.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types check bench fuzz soak mutants lock clean
+
+help:  ## Say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP)  ## Install system packages and .venv, where they are missing
+	@scripts/setup system
+
+$(STAMP): $(LOCKS) pyproject.toml scripts/setup
+	@scripts/setup system
+	@PYTHON="$(PYTHON)" scripts/setup python
+	@touch $@
+
+run: setup  ## Start a sealed worker, verify it, ask it a question; chat on a terminal
+	@$(BIN)/cloister demo
+
+test: setup  ## Everything but the long runs (under ten minutes)
+	@$(BIN)/python -m pytest
+
+lint: setup  ## Style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## Strict types, tests included
+	@$(BIN)/mypy
+
+check: test lint types  ## What continuous integration runs
+
+bench: setup  ## Measure what docs/benchmarks.md reports (about half an hour, quiet machine)
+	@$(BIN)/python -m benchmarks
+
+fuzz: setup  ## Feed the parsers arbitrary bytes for a long time
+	@$(BIN)/python -m pytest tests/property --hypothesis-profile=long --timeout=3600
+
+soak: setup  ## Many conversations, crashes and rotations on end
+	@$(BIN)/python -m pytest -m slow --timeout=3600
+
+lock: setup  ## Resolve the dependencies anew into requirements/
+	@scripts/setup lock
+
+clean:  ## Remove what was installed and built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
