@@ -1,0 +1,134 @@
+"""Folders are roles, and imports point one way (docs/design.md section 3).
+
+Read from the source text, so that imports inside functions and under `TYPE_CHECKING` count
+too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cloister
+
+SOURCE = Path(cloister.__file__).parent
+
+FOUNDATION = ("evidence", "endorsements", "channel", "verifier")
+"""Each may import those before it. `channel` comes before `verifier`, which recomputes the
+keyset's digest and the statement from it (docs/adr/0002-layers.md)."""
+
+EDGES: dict[str, set[str]] = {
+    "attester": {*FOUNDATION},
+    "engine": set(),
+    "worker": {"evidence", "channel", "engine", "attester"},
+    "client": {*FOUNDATION},
+    "testing": {*FOUNDATION, "attester", "engine"},
+}
+"""What an actor may import besides `errors`. The command line may import everything."""
+
+CORE_DISTRIBUTIONS = {"cryptography", "httpx2", "rfc8785"}
+CORE_FOLDERS = ("evidence", "endorsements", "channel", "verifier", "client")
+OPTIONAL = {
+    "client": {"httpx", "openai", "starlette", "uvicorn", "rich"},
+}
+"""Imported inside functions only, so that `import cloister.client` works without them."""
+
+
+def allowed(folder: str) -> set[str]:
+    if folder in FOUNDATION:
+        return set(FOUNDATION[: FOUNDATION.index(folder)])
+    return EDGES[folder]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+    """Yield line, top-level package and second part (or empty) of every import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module or ""]
+            if node.module == "cloister":
+                names = [f"cloister.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            yield node.lineno, top, rest.partition(".")[0]
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def folder_of(path: Path) -> str:
+    relative = path.relative_to(SOURCE)
+    return relative.parts[0] if len(relative.parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path: Path) -> None:
+    folder = folder_of(path)
+    if folder in {"", "cli"}:
+        return
+    permitted = {folder, "errors", *allowed(folder)}
+    if path == SOURCE / "verifier" / "result.py":
+        permitted.add("errors")
+    found = {
+        (line, second)
+        for line, top, second in imports(ast.parse(path.read_text()))
+        if top == "cloister" and second not in permitted
+    }
+    assert not found, f"{path.name} may import only {sorted(permitted)}"
+
+
+def test_every_folder_has_a_place() -> None:
+    folders = {folder_of(path) for path in files()} - {"", "cli"}
+    assert folders <= {*FOUNDATION, *EDGES}
+
+
+def module_level(tree: ast.Module) -> ast.Module:
+    """The module without function bodies and without `if TYPE_CHECKING` blocks."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.If | None:
+            return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else node
+
+    stripped = Strip().visit(tree)
+    assert isinstance(stripped, ast.Module)
+    return stripped
+
+
+@pytest.mark.parametrize("folder", CORE_FOLDERS)
+def test_the_asking_side_needs_only_the_core_install(folder: str) -> None:
+    import sys
+
+    for path in sorted((SOURCE / folder).rglob("*.py")):
+        optional_here = OPTIONAL.get(folder, set()) if path.stem in OPTIONAL_MODULES else set()
+        for line, top, _ in imports(module_level(ast.parse(path.read_text()))):
+            assert (
+                top in sys.stdlib_module_names
+                or top in CORE_DISTRIBUTIONS | {"cloister"}
+                or top in optional_here
+            ), f"{path.name}:{line} imports {top} when it is loaded"
+
+
+OPTIONAL_MODULES = {"httpx_transport", "proxy", "chat", "openai_client"}
+"""Modules that stand for an extra and say so when it is missing."""
+
+
+@pytest.mark.parametrize("folder", ["evidence", "endorsements", "channel", "verifier"])
+def test_checking_and_sealing_do_no_input_or_output(folder: str) -> None:
+    forbidden = {"socket", "asyncio", "ssl", "http", "urllib", "subprocess", "threading", "httpx2"}
+    for path in sorted((SOURCE / folder).rglob("*.py")):
+        used = {top for _, top, _ in imports(ast.parse(path.read_text()))}
+        assert not used & forbidden, f"{path} does input or output"
