@@ -1,0 +1,206 @@
+"""What a launcher measures, as records in the event log.
+
+Before a worker starts, its launcher extends one event for every component into the TPM: type
+``EV_IPL``, data the canonical JSON (RFC 8785) of the record, digest the SHA-256 of that data::
+
+    {"digest":"sha256:…","kind":"distribution","name":"cryptography","version":"50.0.2"}
+
+The configuration's record also holds the whole effective ``configuration``, whose canonical
+form ``digest`` covers. After the last component an ``EV_SEPARATOR`` closes each register, so
+that nothing can be added later without showing.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import rfc8785
+
+from cloister.errors import MalformedError
+from cloister.evidence.eventlog import SEPARATOR_DATA, Event, EventType, measured_event
+from cloister.evidence.strictjson import JsonObject, encode_canonical_strings, parse_object
+
+MAX_RECORD_BYTES: Final = 256 * 1024
+MAX_TEXT: Final = 1024
+"""Characters accepted in a component's name or version."""
+
+_CODE: Final = "eventlog_record"
+
+
+class ComponentKind(enum.StrEnum):
+    """What a component is; decides the register it is measured into."""
+
+    INTERPRETER = "interpreter"
+    STDLIB = "stdlib"
+    DISTRIBUTION = "distribution"
+    """All files of one installed distribution."""
+    UNOWNED = "unowned"
+    """A file in the installation that belongs to no distribution."""
+    NATIVE = "native"
+    """The engine's native library, or another native program the worker starts."""
+    MODEL = "model"
+    CONFIGURATION = "configuration"
+
+
+SOFTWARE_REGISTER: Final = 8
+ENGINE_REGISTER: Final = 14
+MODEL_REGISTER: Final = 15
+
+REGISTERS: Final[Mapping[ComponentKind, int]] = {
+    ComponentKind.INTERPRETER: SOFTWARE_REGISTER,
+    ComponentKind.STDLIB: SOFTWARE_REGISTER,
+    ComponentKind.DISTRIBUTION: SOFTWARE_REGISTER,
+    ComponentKind.UNOWNED: SOFTWARE_REGISTER,
+    ComponentKind.NATIVE: ENGINE_REGISTER,
+    ComponentKind.CONFIGURATION: ENGINE_REGISTER,
+    ComponentKind.MODEL: MODEL_REGISTER,
+}
+"""The register that each kind is measured into."""
+
+LAUNCH_REGISTERS: Final = (SOFTWARE_REGISTER, ENGINE_REGISTER, MODEL_REGISTER)
+"""The registers a launch extends; every other one of 0 to 15 stays zero."""
+
+QUOTED_REGISTERS: Final = tuple(range(16))
+"""The registers of the SHA-256 bank that a quote must select, no more and no fewer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One measured thing: what it is, its name and version, and the digest of its content."""
+
+    kind: ComponentKind
+    name: str
+    version: str
+    digest: str
+    """``sha256:<64 lower-case hex>``."""
+    configuration: JsonObject | None = field(default=None, repr=False)
+    """The effective configuration, in the configuration's record alone."""
+
+    @property
+    def register(self) -> int:
+        """The register this component is measured into."""
+        return REGISTERS[self.kind]
+
+    def encode(self) -> bytes:
+        """The record's canonical JSON: the event's data, whose SHA-256 is extended.
+
+        Raises:
+            MalformedError: the configuration has no canonical form.
+        """
+        members = {
+            "digest": self.digest,
+            "kind": self.kind.value,
+            "name": self.name,
+            "version": self.version,
+        }
+        if self.configuration is None:
+            return encode_canonical_strings(members)
+        return _canonical({**members, "configuration": self.configuration})
+
+    def event(self) -> Event:
+        """The event that measures this component."""
+        return measured_event(self.register, EventType.EV_IPL, self.encode())
+
+
+def configuration_component(name: str, version: str, configuration: JsonObject) -> Component:
+    """Make the configuration's record, with the digest of its canonical form.
+
+    Raises:
+        MalformedError: `configuration` has no canonical form.
+    """
+    return Component(
+        kind=ComponentKind.CONFIGURATION,
+        name=name,
+        version=version,
+        digest=configuration_digest(configuration),
+        configuration=configuration,
+    )
+
+
+def configuration_digest(configuration: JsonObject) -> str:
+    """``sha256:<hex>`` of the configuration's canonical JSON.
+
+    Raises:
+        MalformedError: `configuration` has no canonical form.
+    """
+    return "sha256:" + hashlib.sha256(_canonical(configuration)).hexdigest()
+
+
+def launch_events(components: Iterable[Component]) -> tuple[Event, ...]:
+    """Every event of a launch, in order: the components, then the separators."""
+    separators = (
+        measured_event(register, EventType.EV_SEPARATOR, SEPARATOR_DATA)
+        for register in LAUNCH_REGISTERS
+    )
+    return (*(component.event() for component in components), *separators)
+
+
+def parse_component(data: bytes) -> Component:
+    """Decode a component's record; `data` must be its canonical form.
+
+    Raises MalformedError (code ``eventlog_record``), and nothing else.
+    """
+    members = parse_object(data, limit=MAX_RECORD_BYTES, what="a measured record", code=_CODE)
+    configuration = members.pop("configuration", None)
+    if members.keys() != {"digest", "kind", "name", "version"}:
+        raise _malformed("does not have the members of a component's record")
+    kind = _kind(members["kind"])
+    if (kind is ComponentKind.CONFIGURATION) != isinstance(configuration, dict):
+        raise _malformed("holds a configuration where none belongs, or lacks it")
+    component = Component(
+        kind=kind,
+        name=_text(members["name"], "name"),
+        version=_text(members["version"], "version"),
+        digest=parse_digest(members["digest"], code=_CODE),
+        configuration=configuration if isinstance(configuration, dict) else None,
+    )
+    if component.encode() != data:
+        raise _malformed("is not in canonical form")
+    if component.configuration is not None and component.digest != configuration_digest(
+        component.configuration
+    ):
+        raise _malformed("carries a configuration that its digest does not cover")
+    return component
+
+
+def parse_digest(value: object, *, code: str) -> str:
+    """Return `value` if it is ``sha256:<64 lower-case hex>``, or raise `MalformedError`."""
+    if (
+        not isinstance(value, str)
+        or len(value) != 71
+        or not value.startswith("sha256:")
+        or not _HEX.issuperset(value[7:])
+    ):
+        raise MalformedError("a digest is not sha256: and 64 hex characters", code=code)
+    return value
+
+
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+def _kind(value: object) -> ComponentKind:
+    try:
+        return ComponentKind(str(value))
+    except ValueError:
+        raise _malformed("is of an unknown kind") from None
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
+        raise _malformed(f"has a {what} that is not printable text of at most {MAX_TEXT}")
+    return value
+
+
+def _canonical(value: JsonObject) -> bytes:
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, RecursionError):
+        raise _malformed("holds a configuration without a canonical form") from None
+
+
+def _malformed(why: str) -> MalformedError:
+    return MalformedError(f"a measured record {why}", code=_CODE)
