@@ -1,0 +1,1 @@
+"""Appraisal: authenticated evidence against reference values and policy."""

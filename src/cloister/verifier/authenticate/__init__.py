@@ -1,0 +1,1 @@
+"""Authentication: signatures, chains and bindings, one file per evidence format."""

@@ -1,0 +1,208 @@
+"""Reference values: what a worker must be made of, known before it is asked.
+
+A set of components that the measured ones must match one to one: nothing missing, nothing
+extra, nothing different. Entries with the same kind and name are alternatives (two releases
+that are both accepted, say), of which exactly one must have been measured. The order in which
+components were measured does not matter: the log fixes it, and the registers fix the log.
+
+Made ahead of time from an installation and a model by ``cloister measure``, on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cloister.channel.jcs import (
+    Json,
+    JsonObject,
+    canonical,
+    expect_keys,
+    expect_list,
+    expect_object,
+    expect_str,
+    parse_json_object,
+)
+from cloister.errors import ConfigurationError, MalformedError
+from cloister.evidence.component import Component, ComponentKind, parse_digest
+
+FORMAT: Final = "cloister/reference-values/1"
+MAX_BYTES: Final = 8 * 1024 * 1024
+MAX_COMPONENTS: Final = 16384
+MAX_DIGESTS: Final = 256
+
+_CODE: Final = "reference_values_malformed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceComponent:
+    """One accepted version of one component, with every digest it may have."""
+
+    kind: ComponentKind
+    name: str
+    version: str
+    digests: tuple[str, ...]
+    """``sha256:<hex>`` each; sorted, without repetition."""
+
+    def to_json(self) -> JsonObject:
+        """The entry as the document writes it."""
+        digests: list[Json] = list(self.digests)
+        return {
+            "kind": self.kind.value,
+            "name": self.name,
+            "version": self.version,
+            "digests": digests,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceValues:
+    """The components that a worker must consist of, no more and no fewer.
+
+    `components` is sorted by kind, name and version, so that equal sets are equal values with
+    equal digests; make one with `from_components`, `merged` or a load function.
+    """
+
+    components: tuple[ReferenceComponent, ...]
+
+    @classmethod
+    def from_components(cls, components: Iterable[Component]) -> ReferenceValues:
+        """Reference values that exactly these components match."""
+        return cls.collect(
+            ReferenceComponent(
+                kind=component.kind,
+                name=component.name,
+                version=component.version,
+                digests=(component.digest,),
+            )
+            for component in components
+        )
+
+    @classmethod
+    def collect(cls, entries: Iterable[ReferenceComponent]) -> ReferenceValues:
+        """Sort `entries`, joining the digests of those with one kind, name and version."""
+        digests: dict[tuple[ComponentKind, str, str], set[str]] = {}
+        for entry in entries:
+            key = (entry.kind, entry.name, entry.version)
+            digests.setdefault(key, set()).update(entry.digests)
+        return cls(
+            components=tuple(
+                ReferenceComponent(
+                    kind=kind, name=name, version=version, digests=tuple(sorted(accepted))
+                )
+                for (kind, name, version), accepted in sorted(digests.items())
+            )
+        )
+
+    def merged(self, other: ReferenceValues) -> ReferenceValues:
+        """Accept, for each component, what either of the two accepts.
+
+        A component that only one of them names is required by the result, as everything is.
+        """
+        return self.collect((*self.components, *other.components))
+
+    def accepted(self) -> Mapping[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]]:
+        """The alternatives for every kind and name."""
+        groups: dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]] = {}
+        for entry in self.components:
+            key = (entry.kind, entry.name)
+            groups[key] = (*groups.get(key, ()), entry)
+        return groups
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the canonical JSON."""
+        return "sha256:" + hashlib.sha256(canonical(self.to_json())).hexdigest()
+
+    def to_json(self) -> JsonObject:
+        """The document as a JSON object."""
+        components: list[Json] = [entry.to_json() for entry in self.components]
+        return {"format": FORMAT, "components": components}
+
+    def dump_json(self) -> str:
+        """The document as text, one component a line, for people and version control."""
+        lines = ",\n".join(
+            "  " + json.dumps(entry.to_json(), ensure_ascii=False) for entry in self.components
+        )
+        return f'{{"format": {json.dumps(FORMAT)}, "components": [\n{lines}\n]}}\n'
+
+    def dump_toml(self) -> str:
+        """The document as TOML."""
+        tables = [f"format = {_toml(FORMAT)}\n"]
+        for entry in self.components:
+            members = entry.to_json()
+            tables.append(
+                "[[components]]\n"
+                + "".join(f"{name} = {_toml(value)}\n" for name, value in members.items())
+            )
+        return "\n".join(tables)
+
+
+def load_json(data: bytes) -> ReferenceValues:
+    """Read reference values from JSON of at most `MAX_BYTES`.
+
+    Raises:
+        ConfigurationError: not reference values (code ``reference_values_malformed``).
+    """
+    try:
+        return _from_json(parse_json_object(data, limit=MAX_BYTES, what="the reference values"))
+    except MalformedError as error:
+        raise ConfigurationError(str(error), code=_CODE) from None
+
+
+def load_toml(data: bytes) -> ReferenceValues:
+    """Read reference values from TOML of at most `MAX_BYTES`; errors as for `load_json`."""
+    if len(data) > MAX_BYTES:
+        raise ConfigurationError(
+            f"the reference values have more than {MAX_BYTES} bytes", code=_CODE
+        )
+    try:
+        return _from_json(tomllib.loads(data.decode("utf-8")))
+    except MalformedError as error:
+        raise ConfigurationError(str(error), code=_CODE) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
+        raise ConfigurationError("the reference values are not TOML in UTF-8", code=_CODE) from None
+
+
+def _from_json(members: Mapping[str, object]) -> ReferenceValues:
+    what = "the reference values"
+    expect_keys(members, what, required={"format", "components"})
+    if members["format"] != FORMAT:
+        raise MalformedError(f"{what} are not in the format {FORMAT}")
+    listed = expect_list(members["components"], "components", limit=MAX_COMPONENTS)
+    if not listed:
+        raise MalformedError(f"{what} name no components, so nothing could be compared")
+    entries = [_component(entry) for entry in listed]
+    values = ReferenceValues.collect(entries)
+    if len(values.components) != len(entries):
+        raise MalformedError(f"{what} list one kind, name and version twice")
+    return values
+
+
+def _component(value: object) -> ReferenceComponent:
+    what = "a component of the reference values"
+    members = expect_object(value, what)
+    expect_keys(members, what, required={"kind", "name", "version", "digests"})
+    try:
+        kind = ComponentKind(expect_str(members["kind"], "a kind", limit=32))
+    except ValueError:
+        raise MalformedError(f"{what} is of an unknown kind") from None
+    digests = expect_list(members["digests"], "digests", limit=MAX_DIGESTS)
+    if not digests:
+        raise MalformedError(f"{what} accepts no digest")
+    return ReferenceComponent(
+        kind=kind,
+        name=expect_str(members["name"], "a name", limit=1024),
+        version=expect_str(members["version"], "a version", limit=1024),
+        digests=tuple(sorted({parse_digest(digest, code=_CODE) for digest in digests})),
+    )
+
+
+def _toml(value: object) -> str:
+    # TOML's basic strings and arrays of them read what JSON writes, except U+007F, which JSON
+    # leaves as it is and TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
