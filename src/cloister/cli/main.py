@@ -1,0 +1,93 @@
+"""``cloister``: one program for those who ask and those who serve.
+
+Commands live in a file each and import what they need when they run, so that
+``cloister --help`` and the asking side stay quick. Exit codes are the same everywhere:
+0 done or affirmed, 1 refused, 2 usage, 3 cannot decide, 4 unreachable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from cloister.cli.exits import exit_code
+from cloister.errors import CloisterError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("cloister.cli.demo", "Start a sealed worker here, check it, and talk to it."),
+    "verify": ("cloister.cli.verify", "Check a worker and show every claim."),
+    "chat": ("cloister.cli.chat", "Talk to a worker, after checking it."),
+    "proxy": ("cloister.cli.proxy", "A local OpenAI endpoint that checks and seals."),
+    "serve": ("cloister.cli.serve", "Serve a model from a sealed worker."),
+    "measure": ("cloister.cli.measure", "Compute reference values ahead of time."),
+    "keys": ("cloister.cli.keys", "API keys that the worker checks inside the seal."),
+}
+"""Command → module with a function (or, for groups, a typer app) of that name."""
+
+
+def build_app(wanted: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
+    """Make the program with the named commands; the others' modules are not imported."""
+    app = typer.Typer(
+        name="cloister",
+        help="Sealed inference that the person asking can check first.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    for name in wanted:
+        module, help_text = COMMANDS[name]
+        command: Any = getattr(importlib.import_module(module), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, help=help_text)
+        else:
+            app.command(name, help=help_text)(command)
+    return app
+
+
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"cloister {installed('cloister')}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and leave with its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    named = next((argument for argument in arguments if argument in COMMANDS), None)
+    sys.exit(guard(lambda: build_app([named] if named else list(COMMANDS))(arguments)))
+
+
+def guard(run: Callable[[], object]) -> int:
+    """Run a command; turn deliberate errors into one sentence and an exit code."""
+    try:
+        run()
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except CloisterError as error:
+        typer.echo(f"cloister: {error} [{error.code}]", err=True)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except ModuleNotFoundError as error:
+        # An extra that is not installed; anything of our own missing is a fault, and shows.
+        if error.name is None or error.name.startswith("cloister"):
+            raise
+        typer.echo(
+            f"cloister: this command needs the package {error.name}, which is not installed; "
+            "install cloister[serve] to serve, cloister[proxy] for the proxy, "
+            "cloister[openai] for the SDK",
+            err=True,
+        )
+        return 2
+    return 0
