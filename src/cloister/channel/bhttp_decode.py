@@ -141,14 +141,34 @@ class _Decoder(Generic[_Event]):
     def _content(self, known: bool) -> Generator[None, None, None]:
         left = self._limits.body_bytes
         if not (yield from self._at_end()):
-            while size := (yield from self._varint()):
+            while size := (self._short_varint() or (yield from self._varint())):
                 if size > left:
                     raise _too_large("content")
                 left -= size
-                yield from self._run_of_content(size)
+                data, pos = self._data, self._pos
+                if size <= len(data) - pos:
+                    self._pos = pos + size
+                    self._events.append(Data(data=data[pos : pos + size]))
+                else:
+                    yield from self._run_of_content(size)
                 if known:
                     break
+                while self._pos == len(self._data) and not self._ended:
+                    yield
         self.content_end = self._base + self._pos
+
+    def _short_varint(self) -> int:
+        """Read a two-byte integer that is all there, else return 0 and read nothing.
+
+        The size of most content runs, spelled out: this is called once per token.
+        """
+        data, pos = self._data, self._pos
+        if pos + 2 <= len(data) and 64 <= data[pos] < 128:
+            value = (data[pos] & 63) << 8 | data[pos + 1]
+            if value:
+                self._pos = pos + 2
+            return value
+        return 0
 
     def _run_of_content(self, size: int) -> Generator[None, None, None]:
         while size:

@@ -26,8 +26,9 @@ MAX_CHUNK = 1 << 14
 _MAX_SEALED = MAX_CHUNK + TAG_SIZE
 _MIN_SEALED = 1 + TAG_SIZE  # a non-final chunk without data counts as a failed open (section 6)
 _FINAL_AAD = b"final"
-# Sealed chunks are handed to the transport in pieces of about this many plaintext bytes.
-_PIECE = 1 << 18
+# Sealed chunks are handed on in pieces of about this many plaintext bytes: few enough calls
+# for a transport, small enough to stay in a processor's cache (measured).
+_PIECE = 1 << 16
 
 
 class ChunkSealer:
@@ -72,7 +73,7 @@ class ChunkSealer:
     def pieces(self, parts: Iterable[Buffer], final: bool = False) -> Iterator[bytes]:
         """Seal the concatenation of `parts` as full chunks, without concatenating it first.
 
-        Yields a few hundred kilobytes at a time. Only the last chunk may be shorter than the
+        Yields about 64 KiB at a time. Only the last chunk may be shorter than the
         chunk size, so where one part ends does not show. With `final` that last chunk is the
         final one. Errors as for `chunk`.
         """
@@ -200,7 +201,9 @@ class ChunkOpener:
                 self._final = True
                 self._keep_final(view[at:])
                 return len(view)
-            self._needed = _checked(length)
+            if not _MIN_SEALED <= length <= _MAX_SEALED:
+                raise open_failed()
+            self._needed = length
         taken = view[at : at + self._needed - len(pending)]
         pending += taken
         at += len(taken)
@@ -215,21 +218,27 @@ class ChunkOpener:
         end = len(view)
         open_chunk = self._messages.open
         while at < end and not self._needed:
-            size = varint_size(view[at])
-            start = at + size
-            if start > end:
-                break
-            length = decode_varint(view[at:start])
+            first = view[at]
+            if 64 <= first < 128 and at + 2 <= end:
+                # The size of most lengths, spelled out: this loop runs once per token.
+                start = at + 2
+                length = (first & 63) << 8 | view[at + 1]
+            else:
+                start = at + varint_size(first)
+                if start > end:
+                    break
+                length = decode_varint(view[at:start])
             if length == 0:
                 self._final = True
                 self._keep_final(view[start:])
                 return
-            _checked(length)
-            if start + length > end:
+            if not _MIN_SEALED <= length <= _MAX_SEALED:
+                raise open_failed()
+            at = start + length
+            if at > end:
                 self._needed = length
                 at = start
                 break
-            at = start + length
             opened.append(open_chunk(None, view[start:at]))
         if at < end:
             self._pending += view[at:]
@@ -247,10 +256,3 @@ def _not_reading(state: int) -> Exception:
     if state == _FAILED:
         return open_failed()
     return RuntimeError("the sealed message has already ended")
-
-
-def _checked(length: int) -> int:
-    """Refuse a declared length before anything is kept for it."""
-    if not _MIN_SEALED <= length <= _MAX_SEALED:
-        raise open_failed()
-    return length
