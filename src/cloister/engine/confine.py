@@ -1,0 +1,73 @@
+"""First program inside the sandbox: gives up what is left, then runs the engine's program.
+
+Runs inside the sandbox, so it imports the standard library only, and as little of it as
+possible. Everything before `runpy` is this project's code; everything after it may be hostile
+and finds the door closed. It speaks on one socket, in words of a fixed vocabulary
+(`cloister.engine.status`); it writes nothing to its output.
+
+Usage: ``confine.py CONTROL_FD MEMORY_BYTES SOCKET_DIRECTORY PROGRAM [ARGUMENTS...]``. A memory
+limit of 0 is none. With ``unsafe`` for MEMORY_BYTES nothing at all is given up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import runpy
+import socket
+import sys
+
+from cloister.engine import landlock, seccomp
+
+_PR_SET_DUMPABLE = 4
+_READABLE = ("/app", "/data", "/lib", "/lib64", "/python")
+
+
+def _limit(which: int, value: int) -> None:
+    resource.setrlimit(which, (value, value))
+
+
+def confine(socket_directory: str, memory: int) -> int:
+    """Give up all but what an engine needs; return the Landlock ABI that is enforced."""
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 0)  # not a byte into any file
+    if memory:
+        _limit(resource.RLIMIT_AS, memory)
+    zero = ctypes.c_ulong(0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, zero, zero, zero, zero) != 0:
+        raise OSError(ctypes.get_errno(), "the process stays dumpable")
+    version = landlock.restrict(
+        readable=[path for path in _READABLE if os.path.isdir(path)],  # noqa: PTH112
+        sockets_in=[socket_directory],
+    )
+    arch = seccomp.this_arch(os.uname().machine)
+    if arch is None:
+        raise OSError(0, "no system-call table for this machine")
+    seccomp.install(seccomp.assemble(seccomp.RUN_RULES, arch), arch)
+    return version
+
+
+def main() -> None:
+    """Announce the socket directory, confine, announce that, and run the program."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    mode, socket_directory, program = sys.argv[2:5]
+    directory = os.open(socket_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    socket.send_fds(control, [b"directory"], [directory])
+    os.close(directory)
+    if mode == "unsafe":
+        control.send(b"unconfined")
+    else:
+        try:
+            version = confine(socket_directory, int(mode))
+        except OSError:
+            control.send(b"confine-failed")
+            os._exit(3)
+        control.send(b"confined-%d" % version)
+    sys.argv = [program, str(control.detach()), socket_directory, *sys.argv[5:]]
+    runpy.run_path(program, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

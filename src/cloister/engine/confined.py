@@ -1,0 +1,230 @@
+"""A program that runs confined, seen from the worker's side.
+
+The worker holds one control socket (fixed words in, nothing out but its closing), the drained
+output, and a descriptor of the program's private socket directory. The directory lies on a
+tmpfs of the sandbox's own mount namespace, so nothing appears on the host's disk and no other
+process of the host can reach the engine by a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from cloister.engine import status
+from cloister.errors import EngineError, SandboxError
+
+_READ: Final = 65_536
+_PAUSE: Final = 0.05  # seconds between reads: a program that floods its output blocks itself
+_EARLY: Final = 4_096  # bytes of output kept until the first word, for `explain`
+_END: Final = 5.0  # seconds for a killed program to be gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A Python program to run confined.
+
+    It is called with the control socket's descriptor, the socket directory and `arguments`.
+    `packages` are importable, `files` are readable at the given paths inside (below
+    ``/data``), `native` are files whose shared libraries must be there. `memory` limits its
+    address space in bytes, 0 not at all.
+    """
+
+    script: Path
+    arguments: tuple[str, ...] = ()
+    packages: tuple[Path, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    native: tuple[Path, ...] = ()
+    memory: int = 0
+
+
+class Isolation(Protocol):
+    """A way to run a program so that it can reach nothing but its socket directory."""
+
+    def describe(self) -> Mapping[str, object]:
+        """What isolates the program, for the measured configuration."""
+
+    def path_of(self, program: Program, inside: str) -> str:
+        """The path under which the program finds what `Program.files` calls `inside`."""
+
+    async def spawn(self, program: Program) -> Confined:
+        """Start it; return when it is confined. SandboxError if any layer is missing."""
+
+
+class Confined:
+    """A running confined program. Made by an `Isolation`."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        control: socket.socket,
+        *,
+        info: int | None = None,
+        cleanup: contextlib.ExitStack | None = None,
+    ) -> None:
+        self._process = process
+        self._control = control
+        self._cleanup = cleanup or contextlib.ExitStack()
+        self._descriptors: list[int] = [] if info is None else [info]
+        self._info = info
+        self._inner: int | None = None  # pidfd of the sandbox's first process
+        self._directory: int | None = None
+        self._early = b""
+        self._keep_early = True
+        self.output_bytes = 0  # how much it has written to stdout and stderr, for metrics
+        self._drain = asyncio.create_task(self._drain_output())
+
+    @property
+    def pid(self) -> int:
+        """The process to wait for: bubblewrap's, outside the sandbox."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.returncode is None
+
+    @property
+    def early_output(self) -> bytes:
+        """What was written before the first word: bubblewrap's and the interpreter's."""
+        return self._early
+
+    async def _drain_output(self) -> None:
+        stream = self._process.stdout
+        while stream is not None and (data := await stream.read(_READ)):
+            self.output_bytes += len(data)
+            if self._keep_early and len(self._early) < _EARLY:
+                self._early += data[: _EARLY - len(self._early)]
+            del data
+            await asyncio.sleep(_PAUSE)
+
+    async def receive_directory(self) -> None:
+        """Wait for the first word and keep the descriptor that comes with it.
+
+        EngineError if the program ends or says anything else.
+        """
+        await self._readable()
+        word, descriptors, _, _ = socket.recv_fds(self._control, status.MAX_WORD, 1)
+        self._descriptors.extend(descriptors)
+        if word != status.DIRECTORY or len(descriptors) != 1:
+            raise EngineError("the confined program did not start", code="engine.start")
+        self._keep_early = False
+        self._early = b""
+        if not stat.S_ISDIR(os.fstat(descriptors[0]).st_mode):
+            raise EngineError("the confined program broke its protocol", code="engine.start")
+        self._directory = descriptors[0]
+        self._inner = self._find_inner()
+        if self._inner is not None:
+            self._descriptors.append(self._inner)
+
+    def _find_inner(self) -> int | None:
+        """Read from bubblewrap which process is the sandbox's first, and hold on to it.
+
+        Killing that one ends all inside and lets bubblewrap collect it; killing bubblewrap
+        would leave a dead process to whoever adopts it.
+        """
+        if self._info is None:
+            return None
+        try:
+            pid = json.loads(os.read(self._info, 4_096))["child-pid"]
+            return os.pidfd_open(int(pid))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise EngineError("the sandbox's first process is gone", code="engine.start") from None
+
+    async def word(self) -> bytes:
+        """Wait for the next word; EngineError for one outside the vocabulary, or for an end."""
+        await self._readable()
+        # Plain recv: descriptors that come along are closed by the kernel.
+        word = self._control.recv(status.MAX_WORD + 1)
+        if word in status.REASONS:
+            raise EngineError(
+                f"the engine cannot start: {status.REASONS[word]}", code="engine.start"
+            )
+        if word in (status.READY, status.UNCONFINED) or word in status.CONFINED:
+            return word
+        raise EngineError("the confined program ended or broke its protocol", code="engine.start")
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        loop.add_reader(self._control, wake)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(self._control)
+
+    def open_socket(self, name: str) -> str:
+        """Pin the socket `name` of the socket directory and return a path to connect to.
+
+        The path goes through this process's own descriptor of the socket itself: whatever the
+        program later puts in its place (a link to a socket of the host, say) is not followed.
+        """
+        directory = self._directory
+        if directory is None:
+            raise RuntimeError("the program has no socket directory yet")
+        try:
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=directory)
+        except OSError:
+            raise EngineError("the engine has no socket", code="engine.start") from None
+        self._descriptors.append(descriptor)
+        found = os.fstat(descriptor)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_dev != os.fstat(directory).st_dev:
+            raise EngineError("the engine's socket is not a socket", code="engine.start")
+        return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+    async def watch(self) -> None:
+        """Return when the program has ended; end it if it says another word."""
+        reading = asyncio.create_task(self._readable())
+        waiting = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reading.cancel()
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+        await self.aclose()
+
+    async def wait(self) -> int:
+        """Wait for the process to end and return its status."""
+        return await self._process.wait()
+
+    async def aclose(self) -> None:
+        """Kill the program and wait until no process of it is left. Safe to call twice."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                if self._inner is not None:
+                    signal.pidfd_send_signal(self._inner, signal.SIGKILL)
+                else:
+                    self._process.kill()
+        try:
+            async with asyncio.timeout(_END):
+                await self._process.wait()
+                # The pipe ends when the last process that could write to it is gone.
+                await self._drain
+        except TimeoutError:
+            self._drain.cancel()
+            raise SandboxError(
+                "the engine's sandbox did not end when it was killed", code="sandbox.end"
+            ) from None
+        finally:
+            self._control.close()
+            self._inner = None
+            while self._descriptors:
+                os.close(self._descriptors.pop())
+            self._cleanup.close()

@@ -1,0 +1,250 @@
+"""The embedded engine: llama.cpp, through `xllamacpp`, in the sandbox.
+
+Its server listens on a unix socket inside the sandbox (`cloister.engine.llama_child`). Nothing
+is reused between requests: the engine's prefix cache cannot keep clients apart, so it is off
+for everybody, in the settings and once more in every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from cloister.engine import llama_child
+from cloister.engine.confined import Confined, Isolation, Program
+from cloister.engine.http_unix import HttpClient, UnixAddress
+from cloister.engine.models import sha256_descriptor
+from cloister.engine.protocol import (
+    NOT_RUNNING,
+    STOPPED,
+    TRUNCATED,
+    EngineRequest,
+    EngineResponse,
+    ModelInfo,
+)
+from cloister.engine.requests import decode_body, encode_body, method_of, refuse
+from cloister.errors import ConfigurationError, EngineError
+
+DEFAULT_CONTEXT: Final = 4_096
+_MODEL: Final = "model.gguf"
+_LIBRARY: Final = "xllamacpp"
+
+#: Fields of llama.cpp's own that reach into other requests' slots, caches or into files.
+REFUSED_FIELDS: Final = frozenset(
+    {"id_slot", "slot_id", "n_cache_reuse", "lora", "__verbose", "control_vectors"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaSettings:
+    """Sizes of the embedded engine.
+
+    `context` tokens per request (None: the model's own, at most 4096), `parallel` requests
+    computed at a time, `connections` accepted at a time (more wait), `threads` (None: all
+    cores but one, which is the worker's), `memory` limits the engine's address space in bytes
+    (0: no limit), `start_timeout` in seconds.
+    """
+
+    context: int | None = None
+    parallel: int = 8
+    connections: int = 128
+    threads: int | None = None
+    memory: int = 0
+    start_timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.parallel, self.connections, self.context or 1, self.threads or 1)
+        if min(sizes) < 1 or self.parallel > 256 or self.connections > 1024 or self.memory < 0:
+            raise ConfigurationError("the engine's sizes are out of bounds", code="engine.sizes")
+
+
+class LlamaEngine:
+    """llama.cpp in a sandbox. See `cloister.engine.protocol.Engine`."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        isolation: Isolation,
+        settings: LlamaSettings | None = None,
+        cores: int | None = None,
+    ) -> None:
+        if model.path is None or model.sha256 is None:
+            raise ConfigurationError("the embedded engine needs a model file", code="engine.model")
+        self._model = model
+        self._isolation = isolation
+        self._settings = settings or LlamaSettings()
+        self._cores = cores if cores is not None else len(os.sched_getaffinity(0))
+        self._confined: Confined | None = None
+        self._client: HttpClient | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._path = ""
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model it serves; its digest is checked again at every start."""
+        return self._model
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is started and its process has not ended."""
+        return self._client is not None and self._confined is not None and self._confined.alive
+
+    @property
+    def socket_path(self) -> str:
+        """Where it listens: a path through this process's descriptors. Empty if not running.
+
+        For measurements against the bare engine; nothing that goes there is checked.
+        """
+        return self._path
+
+    @property
+    def output_bytes(self) -> int:
+        """How many bytes the engine has written to its output, all of them dropped."""
+        return self._confined.output_bytes if self._confined is not None else 0
+
+    @property
+    def context(self) -> int:
+        """Tokens of context for each request."""
+        own = self._model.context_length or DEFAULT_CONTEXT
+        return min(self._settings.context or min(own, DEFAULT_CONTEXT), own)
+
+    def configuration(self) -> Mapping[str, object]:
+        """What is measured. Thread count and timeouts change nothing but speed: not in here."""
+        return {
+            "engine": "llama.cpp",
+            "library": {"name": _LIBRARY, "version": importlib.metadata.version(_LIBRARY)},
+            "model": {"name": self._model.name, "sha256": self._model.sha256},
+            "context": self.context,
+            "parallel": self._settings.parallel,
+            "connections": self._settings.connections,
+            "prefix_cache": "off",
+            "isolation": dict(self._isolation.describe()),
+        }
+
+    async def start(self) -> None:
+        """Start it in its sandbox and return when it answers.
+
+        The model file is opened once; what is open is what is hashed and what the sandbox
+        shows. ConfigurationError when its digest has changed, EngineError when the engine does
+        not start, SandboxError when the sandbox does not.
+        """
+        if self.alive:
+            raise RuntimeError("the engine is already running")
+        await self.aclose()
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = os.open(self._model.path or "", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"the model file cannot be opened (errno {error.errno})",
+                    code="configuration.model",
+                ) from None
+            stack.callback(os.close, descriptor)
+            # Hashing runs beside loading: the file is read once from disk for both.
+            hashing = asyncio.create_task(asyncio.to_thread(sha256_descriptor, descriptor))
+            try:
+                self._confined = await self._isolation.spawn(self._program(descriptor))
+                async with asyncio.timeout(self._settings.start_timeout):
+                    await self._confined.word()
+                    if await hashing != self._model.sha256:
+                        raise ConfigurationError(
+                            "the model file is no longer the one that was measured",
+                            code="configuration.model_digest",
+                        )
+                self._path = self._confined.open_socket(llama_child.SOCKET_NAME)
+            except TimeoutError:
+                await self.aclose()
+                raise EngineError(
+                    "the engine did not get ready in time", code="engine.start"
+                ) from None
+            except BaseException:
+                await self.aclose()
+                raise
+            finally:
+                await asyncio.wait({hashing})
+        self._client = HttpClient(UnixAddress(path=self._path))
+        self._watch = asyncio.create_task(self._confined.watch())
+
+    def _program(self, descriptor: int) -> Program:
+        package = _package()
+        program = Program(
+            script=Path(llama_child.__file__),
+            packages=tuple(p for p in (package, package.parent / f"{_LIBRARY}.libs") if p.is_dir()),
+            files={_MODEL: Path(f"/proc/{os.getpid()}/fd/{descriptor}")},
+            native=tuple(sorted(package.glob("*.so"))),
+            memory=self._settings.memory,
+        )
+        settings = {
+            "model": self._isolation.path_of(program, _MODEL),
+            "name": self._model.name,
+            "context": self.context,
+            "parallel": self._settings.parallel,
+            "connections": self._settings.connections,
+            "threads": self._settings.threads or max(1, self._cores - 1),
+        }
+        return replace(program, arguments=(json.dumps(settings),))
+
+    async def send(self, request: EngineRequest) -> EngineResponse:
+        """Send one request; see `Engine.send`."""
+        method = method_of(request.path)
+        body = private_body(request.body) if method == "POST" else b""
+        if self._client is None or not self.alive:
+            raise EngineError("the engine is not running", code=NOT_RUNNING)
+        try:
+            return await self._client.request(method, request.path, body)
+        except EngineError as error:
+            if error.code == TRUNCATED:
+                raise EngineError("the engine stopped", code=STOPPED) from None
+            raise
+
+    async def wait_stopped(self) -> None:
+        """Return when the engine has ended."""
+        if self._watch is not None:
+            await asyncio.wait({self._watch})
+
+    async def aclose(self) -> None:
+        """End the engine and its sandbox; requests in flight end with EngineError."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait({watch})
+        confined, self._confined = self._confined, None
+        self._path = ""
+        if confined is not None:
+            await confined.aclose()
+
+
+def _package() -> Path:
+    found = importlib.util.find_spec(_LIBRARY)
+    if found is None or found.origin is None:
+        raise ConfigurationError(
+            "the embedded engine is not installed: pip install 'cloister[serve]'",
+            code="configuration.engine_missing",
+        )
+    return Path(found.origin).parent
+
+
+def private_body(body: bytes) -> bytes:
+    """Return the body with what privacy demands, or refuse it.
+
+    EngineError (`REQUEST_REFUSED`) names a field that is not accepted here; the names are ours.
+    """
+    decoded = decode_body(body)
+    for name in sorted(REFUSED_FIELDS & decoded.keys()):
+        raise refuse(f"the field '{name}' is not accepted here")
+    if decoded.get("cache_prompt", False) is not False:
+        raise refuse("the field 'cache_prompt' can only be false here: no prompt is kept")
+    decoded["cache_prompt"] = False
+    return encode_body(decoded)

@@ -1,0 +1,136 @@
+"""What the worker knows of an engine, and nothing more.
+
+An engine takes one OpenAI-shaped request as bytes and gives back one response as bytes, in
+the pieces in which it produced them. It never learns who asks, never sees a worker key, and
+what it says about itself (`configuration`) is known before it starts, because it is measured
+before it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol
+
+CHAT_COMPLETIONS: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+MODELS: Final = "/v1/models"
+HEALTH: Final = "/health"
+
+#: Codes of the `EngineError`s that `Engine.send` and a response's chunks may raise.
+NOT_RUNNING: Final = "engine.not_running"  # not started, or stopped: nothing was computed
+STOPPED: Final = "engine.stopped"  # it went away while it answered
+TRUNCATED: Final = "engine.truncated"  # the connection ended before the answer did
+PROTOCOL: Final = "engine.protocol"  # what came back is not HTTP as we accept it
+REQUEST_REFUSED: Final = "engine.request_refused"  # the caller's request; message may be shown
+PATH_REFUSED: Final = "engine.path_refused"  # the engine does not serve this path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The model an engine serves.
+
+    `sha256` is the lower-case hex digest of the model file, or None where this machine cannot
+    know it (an upstream server): such a model is not proven. `context_length` is in tokens and
+    0 where unknown.
+    """
+
+    name: str
+    sha256: str | None
+    path: Path | None
+    context_length: int
+    quantisation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One request: a path of the OpenAI API and its JSON body (empty for GET).
+
+    `cache_domain` names who may share cached prefixes with this request; None means nobody.
+    An engine that cannot keep domains apart reuses nothing.
+    """
+
+    path: str
+    body: bytes = field(default=b"", repr=False)
+    cache_domain: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineResponse:
+    """The engine's answer. `chunks` yields raw body bytes as they come (SSE framing kept).
+
+    A body whose `status` is 400 or more may repeat the prompt: it is not fit for a log, nor for
+    anyone but the caller. Iteration raises EngineError (`STOPPED`, `TRUNCATED`, `PROTOCOL`) when
+    the answer did not end the way HTTP says it must. Cancelling the iteration or calling
+    `aclose` tells the engine to stop computing.
+    """
+
+    status: int
+    content_type: str
+    chunks: AsyncIterator[bytes] = field(repr=False)
+    close: Callable[[], Awaitable[None]] = field(repr=False)
+
+    async def aclose(self) -> None:
+        """Stop the generation and free its slot; harmless when it has ended."""
+        await self.close()
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body; ValueError when it is longer than `limit` bytes."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in self.chunks:
+                size += len(part)
+                if size > limit:
+                    raise ValueError("the engine's answer is longer than the limit")
+                parts.append(part)
+        finally:
+            await self.aclose()
+        return b"".join(parts)
+
+    async def __aenter__(self) -> EngineResponse:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class Engine(Protocol):
+    """Something that computes tokens. Restarting is `start` again after it stopped."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model it serves."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is started and its process has not ended."""
+
+    def configuration(self) -> Mapping[str, object]:
+        """Everything about it that is worth measuring, as JSON without floats.
+
+        Available before `start`; the same settings give the same value. It includes the
+        isolation mode and its layers. `start` fails rather than run with less.
+        """
+
+    async def start(self) -> None:
+        """Start it and return when it answers. EngineError or SandboxError if it cannot."""
+
+    async def send(self, request: EngineRequest) -> EngineResponse:
+        """Send one request and return when the head of the answer is there.
+
+        EngineError with one of this module's codes. Cancelling frees the engine's slot.
+        """
+
+    async def wait_stopped(self) -> None:
+        """Return when the engine has ended, asked or not; at once if it is not running."""
+
+    async def aclose(self) -> None:
+        """End the engine and everything it started. Safe to call twice."""

@@ -1,0 +1,73 @@
+"""What of a request reaches an engine: which paths, and which fields of the body.
+
+The body is decoded once, strictly, and encoded anew, so that the engine's JSON parser cannot
+read anything else than what was checked here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cloister.engine.protocol import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    HEALTH,
+    MODELS,
+    PATH_REFUSED,
+    REQUEST_REFUSED,
+)
+from cloister.errors import EngineError
+
+#: The method of each path an engine is asked for. There are no others.
+METHODS: Final[Mapping[str, str]] = {
+    CHAT_COMPLETIONS: "POST",
+    COMPLETIONS: "POST",
+    MODELS: "GET",
+    HEALTH: "GET",
+}
+
+
+def method_of(path: str) -> str:
+    """Return the method for `path`; EngineError (`PATH_REFUSED`) for any other path."""
+    method = METHODS.get(path)
+    if method is None:
+        raise EngineError("the engine does not serve this path", code=PATH_REFUSED)
+    return method
+
+
+def decode_body(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object without repeated names; EngineError (`REQUEST_REFUSED`) otherwise."""
+    try:
+        decoded = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except EngineError:
+        raise
+    except (ValueError, RecursionError):
+        raise refuse("the body is not JSON") from None
+    if not isinstance(decoded, dict):
+        raise refuse("the body is not a JSON object")
+    return decoded
+
+
+def encode_body(body: Mapping[str, Any]) -> bytes:
+    """Encode what `decode_body` gave, in ASCII."""
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def refuse(message: str) -> EngineError:
+    """Make the error for a request that is the caller's to change. Never put input into it."""
+    return EngineError(message, code=REQUEST_REFUSED)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise refuse("the body repeats a name in an object")
+    return made
+
+
+def _no_constant(_: str) -> float:
+    raise refuse("the body holds a number that JSON does not have")

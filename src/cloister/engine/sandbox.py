@@ -1,0 +1,281 @@
+"""The engine's sandbox: bubblewrap, a system-call filter and Landlock, laid over each other.
+
+Inside there is no network, no other process, no file but the interpreter, its standard
+library, the engine's own package and the model (all read-only), no ``/proc``, no ``/dev``, no
+``/sys``, no environment, no capability, and no place to write a byte: the one directory that
+can be changed is a private tmpfs in which a socket may be made. The interpreter starts with
+`cloister.engine.confine`, which gives up the rest before it runs the program.
+
+Works as root and as an ordinary user. It needs bubblewrap and user namespaces; without them
+nothing starts, and the error says what to change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cloister.engine import landlock, libraries, seccomp, status
+from cloister.engine.confined import Confined, Program
+from cloister.errors import EngineError, SandboxError
+
+_LOG = logging.getLogger("cloister.engine")
+_PATH: Final = "/usr/bin:/usr/local/bin:/bin"
+_SOCKETS: Final = "/run/engine"
+_TMPFS_BYTES: Final = 65_536  # room for a socket's inode, not for text
+_START: Final = 20.0  # seconds until it is confined; it takes less than 0.1
+_NOBODY: Final = "65534"
+_EXTENSIONS: Final = ("_ctypes",)  # of the standard library, with libraries of their own
+_PARTS: Final = ("landlock.py", "seccomp.py")
+
+#: What bubblewrap says when it cannot do its work, and what that means.
+_EXPLANATIONS: Final = (
+    (
+        b"namespace",
+        "the kernel refuses user namespaces to this process: allow them "
+        "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
+        "kernel.apparmor_restrict_unprivileged_userns=0), or run where nesting is permitted",
+    ),
+    (b"uid map", "the kernel refuses a user mapping to this process (is it in a container?)"),
+    (b"Unknown option", "this bubblewrap is too old: 0.5 or later is needed"),
+    (b"Can't find source path", "a file it needs is gone or not readable for this user"),
+    (b"Permission denied", "a file it needs is not readable for this user"),
+    (b"shared libraries", "a shared library is missing inside"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """Bubblewrap with seccomp (both required) and Landlock (used where the kernel has it).
+
+    `require_landlock` refuses to start on a kernel without Landlock; otherwise its absence
+    shows in `describe`. `landlock_abi` is probed when the object is made.
+    """
+
+    require_landlock: bool = False
+    bwrap: str | None = None
+    landlock_abi: int = field(default_factory=landlock.abi)
+
+    def describe(self) -> Mapping[str, object]:
+        """Name the layers, outermost first."""
+        return {
+            "mode": "sandbox",
+            "layers": [
+                "namespaces",
+                "minimal-read-only-root",
+                "no-capabilities",
+                "no-core-dumps",
+                "seccomp",
+                *landlock.layers(self.landlock_abi),
+            ],
+        }
+
+    def path_of(self, program: Program, inside: str) -> str:
+        """Files keep the name they are given."""
+        return f"/data/{inside}"
+
+    async def spawn(self, program: Program) -> Confined:
+        """Start `program`; return when it is confined with every layer `describe` names."""
+        arch = seccomp.this_arch(os.uname().machine)
+        if arch is None:
+            raise SandboxError(
+                f"no system-call filter exists for {os.uname().machine}; x86_64 and aarch64 do",
+                code="sandbox.arch",
+            )
+        if self.require_landlock and not self.landlock_abi:
+            raise SandboxError(
+                "this kernel has no Landlock, which the policy requires (Linux 5.13 or later, "
+                "with 'landlock' in its list of security modules)",
+                code="sandbox.landlock",
+            )
+        bwrap = self._find()
+        binds = await asyncio.to_thread(_plan_binds, program)
+        filter_fd = _pipe_with(seccomp.assemble(seccomp.BOOT_RULES, arch))
+        info, info_end = os.pipe()
+        try:
+            arguments = [bwrap, *_bwrap_arguments(binds, filter_fd, info_end), "--"]
+            arguments += ["/python/bin/python3", "-E", "-s", "-S", "-B", "/app/confine.py"]
+            tail = [
+                str(program.memory),
+                _SOCKETS,
+                f"/app/{program.script.name}",
+                *program.arguments,
+            ]
+            confined = await _spawn(arguments, tail, keep=(filter_fd, info_end), info=info)
+        except BaseException:
+            os.close(info)
+            raise
+        finally:
+            os.close(filter_fd)
+            os.close(info_end)
+        return await _confirm(confined, status.CONFINED, self.landlock_abi)
+
+    def _find(self) -> str:
+        found = self.bwrap or shutil.which("bwrap", path=_PATH)
+        if found is None or not Path(found).is_file():
+            raise SandboxError(
+                "bubblewrap is not installed, and the engine does not run without its sandbox "
+                "(Debian: apt-get install bubblewrap)",
+                code="sandbox.bubblewrap",
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsafeNoSandbox:
+    """Runs the program with the worker's own rights. Nothing keeps it from anything.
+
+    For machines on which the sandbox cannot be had and for looking into faults. It says so in
+    the log and in the measured configuration.
+    """
+
+    def describe(self) -> Mapping[str, object]:
+        """Say that there is none."""
+        return {"mode": "none (unsafe)", "layers": []}
+
+    def path_of(self, program: Program, inside: str) -> str:
+        """Files lie where they lie on the host."""
+        return str(program.files[inside].resolve())
+
+    async def spawn(self, program: Program) -> Confined:
+        """Start `program` beside the worker, without any isolation."""
+        _LOG.warning("the engine runs WITHOUT a sandbox (unsafe): it can read and send anything")
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="cloister-"))
+            folders = {str(Path(__file__).parents[2]), *(str(p.parent) for p in program.packages)}
+            boot = (
+                "import runpy, sys\n"
+                f"sys.path[:0] = {sorted(folders)!r}\n"
+                "runpy.run_module('cloister.engine.confine', run_name='__main__', alter_sys=True)\n"
+            )
+            arguments = [sys.executable, "-E", "-s", "-S", "-B", "-c", boot]
+            tail = ["unsafe", directory, str(program.script), *program.arguments]
+            confined = await _spawn(arguments, tail, cleanup=stack.pop_all())
+        return await _confirm(confined, (status.UNCONFINED,), 0)
+
+
+def _plan_binds(program: Program) -> list[str]:
+    """Return bubblewrap's arguments for everything that is visible inside."""
+    runtime = libraries.find_runtime()
+    native = (
+        *(path for path, _ in runtime.binds if path.is_file()),
+        *libraries.stdlib_extensions(_EXTENSIONS),
+        *program.native,
+    )
+    here = Path(__file__).parent
+    binds = [
+        *runtime.binds,
+        *libraries.shared_libraries(native),
+        (here / "confine.py", "/app/confine.py"),
+        *((here / part, f"/app/cloister/engine/{part}") for part in _PARTS),
+        (program.script, f"/app/{program.script.name}"),
+        *((package, f"/app/{package.name}") for package in program.packages),
+        *((path, f"/data/{name}") for name, path in sorted(program.files.items())),
+    ]
+    arguments: list[str] = []
+    for source, inside in binds:
+        arguments += ["--ro-bind", str(source.resolve()), inside]
+    for inside in runtime.hidden:
+        arguments += ["--size", "4096", "--tmpfs", inside, "--remount-ro", inside]
+    return arguments
+
+
+def _bwrap_arguments(binds: list[str], filter_fd: int, info_fd: int) -> list[str]:
+    return [
+        "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
+        "--unshare-cgroup-try", "--uid", _NOBODY, "--gid", _NOBODY, "--hostname", "engine",
+        "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+        "--clearenv", "--setenv", "LD_LIBRARY_PATH", "/lib",
+        *binds,
+        "--perms", "0700", "--size", str(_TMPFS_BYTES), "--tmpfs", _SOCKETS,
+        "--remount-ro", "/", "--chdir", "/",
+        "--seccomp", str(filter_fd), "--info-fd", str(info_fd),
+    ]  # fmt: skip
+
+
+def _pipe_with(data: bytes) -> int:
+    """Return the reading end of a pipe that holds `data` (less than a pipe's capacity)."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, data)
+    finally:
+        os.close(writing)
+    return reading
+
+
+async def _spawn(
+    arguments: list[str],
+    tail: list[str],
+    *,
+    keep: tuple[int, ...] = (),
+    info: int | None = None,
+    cleanup: contextlib.ExitStack | None = None,
+) -> Confined:
+    """Start a process with a control socket, no environment and its output in a pipe."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                str(theirs.fileno()),
+                *tail,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={},
+                pass_fds=(theirs.fileno(), *keep),
+            )
+        except OSError as error:
+            ours.close()
+            if cleanup is not None:
+                cleanup.close()
+            raise SandboxError(
+                f"the sandbox's program does not start (errno {error.errno})", code="sandbox.start"
+            ) from None
+    return Confined(process, ours, info=info, cleanup=cleanup)
+
+
+async def _confirm(
+    confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
+) -> Confined:
+    """Wait until the program says that it is confined as it should be; end it otherwise."""
+    try:
+        async with asyncio.timeout(_START):
+            await confined.receive_directory()
+            word = await confined.word()
+        if word not in expected:
+            raise SandboxError("the engine is not confined as it should be", code="sandbox.layers")
+        if isinstance(expected, Mapping) and expected[word] != abi:
+            raise SandboxError("Landlock did not take hold as expected", code="sandbox.landlock")
+    except TimeoutError:
+        await confined.aclose()
+        raise SandboxError("the sandbox did not come up in time", code="sandbox.start") from None
+    except EngineError:
+        await confined.aclose()
+        raise SandboxError(
+            f"the engine's sandbox cannot be set up: {_explain(confined.early_output)}",
+            code="sandbox.start",
+        ) from None
+    except BaseException:
+        await confined.aclose()
+        raise
+    return confined
+
+
+def _explain(output: bytes) -> str:
+    """Turn what bubblewrap wrote into a sentence of ours; its text is never repeated."""
+    for sign, sentence in _EXPLANATIONS:
+        if sign in output:
+            return sentence
+    return "it ended before it was complete; run bwrap by hand to see why"

@@ -1,0 +1,270 @@
+"""System-call filters, assembled as classic BPF in pure Python.
+
+Runs inside the sandbox, so it imports the standard library only. A filter is an allow-list:
+what it does not name answers EPERM, a foreign architecture kills the process (Linux
+``Documentation/userspace-api/seccomp_filter.rst``; ``struct seccomp_data`` in
+``include/uapi/linux/seccomp.h``). Two filters are laid over each other: `boot_filter`, which
+bubblewrap loads just before it executes the interpreter, and `run_filter`, which the
+confinement program adds before any code of the engine is loaded. What both allow is allowed.
+
+`run_filter` leaves no way to execute a program, to make a process (threads only), to open a
+file for writing, to connect a socket, to make any but a unix stream socket, or to map memory
+both writable and executable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+
+class Arch(IntEnum):
+    """AUDIT_ARCH_* of ``linux/audit.h``: machine, 64-bit, little-endian."""
+
+    X86_64 = 0xC000003E
+    AARCH64 = 0xC00000B7
+
+
+_ALLOW: Final = 0x7FFF0000
+_KILL: Final = 0x80000000  # SECCOMP_RET_KILL_PROCESS
+_EPERM: Final = 0x00050001
+_ENOSYS: Final = 0x00050026  # what makes glibc fall back from clone3 to clone
+
+_CLONE_THREAD: Final = 0x00010000
+_CLONE_NEW: Final = 0x7E020000 | 0x00000080  # every CLONE_NEW* flag
+_AF_UNIX: Final = 1
+_SOCK_STREAM: Final = 1
+_SOCK_TYPE_MASK: Final = 0xFFFFFFFF & ~0o2004000  # without SOCK_CLOEXEC and SOCK_NONBLOCK
+_PROT_WRITE_EXEC: Final = 0x2 | 0x4
+_PR_SET_NAME: Final = 15
+# O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND and the bit that is O_TMPFILE's own
+_OPEN_FOR_WRITING: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Allow `name` if, where `argument` is given, ``args[argument] & mask`` is in `values`.
+
+    Only the low 32 bits are compared: every argument tested here is an int to the kernel.
+    """
+
+    name: str
+    argument: int | None = None
+    mask: int = 0xFFFFFFFF
+    values: tuple[int, ...] = ()
+
+
+# Numbers: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
+# name: (x86_64, aarch64); None where the architecture has no such call.
+NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    "access": (21, None),
+    "arch_prctl": (158, None),
+    "bind": (49, 200),
+    "brk": (12, 214),
+    "capget": (125, 90),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "close": (3, 57),
+    "close_range": (436, 436),
+    "connect": (42, 203),
+    "dup": (32, 23),
+    "dup2": (33, None),
+    "dup3": (292, 24),
+    "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21),
+    "epoll_pwait": (281, 22),
+    "epoll_wait": (232, None),
+    "eventfd2": (290, 19),
+    "execve": (59, 221),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "fadvise64": (221, 223),
+    "fcntl": (72, 25),
+    "fstat": (5, 80),
+    "fstatfs": (138, 44),
+    "futex": (202, 98),
+    "getcpu": (309, 168),
+    "getcwd": (79, 17),
+    "getdents64": (217, 61),
+    "getegid": (108, 177),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getpeername": (52, 205),
+    "getpid": (39, 172),
+    "getrandom": (318, 278),
+    "getrlimit": (97, 163),
+    "getrusage": (98, 165),
+    "getsockname": (51, 204),
+    "getsockopt": (55, 209),
+    "gettid": (186, 178),
+    "gettimeofday": (96, 169),
+    "getuid": (102, 174),
+    "ioctl": (16, 29),
+    "landlock_add_rule": (445, 445),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_restrict_self": (446, 446),
+    "listen": (50, 201),
+    "lseek": (8, 62),
+    "lstat": (6, None),
+    "madvise": (28, 233),
+    "membarrier": (324, 283),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "mremap": (25, 216),
+    "munmap": (11, 215),
+    "nanosleep": (35, 101),
+    "newfstatat": (262, 79),
+    "open": (2, None),
+    "openat": (257, 56),
+    "pipe2": (293, 59),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "prctl": (157, 167),
+    "pread64": (17, 67),
+    "prlimit64": (302, 261),
+    "pselect6": (270, 72),
+    "read": (0, 63),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "readv": (19, 65),
+    "recvfrom": (45, 207),
+    "recvmsg": (47, 212),
+    "restart_syscall": (219, 128),
+    "rseq": (334, 293),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "rt_sigtimedwait": (128, 137),
+    "sched_getaffinity": (204, 123),
+    "sched_setaffinity": (203, 122),
+    "sched_yield": (24, 124),
+    "seccomp": (317, 277),
+    "select": (23, None),
+    "sendmsg": (46, 211),
+    "sendto": (44, 206),
+    "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96),
+    "setsockopt": (54, 208),
+    "shutdown": (48, 210),
+    "sigaltstack": (131, 132),
+    "socket": (41, 198),
+    "stat": (4, None),
+    "statfs": (137, 43),
+    "statx": (332, 291),
+    "sysinfo": (99, 179),
+    "uname": (63, 160),
+    "wait4": (61, 260),
+    "write": (1, 64),
+    "writev": (20, 66),
+}
+
+_PLAIN: Final = frozenset(NUMBERS) - {
+    "clone", "clone3", "connect", "execve", "ioctl", "open", "openat", "prctl", "seccomp", "socket",
+}  # fmt: skip
+
+#: What the interpreter needs between bubblewrap's last step and `run_filter`.
+BOOT_RULES: Final = (
+    *(Rule(name=name) for name in sorted(_PLAIN)),
+    Rule(name="clone", argument=0, mask=_CLONE_THREAD | _CLONE_NEW, values=(_CLONE_THREAD,)),
+    Rule(name="execve"),
+    Rule(name="ioctl"),
+    Rule(name="open"),
+    Rule(name="openat"),
+    Rule(name="prctl"),
+    Rule(name="seccomp"),
+    Rule(name="socket", argument=0, values=(_AF_UNIX,)),
+)
+
+#: What the engine needs from its first instruction on.
+RUN_RULES: Final = (
+    *(Rule(name=name) for name in sorted(_PLAIN)),
+    Rule(name="clone", argument=0, mask=_CLONE_THREAD | _CLONE_NEW, values=(_CLONE_THREAD,)),
+    Rule(name="open", argument=1, mask=_OPEN_FOR_WRITING, values=(0,)),
+    Rule(name="openat", argument=2, mask=_OPEN_FOR_WRITING, values=(0,)),
+    Rule(name="prctl", argument=0, values=(_PR_SET_NAME,)),
+    Rule(name="socket", argument=0, values=(_AF_UNIX,)),
+)
+
+_LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
+_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+
+
+def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, yes, no, value)
+
+
+def _number(name: str, arch: Arch) -> int | None:
+    x86_64, aarch64 = NUMBERS[name]
+    return x86_64 if arch is Arch.X86_64 else aarch64
+
+
+def _block(rule: Rule, number: int) -> bytes:
+    """Instructions that decide about one system call, or fall through to the next block."""
+    if rule.argument is None:
+        return _instruction(_EQUAL, number, 0, 1) + _instruction(_RETURN, _ALLOW)
+    body = _instruction(_LOAD, 16 + 8 * rule.argument) + _instruction(_AND, rule.mask)
+    count = len(rule.values)
+    for index, value in enumerate(rule.values):
+        body += _instruction(_EQUAL, value, count - index, 0)
+    body += _instruction(_RETURN, _EPERM) + _instruction(_RETURN, _ALLOW)
+    return _instruction(_EQUAL, number, 0, len(body) // 8) + body
+
+
+def assemble(rules: Iterable[Rule], arch: Arch) -> bytes:
+    """Return the filter as an array of ``struct sock_filter`` (8 bytes each, native order).
+
+    Calls that `arch` does not have are left out. On x86_64 the x32 calls carry another number
+    and so match nothing.
+    """
+    program = [
+        _instruction(_LOAD, 4),
+        _instruction(_EQUAL, arch, 1, 0),
+        _instruction(_RETURN, _KILL),
+        _instruction(_LOAD, 0),
+        _instruction(_EQUAL, _number("clone3", arch) or 0, 0, 1),
+        _instruction(_RETURN, _ENOSYS),
+    ]
+    for rule in rules:
+        number = _number(rule.name, arch)
+        if number is not None:
+            program.append(_block(rule, number))
+    program.append(_instruction(_RETURN, _EPERM))
+    return b"".join(program)
+
+
+def this_arch(machine: str) -> Arch | None:
+    """Return the architecture that ``os.uname().machine`` names, None if it has no table."""
+    return {"x86_64": Arch.X86_64, "aarch64": Arch.AARCH64}.get(machine)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def install(program: bytes, arch: Arch) -> None:
+    """Load `program` for every thread of this process; OSError if the kernel refuses.
+
+    Needs no privilege once no_new_privs is set, which this does.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) != 0:
+        raise OSError(ctypes.get_errno(), "no_new_privs is refused")
+    argument = _Program(len(program) // 8, program)
+    number = ctypes.c_long(_number("seccomp", arch) or 0)
+    # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC
+    if libc.syscall(number, 1, 1, ctypes.byref(argument)) != 0:
+        raise OSError(ctypes.get_errno(), "the system-call filter is refused")
