@@ -1,0 +1,87 @@
+"""Where a worker is, and which requests are for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpx2
+
+from cloister.errors import ChannelError, ConfigurationError
+
+OHTTP_PATH = "/ohttp"
+ATTESTATION_PATH = "/v1/aci/attestation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAddress:
+    """A worker's origin, and the path it is mounted at (``""`` for the root)."""
+
+    scheme: str
+    authority: str
+    """Host and, where it is not the scheme's own, port; IPv6 hosts in brackets."""
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> WorkerAddress:
+        """Read ``http(s)://host[:port][/prefix][/v1][/]``: an SDK's base URL, or without ``/v1``.
+
+        Raises:
+            ConfigurationError: not such a URL, or one with a user, query or fragment.
+        """
+        try:
+            parsed = httpx2.URL(url)
+        except (httpx2.InvalidURL, TypeError):
+            raise ConfigurationError(
+                "the worker's address is not a URL", code="client.url"
+            ) from None
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            raise ConfigurationError(
+                "the worker's address must begin with http:// or https:// and name a host",
+                code="client.url",
+            )
+        if parsed.userinfo or parsed.query or parsed.fragment:
+            raise ConfigurationError(
+                "the worker's address must not hold a user name, a query or a fragment",
+                code="client.url",
+            )
+        path = parsed.raw_path.decode("ascii").rstrip("/")
+        return cls(
+            scheme=parsed.scheme,
+            authority=parsed.netloc.decode("ascii"),
+            prefix=path.removesuffix("/v1").rstrip("/"),
+        )
+
+    @property
+    def root(self) -> str:
+        """The worker's URL without a trailing slash."""
+        return f"{self.scheme}://{self.authority}{self.prefix}"
+
+    @property
+    def ohttp_url(self) -> str:
+        """Where sealed requests are posted."""
+        return self.root + OHTTP_PATH
+
+    def report_url(self, nonce: bytes) -> str:
+        """Where a report over `nonce` (32 bytes) is fetched."""
+        return f"{self.root}{ATTESTATION_PATH}?nonce={nonce.hex()}"
+
+    def inner_path(self, scheme: str, authority: bytes, target: bytes) -> bytes:
+        """The path and query to seal for a request to `scheme`, `authority` and `target`.
+
+        Raises:
+            ChannelError: the request is for somebody else, whom nobody verified (code
+                ``channel.other_worker``). Nothing was sent.
+        """
+        prefix = self.prefix.encode("ascii")
+        if scheme != self.scheme or authority != self.authority.encode("ascii"):
+            raise _elsewhere()
+        if not target.startswith(prefix + b"/"):
+            raise _elsewhere()
+        return target[len(prefix) :]
+
+
+def _elsewhere() -> ChannelError:
+    return ChannelError(
+        "this client speaks to one verified worker only, and the request is for another address",
+        code="channel.other_worker",
+    )

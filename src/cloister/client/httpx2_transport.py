@@ -1,0 +1,142 @@
+"""Verifying transports for ``httpx2`` (what the OpenAI SDK uses from version 3 on).
+
+Never give the client they go into a ``proxy`` or ``mounts`` of its own: requests that match those
+would not come here at all. Proxies are an argument of these transports instead.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from cloister.client import adapter
+from cloister.client.address import WorkerAddress
+from cloister.client.link import ExchangeHook, Link
+from cloister.errors import ChannelError, FetchError, TruncatedError
+
+if TYPE_CHECKING:
+    from cloister.client.attestation import Verifier
+    from cloister.client.settings import ClientSettings, Effects
+
+LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+"""As the OpenAI SDK has it: a verifying client is not slower for being one."""
+
+
+class SealedProtocolError(httpx2.RemoteProtocolError, ChannelError):
+    """The sealed channel failed, as an error that programs written for httpx2 know."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SealedTruncatedError(SealedProtocolError, TruncatedError):
+    """The sealed answer ended before its authenticated end."""
+
+
+class ReportFetchError(httpx2.RemoteProtocolError, FetchError):
+    """The worker's report could not be fetched."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Httpx2Transport(adapter.SyncSealing, httpx2.BaseTransport):
+    """Seals every request to one verified worker; for ``httpx2.Client(transport=…)``.
+
+    `worker` is the worker's address or an SDK's base URL. The worker is verified at the first
+    request, and again when its keyset expires. `inner` sends the sealed bytes; without one, a
+    transport that honours `proxy` or (with `trust_env`) the environment's proxies, and checks
+    TLS certificates with `tls` or the system's roots.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        verifier: Verifier,
+        *,
+        settings: ClientSettings | None = None,
+        on_exchange: ExchangeHook | None = None,
+        inner: httpx2.BaseTransport | None = None,
+        proxy: str | None = None,
+        trust_env: bool = True,
+        tls: ssl.SSLContext | None = None,
+        effects: Effects | None = None,
+    ) -> None:
+        address = WorkerAddress.parse(worker)
+        link = Link(address, verifier, settings=settings, effects=effects, on_exchange=on_exchange)
+        if inner is None:
+            inner = httpx2.HTTPTransport(
+                verify=adapter.tls_context(address, tls),
+                proxy=adapter.choose_proxy(address, proxy, trust_env=trust_env),
+                limits=LIMITS,
+            )
+        super().__init__(_API, link, inner)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Seal, send and open; errors are `SealedProtocolError` and those of verification."""
+        response: httpx2.Response = self._handle(request)
+        return response
+
+    def close(self) -> None:
+        """Close the inner transport."""
+        self._inner.close()
+
+
+class AsyncHttpx2Transport(adapter.AsyncSealing, httpx2.AsyncBaseTransport):
+    """As `Httpx2Transport`, for ``httpx2.AsyncClient(transport=…)``."""
+
+    def __init__(
+        self,
+        worker: str,
+        verifier: Verifier,
+        *,
+        settings: ClientSettings | None = None,
+        on_exchange: ExchangeHook | None = None,
+        inner: httpx2.AsyncBaseTransport | None = None,
+        proxy: str | None = None,
+        trust_env: bool = True,
+        tls: ssl.SSLContext | None = None,
+        effects: Effects | None = None,
+    ) -> None:
+        address = WorkerAddress.parse(worker)
+        link = Link(address, verifier, settings=settings, effects=effects, on_exchange=on_exchange)
+        if inner is None:
+            inner = httpx2.AsyncHTTPTransport(
+                verify=adapter.tls_context(address, tls),
+                proxy=adapter.choose_proxy(address, proxy, trust_env=trust_env),
+                limits=LIMITS,
+            )
+        super().__init__(_API, link, inner)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Seal, send and open; errors are `SealedProtocolError` and those of verification."""
+        response: httpx2.Response = await self._handle(request)
+        return response
+
+    async def aclose(self) -> None:
+        """Close the inner transport."""
+        await self._inner.aclose()
+
+
+class _SyncStream(adapter.SealedSyncStream, httpx2.SyncByteStream):
+    pass
+
+
+class _AsyncStream(adapter.SealedAsyncStream, httpx2.AsyncByteStream):
+    pass
+
+
+_API: adapter.Api = adapter.Api(
+    request=httpx2.Request,
+    response=httpx2.Response,
+    sync_stream=lambda opened, reply, link: _SyncStream(_API, opened, reply, link),
+    async_stream=lambda opened, reply, link: _AsyncStream(_API, opened, reply, link),
+    lost=(httpx2.ReadError, httpx2.RemoteProtocolError),
+    protocol_error=SealedProtocolError,
+    truncated_error=SealedTruncatedError,
+    fetch_error=ReportFetchError,
+)
