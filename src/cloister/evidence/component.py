@@ -68,6 +68,16 @@ QUOTED_REGISTERS: Final = tuple(range(16))
 """The registers of the SHA-256 bank that a quote must select, no more and no fewer."""
 
 
+CONFIGURATION_DEBUG: Final = "debug"
+"""Member of the effective configuration, a boolean: whether anything is on that helps debugging
+and may show prompts. A verifier refuses a configuration that does not say."""
+
+CONFIGURATION_ISOLATION: Final = "isolation"
+"""Member of the effective configuration: how the engine is held, an object whose ``mode`` is text
+(``{"mode": "sandbox", "layers": […]}``), or that text alone. The claims document repeats the mode,
+and a verifier's policy lists the ones it accepts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
     """One measured thing: what it is, its name and version, and the digest of its content."""
@@ -128,6 +138,13 @@ def configuration_digest(configuration: JsonObject) -> str:
         MalformedError: `configuration` has no canonical form.
     """
     return "sha256:" + hashlib.sha256(_canonical(configuration)).hexdigest()
+
+
+def isolation_mode(configuration: JsonObject) -> str | None:
+    """How `configuration` says that the engine is held, or ``None`` if it does not say."""
+    isolation = configuration.get(CONFIGURATION_ISOLATION)
+    mode = isolation.get("mode") if isinstance(isolation, dict) else isolation
+    return mode if isinstance(mode, str) else None
 
 
 def launch_events(components: Iterable[Component]) -> tuple[Event, ...]:

@@ -24,9 +24,11 @@ MAX_POLICY_BYTES: Final = 256 * 1024
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
 
-ISOLATION_SANDBOX: Final = "bubblewrap+seccomp"
-ISOLATION_UNSAFE: Final = "none (unsafe)"
-"""How a worker that runs its engine without a sandbox must name it."""
+SANDBOXES: Final = ("sandbox",)
+"""Modes of isolation that the presets accept, as a worker's measured configuration names them.
+A worker without a sandbox names ``none (unsafe)``, and a policy that accepts it has to as well."""
+
+MAX_SECONDS: Final = 10 * 366 * DAY
 
 ENCRYPTED_MEMORY: Final = ("nitro", "sev_snp", "sgx", "tdx")
 """What `strict` accepts as protection of memory."""
@@ -54,17 +56,19 @@ class AppraisalPolicy:
     """Whether a worker whose measured configuration switches debugging on may affirm."""
     require_safe_clock: bool
     """Whether the TPM must say that its clock cannot have gone backwards."""
+    require_model: bool
+    """Whether a model must have been measured: without it, which one answers is unproven."""
     memory_confidentiality: Checked[tuple[str, ...]]
     """Accepted protections of memory: ``sev_snp``, ``tdx``, ``sgx``, ``nitro``, ``none``."""
     isolation: Checked[tuple[str, ...]]
-    """Accepted ways of holding the engine, word for word as the configuration names them."""
+    """Accepted modes of isolation, word for word as the measured configuration names them."""
     max_keyset_lifetime_s: Checked[int]
     """Seconds from now within which the keyset's ``not_after`` must lie."""
     max_age_s: Checked[int]
     """Seconds after which the worker must be verified again, even if its keyset lives on."""
     denied: Checked[tuple[str, ...]]
-    """Digests (``sha256:…``) of keysets, claims documents, components or certificates that
-    are refused whatever else holds (`aci/1` section 3.4)."""
+    """Digests (``sha256:…``) of keysets, components or certificates that are refused whatever
+    else holds (`aci/1` section 3.4)."""
 
     def __post_init__(self) -> None:
         """Refuse a policy that is no policy: wrong types, empty sets, nothing checked."""
@@ -74,6 +78,7 @@ class AppraisalPolicy:
             self.accept_development
             and self.accept_debug
             and not self.require_safe_clock
+            and not self.require_model
             and not any(isinstance(getattr(self, name), tuple | int) for name in _CHECKABLE)
         ):
             raise ConfigurationError("the policy checks nothing", code="policy.empty")
@@ -112,8 +117,9 @@ def strict() -> AppraisalPolicy:
         accept_development=False,
         accept_debug=False,
         require_safe_clock=True,
+        require_model=True,
         memory_confidentiality=ENCRYPTED_MEMORY,
-        isolation=(ISOLATION_SANDBOX,),
+        isolation=SANDBOXES,
         max_keyset_lifetime_s=DAY,
         max_age_s=HOUR,
         denied=(),
@@ -150,7 +156,7 @@ def load_toml(data: bytes) -> AppraisalPolicy:
     return _from_mapping(members)
 
 
-_BOOLEANS: Final = ("accept_development", "accept_debug", "require_safe_clock")
+_BOOLEANS: Final = ("accept_development", "accept_debug", "require_safe_clock", "require_model")
 _TEXTS: Final = ("memory_confidentiality", "isolation", "denied")
 _SECONDS: Final = ("max_keyset_lifetime_s", "max_age_s")
 _CHECKABLE: Final = (*_TEXTS, *_SECONDS)
@@ -196,7 +202,7 @@ def _check_field(name: str, value: object) -> None:
     elif value is UNCHECKED:
         return
     elif name in _SECONDS:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SECONDS:
             raise _malformed(f"needs a number of seconds for {name}")
     elif not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
         raise _malformed(f"needs a list of texts for {name}")

@@ -105,7 +105,7 @@ class ReferenceValues:
         """
         return self.collect((*self.components, *other.components))
 
-    def accepted(self) -> Mapping[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]]:
+    def accepted(self) -> dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]]:
         """The alternatives for every kind and name."""
         groups: dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]] = {}
         for entry in self.components:
