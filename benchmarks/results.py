@@ -1,0 +1,210 @@
+"""Results as JSON on disk, and as the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Direction, Figure, Report, Rounds, Target
+from benchmarks.statistics import Summary
+
+BEGIN = "<!-- results: begin (written by `python -m benchmarks --write-docs`) -->"
+END = "<!-- results: end -->"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One benchmark's report as stored: with the machine, and how quiet it was."""
+
+    name: str
+    title: str
+    method: str
+    figures: tuple[Figure, ...]
+    remarks: tuple[str, ...]
+    environment: Mapping[str, Any]
+    seconds: float
+    quick: bool = False
+
+
+def _encode_figure(figure: Figure) -> dict[str, Any]:
+    target = figure.target
+    return {
+        "name": figure.name,
+        "comparison": figure.comparison,
+        "unit": figure.unit,
+        "value": figure.value.encode(),
+        "arms": {name: arm.encode() for name, arm in figure.arms.items()},
+        "arm_unit": figure.arm_unit,
+        "target": None if target is None else [target.direction.value, target.bound],
+        "met": figure.met,
+        "notes": figure.notes,
+    }
+
+
+def _parse_figure(encoded: Mapping[str, Any]) -> Figure:
+    target = encoded["target"]
+    return Figure(
+        name=encoded["name"],
+        comparison=encoded["comparison"],
+        unit=encoded["unit"],
+        value=Summary.parse(encoded["value"]),
+        arms={name: Summary.parse(arm) for name, arm in encoded["arms"].items()},
+        arm_unit=encoded["arm_unit"],
+        target=None
+        if target is None
+        else Target(direction=Direction(target[0]), bound=float(target[1])),
+        notes=encoded["notes"],
+    )
+
+
+def _encode_rounds(rounds: Rounds) -> dict[str, Any]:
+    return {
+        "rounds": rounds.rounds,
+        "repeated": rounds.repeated,
+        "disturbed": rounds.disturbed,
+    }
+
+
+def write(
+    path: Path,
+    *,
+    name: str,
+    report: Report,
+    environment: Mapping[str, Any],
+    seconds: float,
+    quick: bool,
+) -> None:
+    """Store one report, raw numbers included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "name": name,
+        "title": report.title,
+        "method": report.method,
+        "figures": [_encode_figure(figure) for figure in report.figures],
+        "remarks": list(report.remarks),
+        "environment": dict(environment),
+        "seconds": seconds,
+        "quick": quick,
+        "raw": {key: _encode_rounds(rounds) for key, rounds in report.raw.items()},
+    }
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def read(path: Path) -> Outcome:
+    """Read what `write` stored, without the raw numbers."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return Outcome(
+        name=document["name"],
+        title=document["title"],
+        method=document["method"],
+        figures=tuple(_parse_figure(figure) for figure in document["figures"]),
+        remarks=tuple(document["remarks"]),
+        environment=document["environment"],
+        seconds=document["seconds"],
+        quick=document["quick"],
+    )
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size >= 100:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 0.1:
+        return f"{value:.3g}" if size < 1 else f"{value:.2f}"
+    return f"{value:.3f}" if size >= 0.001 else f"{value:.2g}"
+
+
+def _with_unit(value: str, unit: str) -> str:
+    return f"{value} {unit}" if unit else value
+
+
+def _verdict(figure: Figure) -> tuple[str, str]:
+    if figure.target is None:
+        return "–", "–"
+    bound = _with_unit(number(figure.target.bound), figure.unit)
+    return f"{figure.target.direction.value} {bound}", "met" if figure.met else "**missed**"
+
+
+def _row(figure: Figure) -> str:
+    value = figure.value
+    arms = "; ".join(f"{name} {number(arm.median)}" for name, arm in figure.arms.items())
+    target, verdict = _verdict(figure)
+    cells = [
+        figure.name,
+        _with_unit(arms, figure.arm_unit),
+        figure.comparison,
+        f"**{_with_unit(number(value.median), figure.unit)}**",
+        f"{number(value.ci_low)} … {number(value.ci_high)}",
+        f"{number(value.q1)} … {number(value.q3)}",
+        f"{number(value.minimum)} … {number(value.maximum)}",
+        str(value.count),
+        target,
+        verdict,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+_HEAD = (
+    "| What | Arms (medians) | Comparison | Median | 95 % interval | Middle half | Extremes "
+    "| Rounds | Target | |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def table(outcome: Outcome) -> str:
+    """Render one benchmark as Markdown: heading, method, table, remarks."""
+    parts = [f"### {outcome.title}", "", outcome.method, "", _HEAD]
+    parts += [_row(figure) for figure in outcome.figures]
+    notes = [f"{figure.name}: {figure.notes}" for figure in outcome.figures if figure.notes]
+    remarks = [*notes, *outcome.remarks]
+    if remarks:
+        parts += ["", *(f"- {remark}" for remark in remarks)]
+    return "\n".join(parts)
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    packages = ", ".join(
+        f"{name} {version}"
+        for name, version in environment["packages"].items()
+        if name != "cloister"
+    )
+    return (
+        f"{environment['cores']} cores of {environment['cpu']}, {environment['memory_gib']} GiB, "
+        f"Linux {environment['kernel']}, Python {environment['python']}; {packages}."
+    )
+
+
+def document(outcomes: Iterable[Outcome]) -> str:
+    """Render the part of docs/benchmarks.md between the markers."""
+    listed = list(outcomes)
+    if not listed:
+        return "Nothing was measured."
+    machines = dict.fromkeys(_machine(one.environment) for one in listed)
+    times = [
+        f"{one.name} {one.environment['at']} at {one.environment['commit']} ({one.seconds:.0f} s)"
+        for one in listed
+    ]
+    parts = [
+        *(f"Measured on {machine}" for machine in machines),
+        "",
+        "Runs: " + "; ".join(times) + ".",
+    ]
+    for outcome in listed:
+        parts += ["", table(outcome)]
+    return "\n".join(parts)
+
+
+def fill(page: str, rendered: str) -> str:
+    """Replace what lies between the markers of `page`. ValueError when they are not there."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError("the page lacks the markers between which the tables belong")
+    return f"{before}{BEGIN}\n\n{rendered}\n\n{END}{after}"
