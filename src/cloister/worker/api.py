@@ -1,0 +1,231 @@
+"""The API inside the seal: OpenAI's paths, and the receipts of those who ask again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Final
+
+from cloister.engine.protocol import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    MODELS,
+    NOT_RUNNING,
+    PATH_REFUSED,
+    REQUEST_REFUSED,
+    EngineRequest,
+    EngineResponse,
+)
+from cloister.errors import EngineError
+from cloister.worker import problems, wire
+from cloister.worker.events import LineAssembler, StreamPadding
+from cloister.worker.exchange import EVENT_STREAM, Exchange
+from cloister.worker.generation import Generation, check_generation
+from cloister.worker.problems import Problem, RefusedError
+from cloister.worker.replay import Admission
+
+_JSON_HEADERS: Final = ((b"content-type", wire.JSON_TYPE), (b"cache-control", b"no-store"))
+_MAX_ENGINE_ERROR: Final = 64 * 1024
+_CONTEXT_MARKS: Final = (b"exceed_context_size", b"context_length_exceeded", b"context length")
+"""How engines say that a prompt is too long: llama.cpp's type, vLLM's and SGLang's texts."""
+
+
+async def handle(exchange: Exchange) -> None:
+    """Answer one whole, admitted request. RefusedError says what to answer instead."""
+    fields = exchange.fields
+    if fields is None:
+        raise RuntimeError("a whole request has its fields")
+    match fields.path:
+        case _ if fields.path in (CHAT_COMPLETIONS, COMPLETIONS):
+            exchange.route = "chat" if fields.path == CHAT_COMPLETIONS else "completions"
+            _require(fields.method, "POST")
+            await _generate(exchange, fields.path)
+        case _ if fields.path == MODELS or fields.path.startswith(MODELS + "/"):
+            exchange.route = "models"
+            _require(fields.method, "GET")
+            await _models(exchange, fields.path.removeprefix(MODELS).removeprefix("/"))
+        case _ if fields.path.startswith(wire.RECEIPTS_PREFIX):
+            exchange.route = "receipts"
+            _require(fields.method, "GET")
+            await _receipt(exchange, fields.path.removeprefix(wire.RECEIPTS_PREFIX))
+        case _:
+            raise RefusedError(problems.UNKNOWN_PATH)
+
+
+def _require(method: str, expected: str) -> None:
+    if method != expected:
+        raise RefusedError(problems.WRONG_METHOD)
+
+
+async def _models(exchange: Exchange, name: str) -> None:
+    model = exchange.context.engine.model
+    entry = {
+        "id": model.name,
+        "object": "model",
+        "created": exchange.context.started_at,
+        "owned_by": "cloister",
+    }
+    if name and name != model.name:
+        raise RefusedError(problems.UNKNOWN_MODEL)
+    document = entry if name else {"object": "list", "data": [entry]}
+    await exchange.answer(200, json.dumps(document).encode(), _JSON_HEADERS)
+
+
+async def _receipt(exchange: Exchange, receipt_id: str) -> None:
+    context = exchange.context
+    found = context.receipts.find(receipt_id, exchange.credential, context.clocks.steady())
+    if found is None:
+        raise RefusedError(problems.UNKNOWN_RECEIPT)
+    await exchange.answer(200, found, _JSON_HEADERS)
+
+
+async def _generate(exchange: Exchange, path: str) -> None:
+    context = exchange.context
+    generation = check_generation(exchange.body, model=context.engine.model.name)
+    exchange.body = b""
+    if context.generations >= context.settings.limits.max_generations:
+        raise RefusedError(problems.AT_CAPACITY)
+    if not context.engine.ready:
+        raise RefusedError(problems.ENGINE_DOWN)
+    _begin_once(exchange)
+    context.generations += 1
+    context.metrics.generations.set(context.generations)
+    try:
+        async with asyncio.timeout(context.settings.limits.generation_s):
+            await _run(exchange, path, generation)
+    except TimeoutError:
+        raise RefusedError(problems.TIMED_OUT) from None
+    finally:
+        context.generations -= 1
+        context.metrics.generations.set(context.generations)
+
+
+def _begin_once(exchange: Exchange) -> None:
+    """Remember the idempotency key: from here on the prompt counts as having run."""
+    fields, context = exchange.fields, exchange.context
+    if fields is None or fields.idempotency_key is None:
+        return
+    admission = context.idempotency.admit(
+        exchange.credential, fields.idempotency_key, context.clocks.steady()
+    )
+    if admission is Admission.SEEN:
+        raise RefusedError(problems.ALREADY_STARTED)
+    if admission is Admission.FULL:
+        raise RefusedError(problems.MEMORY_FULL)
+
+
+def _release(exchange: Exchange) -> None:
+    """The engine did not take the prompt: its idempotency key may be used again."""
+    fields = exchange.fields
+    if fields is not None and fields.idempotency_key is not None:
+        exchange.context.idempotency.release(exchange.credential, fields.idempotency_key)
+
+
+async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
+    context, fields = exchange.context, exchange.fields
+    secret = None if fields is None else fields.cache_secret
+    request = EngineRequest(
+        path=path,
+        body=generation.body,
+        cache_domain=context.cache_domains.domain(exchange.credential, secret),
+    )
+    try:
+        response = await context.engine.send(request)
+    except EngineError as error:
+        problem = _engine_problem(error)
+        if error.code in (NOT_RUNNING, REQUEST_REFUSED, PATH_REFUSED):
+            _release(exchange)
+        raise RefusedError(problem) from None
+    async with response:
+        if response.status != 200:
+            problem = await _refusal(response)
+            if problem is problems.ENGINE_BUSY:
+                _release(exchange)
+            raise RefusedError(problem)
+        if response.content_type.encode("latin-1").startswith(EVENT_STREAM):
+            await _stream(exchange, response)
+        else:
+            await _whole(exchange, response)
+
+
+async def _stream(exchange: Exchange, response: EngineResponse) -> None:
+    context = exchange.context
+    limits = context.settings.limits
+    lines = LineAssembler(limits.max_line_bytes)
+    pad = StreamPadding(context.settings.padding.stream_bucket).pad
+    feed, data = lines.feed, exchange.writer.data
+    problem: Problem | None = None
+    try:
+        async for read in response.chunks:
+            ready = feed(read)
+            if ready:
+                if not exchange.writer.status:
+                    _start_stream(exchange)
+                await data(pad(ready))
+            if lines.failed:
+                problem = problems.ENGINE_FAILED
+                break
+        else:
+            rest = lines.rest()
+            if rest:
+                await data(pad(rest))
+    except EngineError as error:
+        problem = _engine_problem(error)
+    except OverflowError:
+        problem = problems.ENGINE_FAILED
+    if not exchange.writer.status:
+        _start_stream(exchange)
+    if problem is not None:
+        context.log.event("engine.answer_failed", code=problem.code)
+        await exchange.refuse(problem)
+    else:
+        await exchange.finish()
+
+
+def _start_stream(exchange: Exchange) -> None:
+    headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
+    exchange.start(200, headers, model=exchange.context.engine.model)
+    exchange.context.metrics.first_piece_s.observe(exchange.elapsed())
+
+
+async def _whole(exchange: Exchange, response: EngineResponse) -> None:
+    context = exchange.context
+    try:
+        body = await response.read(context.settings.limits.max_answer_bytes)
+    except EngineError as error:
+        raise RefusedError(_engine_problem(error)) from None
+    except ValueError:
+        raise RefusedError(problems.ENGINE_FAILED) from None
+    await exchange.answer(200, body, _JSON_HEADERS, model=context.engine.model)
+
+
+async def _refusal(response: EngineResponse) -> Problem:
+    """Translate an engine's error; its body may repeat the prompt, so it is only searched."""
+    try:
+        body = await response.read(_MAX_ENGINE_ERROR)
+    except (EngineError, ValueError):
+        body = b""
+    match response.status:
+        case 400 | 413 | 422 if any(mark in body for mark in _CONTEXT_MARKS):
+            return problems.CONTEXT_LENGTH
+        case 400 | 413 | 422:
+            return problems.ENGINE_REFUSED
+        case 429 | 503:
+            return problems.ENGINE_BUSY
+        case _:
+            # llama.cpp reports some of the client's mistakes as 500, a long prompt among them.
+            marked = any(mark in body for mark in _CONTEXT_MARKS)
+            return problems.CONTEXT_LENGTH if marked else problems.ENGINE_FAILED
+
+
+def _engine_problem(error: EngineError) -> Problem:
+    match error.code:
+        case code if code == NOT_RUNNING:
+            return problems.ENGINE_DOWN
+        case code if code == REQUEST_REFUSED:
+            # The engine's own code wrote this sentence; it names at most a field it knows.
+            return problems.bad_request(f"The engine refused: {error}.", code="engine_refused")
+        case code if code == PATH_REFUSED:
+            return problems.UNKNOWN_PATH
+        case _:
+            return problems.ENGINE_FAILED

@@ -1,0 +1,208 @@
+"""The worker as an ASGI application: two paths in clear about keys, one for everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from cloister.channel.claims import ClaimsDocument
+from cloister.engine.protocol import Engine
+from cloister.evidence.strictjson import JsonObject
+from cloister.worker import problems, wire
+from cloister.worker.api_keys import Gatekeeper
+from cloister.worker.cache_domain import CacheDomains
+from cloister.worker.context import Context
+from cloister.worker.gateway import Gateway
+from cloister.worker.idempotency import IdempotencyMemory
+from cloister.worker.keys import KeyRing
+from cloister.worker.logs import EventLog
+from cloister.worker.metrics import Metrics
+from cloister.worker.problems import RefusedError
+from cloister.worker.rate import RateLimiter
+from cloister.worker.receipts import ReceiptStore
+from cloister.worker.reports import EvidenceSource, ReportService
+from cloister.worker.response import Receive, Scope, Send
+from cloister.worker.settings import Clocks, WorkerSettings
+from cloister.worker.supervisor import EngineSupervisor
+from cloister.worker.unsealed import send_plain, send_problem
+
+_MAX_CREDENTIALS: Final = 100_000
+_TICK_S: Final = 1.0
+_WELCOME: Final = (
+    b"A Cloister worker. It takes sealed requests only.\n"
+    b"Python:     cloister.OpenAI(base_url=...)\n"
+    b"Anything:   cloister proxy --help\n"
+    b"Check it:   cloister verify URL\n"
+)
+
+
+class Worker:
+    """One sealed worker. `start` before the first request, `stop` after the last."""
+
+    def __init__(self, context: Context, reports: ReportService) -> None:
+        self.context = context
+        self._reports = reports
+        self._gateway = Gateway(context)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be answered."""
+        return self.context.engine.ready and not self.context.stopping
+
+    @property
+    def open_requests(self) -> int:
+        """Sealed requests in progress."""
+        return self._gateway.open_requests
+
+    async def start(self) -> None:
+        """Start the engine and the worker's own housekeeping."""
+        await self.context.engine.start()
+        self._tasks = [
+            asyncio.create_task(self._keep_house()),
+            asyncio.create_task(self._gateway.sweep()),
+        ]
+        self.context.log.event("worker.ready", keyset=self.context.keys.current.digest)
+
+    async def stop(self) -> None:
+        """Take no more requests, let answers in flight finish for a while, end the engine."""
+        context = self.context
+        context.stopping = True
+        context.log.event("worker.stopping", open_requests=self.open_requests)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(context.settings.limits.drain_s):
+                await self._gateway.wait_idle()
+        await self._gateway.give_up()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await context.engine.aclose()
+        context.log.event("worker.stopped")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        try:
+            await self._route(scope, receive, send)
+        except RefusedError as refused:
+            await send_problem(send, refused.problem)
+        except Exception as error:
+            self.context.log.failure("request.failed_outside", error)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if path == wire.OHTTP_PATH:
+            _require(method, "POST")
+            await self._gateway(scope, receive, send)
+        elif path == wire.KEYS_PATH:
+            _require(method, "GET", "HEAD")
+            headers = ((b"content-type", wire.KEYS_TYPE), (b"cache-control", b"no-store"))
+            await send_plain(send, 200, self.context.keys.current.key_configs, headers)
+        elif path == wire.ATTESTATION_PATH:
+            _require(method, "GET", "HEAD")
+            await self._report(scope, send)
+        elif path == "/":
+            _require(method, "GET", "HEAD")
+            await send_plain(send, 200, _WELCOME, ((b"content-type", b"text/plain"),))
+        elif path.startswith("/v1/"):
+            raise RefusedError(problems.PLAINTEXT)
+        else:
+            raise RefusedError(problems.NOT_FOUND_OUTSIDE)
+
+    async def _report(self, scope: Scope, send: Send) -> None:
+        body, digest = await self._reports.report(scope)
+        headers = (
+            (b"content-type", wire.JSON_TYPE),
+            (b"cache-control", b"no-store"),
+            (wire.ACI_VERSION, b"aci/1"),
+            (wire.KEYSET_DIGEST, digest.encode()),
+        )
+        await send_plain(send, 200, body, headers)
+
+    async def _keep_house(self) -> None:
+        context = self.context
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if context.keys.refresh():
+                context.metrics.key_rotations.inc()
+                context.log.event("keys.rotated", keyset=context.keys.current.digest)
+            context.metrics.engine_ready.set(context.engine.ready)
+            context.rates.keep_only(context.gatekeeper.credentials() | {b""})
+
+
+def build_worker(
+    *,
+    engine: Engine,
+    source: EvidenceSource,
+    claims: ClaimsDocument,
+    log: EventLog,
+    settings: WorkerSettings | None = None,
+    clocks: Clocks | None = None,
+    random: Callable[[int], bytes] = os.urandom,
+    api_keys: Path | None = None,
+    open_when_empty: bool = False,
+    provenance: JsonObject | None = None,
+) -> Worker:
+    """Put a worker together; nothing is started and nothing is read but the API key file.
+
+    `open_when_empty` serves anybody while no API key was ever made: for a worker that listens
+    on the loopback only. ConfigurationError when the API key file cannot be used.
+    """
+    settings = settings or WorkerSettings()
+    clocks = clocks or Clocks()
+    metrics = Metrics()
+    keys = KeyRing(subject=claims.subject, settings=settings.keys, clocks=clocks, random=random)
+    context = Context(
+        settings=settings,
+        clocks=clocks,
+        random=random,
+        log=log,
+        metrics=metrics,
+        keys=keys,
+        engine=EngineSupervisor(engine, log, on_restart=metrics.engine_restarts.inc),
+        gatekeeper=Gatekeeper(
+            api_keys, open_when_empty=open_when_empty, steady=clocks.steady, log=log
+        ),
+        receipts=ReceiptStore(settings.receipts),
+        idempotency=IdempotencyMemory(
+            capacity=settings.idempotency_capacity, keep_s=2 * settings.keys.lifetime_s
+        ),
+        rates=RateLimiter(settings.rate, max_names=_MAX_CREDENTIALS),
+        cache_domains=CacheDomains(random),
+        started_at=int(clocks.wall()),
+    )
+    reports = ReportService(
+        source=source,
+        claims=claims,
+        keys=keys,
+        settings=settings.reports,
+        clocks=clocks,
+        log=log,
+        metrics=metrics,
+        provenance=provenance,
+    )
+    return Worker(context, reports)
+
+
+def _require(method: str, *allowed: str) -> None:
+    if method not in allowed:
+        raise RefusedError(problems.METHOD_OUTSIDE)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Answer the server's lifespan protocol; `Worker.start` is called before the server's."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return

@@ -1,0 +1,40 @@
+"""What all handlers of one worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cloister.worker.api_keys import Gatekeeper
+from cloister.worker.cache_domain import CacheDomains
+from cloister.worker.idempotency import IdempotencyMemory
+from cloister.worker.keys import KeyRing
+from cloister.worker.logs import EventLog
+from cloister.worker.metrics import Metrics
+from cloister.worker.rate import RateLimiter
+from cloister.worker.receipts import ReceiptStore
+from cloister.worker.settings import Clocks, WorkerSettings
+from cloister.worker.supervisor import EngineSupervisor
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Context:
+    """The parts of one worker; made by `cloister.worker.app.build_worker`."""
+
+    settings: WorkerSettings
+    clocks: Clocks
+    random: Callable[[int], bytes]
+    log: EventLog
+    metrics: Metrics
+    keys: KeyRing
+    engine: EngineSupervisor
+    gatekeeper: Gatekeeper = field(repr=False)
+    receipts: ReceiptStore = field(repr=False)
+    idempotency: IdempotencyMemory = field(repr=False)
+    rates: RateLimiter = field(repr=False)
+    cache_domains: CacheDomains = field(repr=False)
+    started_at: int = 0
+    """Unix time; what /v1/models says as `created`."""
+    generations: int = 0
+    """Requests inside the engine now."""
+    stopping: bool = False

@@ -1,0 +1,102 @@
+"""What a request to an inference path may hold, before an engine sees it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cloister.worker import problems
+from cloister.worker.problems import RefusedError
+
+_CONSTRAINT_PREFIX: Final = "aci_"
+_MAX_SESSIONS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A checked request: the body to give to the engine, exact bytes wherever possible."""
+
+    body: bytes = field(repr=False)
+    stream: bool
+
+
+def check_generation(body: bytes, *, model: str) -> Generation:
+    """Check `body` for the engine serving `model`; RefusedError says what is wrong.
+
+    Fields that this worker does not know go to the engine as they are. The `provider` field's
+    ACI constraints (`aci/1` section 5.3) are for the worker, so they are taken out.
+    """
+    document = _parse(body)
+    if any(name.startswith(_CONSTRAINT_PREFIX) for name in document):
+        raise RefusedError(problems.UNKNOWN_CONSTRAINT)
+    named = document.get("model")
+    if not isinstance(named, str) or not named:
+        raise RefusedError(problems.NO_MODEL)
+    if named != model:
+        raise RefusedError(problems.UNKNOWN_MODEL)
+    if "provider" in document:
+        body = _without_constraints(document, body)
+    return Generation(body=body, stream=document.get("stream") is True)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        # Decoded here, because `json` would also take UTF-16, which no engine does.
+        document = json.loads(
+            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError):
+        raise RefusedError(problems.BAD_JSON) from None
+    if not isinstance(document, dict):
+        raise RefusedError(problems.BAD_JSON)
+    return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # The engine has a reader of its own; where a member comes twice, the two could differ.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError
+    return result
+
+
+def _refuse_constant(_: str) -> None:
+    raise ValueError
+
+
+def _without_constraints(document: dict[str, Any], body: bytes) -> bytes:
+    provider = document["provider"]
+    if not isinstance(provider, dict):
+        return body  # outside `aci/1`: the engine's business
+    constraints = {name for name in provider if name.startswith(_CONSTRAINT_PREFIX)}
+    if not constraints:
+        return body
+    if constraints - {"aci_verified", "aci_session_ids"}:
+        raise RefusedError(problems.UNKNOWN_CONSTRAINT)
+    verified = provider.get("aci_verified", True)
+    if not isinstance(verified, bool):
+        raise RefusedError(problems.BAD_PROVIDER)
+    if "aci_session_ids" in provider:
+        _refuse_sessions(provider["aci_session_ids"], verified=verified)
+    rest = {name: value for name, value in provider.items() if name not in constraints}
+    changed = {name: value for name, value in document.items() if name != "provider"}
+    if rest:
+        changed["provider"] = rest
+    return json.dumps(changed, separators=(",", ":")).encode()
+
+
+def _refuse_sessions(sessions: object, *, verified: bool) -> None:
+    # A direct service has no sessions, so it accepts none: but a malformed list is malformed.
+    well_formed = (
+        isinstance(sessions, list)
+        and 1 <= len(sessions) <= _MAX_SESSIONS
+        and all(_is_session_id(one) for one in sessions)
+    )
+    if not well_formed or not verified:
+        raise RefusedError(problems.BAD_PROVIDER)
+    raise RefusedError(problems.SESSION_NOT_ACCEPTED)
+
+
+def _is_session_id(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -1,0 +1,134 @@
+"""Every bound and time limit of the worker, with the reason for its value.
+
+All times are seconds, all sizes bytes. The clocks are here too: they belong to the host, so
+whatever must not be stretched by setting a clock back is measured on `Clocks.steady`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def _steady() -> float:
+    # CLOCK_BOOTTIME goes on counting while the machine sleeps, so that a suspended key still ages.
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """The wall clock (Unix time) and a clock that never goes back."""
+
+    wall: Callable[[], float] = time.time
+    steady: Callable[[], float] = _steady
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySettings:
+    """Life of the request keys, and the memory that goes with each."""
+
+    life_s: float = 3600.0
+    """A key is the newest one for this long (RFC 9458 section 6.5: short-lived keys)."""
+    overlap_s: float = 600.0
+    """A key opens requests for this long after a newer one replaced it."""
+    replay_capacity: int = 500_000
+    """Requests remembered per key: 139 a second for an hour, about 60 MB. Full means rotate."""
+    min_rotation_s: float = 60.0
+    """A flood makes keys rotate at most this often; beyond it new requests get 503."""
+
+    @property
+    def lifetime_s(self) -> float:
+        """From a key's making to the moment it opens nothing more."""
+        return self.life_s + self.overlap_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request, and all of them together, may use."""
+
+    max_request_bytes: int = 32 * MIB
+    """Sealed request body, refused by its declared length already."""
+    max_buffered_bytes: int = 512 * MIB
+    """Sum over all requests still arriving or waiting for the engine."""
+    max_header_bytes: int = 32 * KIB
+    max_headers: int = 100
+    """Of the inner request; SDKs send about twenty."""
+    max_open_requests: int = 512
+    """Sealed requests being received or answered; beyond it 503 without any cryptography."""
+    max_generations: int = 256
+    """Requests inside the engine; beyond it a sealed 503."""
+    first_byte_s: float = 10.0
+    """Silence allowed while a request arrives."""
+    receive_s: float = 120.0
+    """Time allowed for a whole request to arrive (32 MiB at 280 kB/s)."""
+    generation_s: float = 900.0
+    """Time allowed for one answer."""
+    send_s: float = 60.0
+    """Time one piece of an answer may wait for a client that does not read."""
+    drain_s: float = 30.0
+    """A graceful stop waits this long for answers in flight."""
+    max_answer_bytes: int = 64 * MIB
+    """An answer that is not streamed is held in memory up to this size."""
+    max_line_bytes: int = MIB
+    """Longest line of a stream held back until its end has come."""
+    date_window_s: float = 300.0
+    """Difference between a request's Date and the wall clock (a first sieve only)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """Sizes that an observer sees are rounded up to these."""
+
+    stream_bucket: int = 256
+    body_bucket: int = 1024
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.stream_bucket <= 8192 and 1 <= self.body_bucket <= 65536):
+            raise ValueError("a padding bucket is out of range")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptSettings:
+    """How long, and how many, receipts can be looked up."""
+
+    keep_s: float = 600.0
+    capacity: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """A token bucket: `per_minute` on average, `burst` at once. 0 per minute means no limit."""
+
+    per_minute: float = 600.0
+    burst: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSettings:
+    """Quotes cost time, so unauthenticated requests for them are kept apart and few."""
+
+    max_waiting: int = 32
+    per_source: RateLimit = field(default=RateLimit(per_minute=600, burst=60))
+    max_sources: int = 4096
+    unchallenged_s: float = 60.0
+    """A report without a nonce proves no freshness, so one serves everybody for this long."""
+    timeout_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """All settings of one worker."""
+
+    keys: KeySettings = field(default_factory=KeySettings)
+    limits: Limits = field(default_factory=Limits)
+    padding: Padding = field(default_factory=Padding)
+    receipts: ReceiptSettings = field(default_factory=ReceiptSettings)
+    reports: ReportSettings = field(default_factory=ReportSettings)
+    rate: RateLimit = field(default_factory=RateLimit)
+    """Per API key; anonymous requests share one bucket."""
+    idempotency_capacity: int = 500_000
