@@ -17,14 +17,14 @@ class SealedExchange:
     stays so where the caller stopped reading before it.
     """
 
-    attester: AffirmedAttester
+    attester: AffirmedAttester = field(repr=False)
     """The worker that the request was sealed to."""
     receipt: Receipt | None = None
     receipt_verified: bool = False
     """The receipt is signed by the attested keyset, and is for exactly what was sent and read."""
     complete: bool = False
     """The authenticated end of the answer was seen."""
-    attempts: int = field(default=1)
+    attempts: int = 1
     """Times the request was sealed and sent (a second one after an unknown key or a wrong date)."""
 
     @property
