@@ -12,6 +12,7 @@ import enum
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from struct import Struct
 from typing import Final
 
 from cloister.errors import MalformedError
@@ -179,20 +180,24 @@ def _banks(header: ByteReader) -> dict[int, int]:
 
 
 def _event(reader: ByteReader, banks: Mapping[int, int]) -> Event:
-    pcr, kind, count = reader.integer(4), reader.integer(4), reader.integer(4)
+    pcr, kind, count = reader.unpack(_EVENT_HEAD)
     if pcr >= PCR_COUNT:
         raise reader.fail(f"has an event for register {pcr}, which does not exist")
     if count != len(banks):
         raise reader.fail("has an event whose digests are not one for each bank")
     digests: dict[int, bytes] = {}
     for _ in range(count):
-        algorithm = reader.integer(2)
+        (algorithm,) = reader.unpack(_ALGORITHM)
         size = banks.get(algorithm)
         if size is None or algorithm in digests:
             raise reader.fail("has an event whose digests are not one for each bank")
         digests[algorithm] = reader.take(size)
     data = reader.sized(prefix=4, limit=MAX_EVENT_BYTES)
     return Event(pcr=pcr, type=kind, digests=digests, data=data)
+
+
+_EVENT_HEAD: Final = Struct("<III")  # register, type, number of digests
+_ALGORITHM: Final = Struct("<H")
 
 
 def _encode_header() -> bytes:

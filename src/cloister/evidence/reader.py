@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Literal
 
 from cloister.errors import MalformedError
@@ -50,6 +51,10 @@ class ByteReader:
     def integer(self, size: int) -> int:
         """Return an unsigned integer of `size` bytes."""
         return int.from_bytes(self.take(size), self._byteorder)
+
+    def unpack(self, layout: Struct) -> tuple[int, ...]:
+        """Return the integers of `layout`, which says their byte order itself."""
+        return layout.unpack(self.take(layout.size))
 
     def sized(self, *, prefix: int = 2, limit: int = 0xFFFF) -> bytes:
         """Return a byte string that is preceded by its length in `prefix` bytes.

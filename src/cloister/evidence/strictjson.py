@@ -48,13 +48,13 @@ def parse_object(data: bytes, *, limit: int, what: str, code: str) -> JsonObject
     return value
 
 
-def encode_canonical_strings(value: dict[str, str]) -> bytes:
-    """Encode an object whose members are strings with ASCII names, as RFC 8785 would.
+def encode_canonical_string(text: str) -> str:
+    """Write `text` as RFC 8785 section 3.2.2.2 does.
 
-    For these the standard library's encoder, told to sort and not to space, writes the
-    canonical form, thirty times faster than a general canonicaliser.
+    The standard library's encoder for text that need not be ASCII writes the same escapes, and
+    is thirty times faster than a general canonicaliser.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode_string(text)
 
 
 def decode_base64(text: object, *, limit: int, what: str, code: str) -> bytes:
@@ -90,6 +90,7 @@ def _not_integer(_: str) -> NoReturn:
     raise _Refused("holds a number that is not an integer")
 
 
+_encode_string: Final = json.JSONEncoder(ensure_ascii=False).encode
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_members,
     parse_int=_integer,

@@ -23,20 +23,19 @@ at ``expires_at``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cloister.channel.claims import ClaimsDocument, parse_claims
-from cloister.channel.jcs import parse_json_object
 from cloister.channel.keyset import RECEIPT_ALGORITHM, Keyset, parse_keyset
 from cloister.channel.ohttp_keys import KeyConfig
 from cloister.channel.statement import NONCE_SIZE, statement_digest
 from cloister.endorsements.roots import Roots
-from cloister.errors import CloisterError, MalformedError
+from cloister.errors import MalformedError, UnsupportedError
 from cloister.evidence.component import ComponentKind, isolation_mode
 from cloister.evidence.report import (
     API_VERSION,
@@ -92,6 +91,7 @@ class _Findings:
     keyset_digest: str = ""
     launch: Authenticated[TpmLaunch] | None = None
     claims_document: ClaimsDocument | None = None
+    claims_bytes: bytes = b""
 
 
 def verify_report(
@@ -234,6 +234,7 @@ def _claims_document(
             )
             return
         found.claims_document = parse_claims(item.data)
+        found.claims_bytes = item.data
     except MalformedError as error:
         ledger.refuse(CLAIMS_BOUND, "claims_unbound", f"The claims document is refused: {error}.")
         return
@@ -323,10 +324,16 @@ def _keyset(keyset: Keyset, *, policy: AppraisalPolicy, at: datetime, ledger: Le
 
 
 def _has_request_key(keyset: Keyset) -> bool:
+    """Whether a key of a known kind is listed. One of an unknown kind is for newer clients."""
+    usable = 0
     try:
-        return bool([KeyConfig.parse(config) for config in keyset.ohttp_key_configs()])
-    except CloisterError:
+        for config in keyset.ohttp_key_configs():
+            with contextlib.suppress(UnsupportedError):
+                KeyConfig.parse(config)
+                usable += 1
+    except MalformedError:
         return False
+    return usable > 0
 
 
 def _has_receipt_key(keyset: Keyset) -> bool:
@@ -372,14 +379,10 @@ def _attester(
         development=True,
         keyset_digest=found.keyset_digest,
         keyset=keyset,
-        claims_document=_document(document),
+        # Plain decoding is enough: `parse_claims` found the same bytes canonical.
+        claims_document=json.loads(found.claims_bytes),
         expires_at=expires_at,
     )
-
-
-def _document(document: ClaimsDocument) -> Mapping[str, object]:
-    data = document.encode()
-    return parse_json_object(data, limit=len(data), what="the claims document")
 
 
 def _date(keyset: Keyset) -> datetime | None:
