@@ -1,0 +1,101 @@
+"""The worker under measurement, in a process of its own: ``python -m benchmarks.worker_process``.
+
+The spec names the engine: ``{"engine": "llama", "model": PATH, "parallel": 32, "context": 512}``
+or ``{"engine": "upstream", "socket": PATH, "name": NAME}``. The ready line says the port, this
+process's id, and where the engine itself listens, for the plain arm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from benchmarks.children import read_spec, say
+from benchmarks.stand_ins import bench_worker
+from cloister.engine.llama import LlamaEngine, LlamaSettings
+from cloister.engine.models import describe_model
+from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
+from cloister.engine.protocol import Engine
+from cloister.engine.sandbox import Sandbox
+
+
+def _engine(spec: Mapping[str, Any]) -> Engine:
+    if spec["engine"] == "upstream":
+        return OpenAIUpstream(
+            UpstreamSettings(
+                address=f"unix:{spec['socket']}",
+                name=spec["name"],
+                prefix_cache_off=True,
+                max_idle=128,
+            )
+        )
+    return LlamaEngine(
+        describe_model(Path(spec["model"])),
+        isolation=Sandbox(),
+        settings=LlamaSettings(
+            threads=1, parallel=spec["parallel"], context=spec["context"], connections=128
+        ),
+    )
+
+
+def loopback() -> socket.socket:
+    """A listening socket on any port of 127.0.0.1."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    return listener
+
+
+async def serve(application: Any, listener: socket.socket) -> None:
+    """Serve an ASGI application on `listener` until SIGTERM, as `cloister serve` does."""
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.handle_exit, 15, None)
+    await server.serve(sockets=[listener])
+
+
+async def _run(spec: Mapping[str, Any]) -> None:
+    engine = _engine(spec)
+    worker = bench_worker(engine)
+    await worker.start()
+    listener = loopback()
+    say(
+        port=listener.getsockname()[1],
+        pid=os.getpid(),
+        model=engine.model.name,
+        engine_socket=engine.socket_path if isinstance(engine, LlamaEngine) else spec["socket"],
+    )
+    try:
+        await serve(worker, listener)
+    finally:
+        await worker.stop()
+
+
+def main() -> None:
+    """Serve until ended."""
+    spec = read_spec()
+    uvloop.run(_run(spec))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
