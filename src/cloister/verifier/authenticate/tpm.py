@@ -211,8 +211,11 @@ def _signature(
     try:
         key = p256_key(certificate)
         signature = parse_signature(item.data)
-    except (AuthenticationError, MalformedError) as error:
-        ledger.refuse(SIGNATURE, error.code, f"The signature cannot be checked: {error}")
+    except AuthenticationError as error:
+        ledger.refuse(SIGNATURE, error.code, str(error))
+        return False
+    except MalformedError as error:
+        ledger.refuse(SIGNATURE, error.code, f"The signature is refused: {error}.")
         return False
     if not isinstance(signature, EcdsaSignature) or signature.hash_algorithm != Alg.SHA256:
         ledger.refuse(
