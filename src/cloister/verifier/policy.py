@@ -71,9 +71,13 @@ class AppraisalPolicy:
     else holds (`aci/1` section 3.4)."""
 
     def __post_init__(self) -> None:
-        """Refuse a policy that is no policy: wrong types, empty sets, nothing checked."""
+        """Refuse a policy that is none: wrong types, empty sets, nothing checked. Sort the sets."""
         for field in dataclasses.fields(self):
-            _check_field(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check_field(field.name, value)
+            if isinstance(value, tuple):
+                # Sets in all but type: equal policies are equal values with equal digests.
+                object.__setattr__(self, field.name, tuple(sorted(set(value))))
         if (
             self.accept_development
             and self.accept_debug
@@ -94,7 +98,7 @@ class AppraisalPolicy:
         return "sha256:" + hashlib.sha256(canonical(self.to_json())).hexdigest()
 
     def to_json(self) -> JsonObject:
-        """The policy as a JSON object, lists sorted."""
+        """The policy as a JSON object."""
         return {
             field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
@@ -189,7 +193,7 @@ def _to_json(value: object) -> Json:
     if value is UNCHECKED:
         return UNCHECKED.value
     if isinstance(value, tuple):
-        return sorted(value)
+        return list(value)
     if isinstance(value, bool | int):
         return value
     raise TypeError("a policy holds booleans, seconds and texts")

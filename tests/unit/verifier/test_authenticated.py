@@ -1,0 +1,50 @@
+"""Nothing unchecked reaches appraisal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import cloister
+from cloister.verifier.authenticated import Authenticated
+from cloister.verifier.ledger import Ledger
+
+
+def test_there_is_no_public_constructor() -> None:
+    with pytest.raises(TypeError, match="authenticate"):
+        Authenticated("evidence")
+    with pytest.raises(TypeError, match="authenticate"):
+        Authenticated("evidence", object())
+
+
+def test_only_the_authenticate_folder_grants() -> None:
+    source = Path(cloister.__file__).parent
+    users = {
+        str(path.relative_to(source))
+        for path in source.rglob("*.py")
+        if re.search(r"\b_grant\b|\b_GRANT\b", path.read_text())
+    }
+    assert users == {"verifier/authenticated.py", "verifier/authenticate/tpm.py"}
+
+
+def test_a_claim_is_made_once_and_only_from_the_list() -> None:
+    ledger = Ledger()
+    ledger.affirm("a", "It holds.")
+    with pytest.raises(RuntimeError, match="twice"):
+        ledger.refuse("a", "code", "It does not.")
+    with pytest.raises(RuntimeError, match="outside"):
+        ledger.close(("b",))
+
+
+def test_what_was_not_decided_names_what_failed() -> None:
+    ledger = Ledger()
+    ledger.affirm("a", "It holds.")
+    ledger.refuse("b", "code", "It does not.")
+    claims = ledger.close(("a", "b", "c"))
+    assert [claim.code for claim in claims] == [None, "code", "not_checked"]
+    assert claims[2].explanation == "Not checked, because b did not hold."
+    assert ledger.holds("a")
+    assert not ledger.holds("a", "b")
+    assert not Ledger().holds("a")

@@ -1,0 +1,104 @@
+"""Reference values are a set with one digest, however they were written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+from cloister.errors import ConfigurationError
+from cloister.evidence.component import ComponentKind
+from cloister.testing.simulated_tpm import default_components, made_up
+from cloister.verifier import reference_values
+from cloister.verifier.reference_values import FORMAT, ReferenceComponent, ReferenceValues
+
+VALUES = ReferenceValues.from_components(default_components())
+
+
+def document(**changes: object) -> bytes:
+    component = VALUES.components[0].to_json()
+    return json.dumps({"format": FORMAT, "components": [component], **changes}).encode()
+
+
+def test_both_formats_give_back_the_same_values() -> None:
+    odd = made_up(ComponentKind.UNOWNED, 'bin/"odd" \u2028 \x7f näme', "")
+    values = ReferenceValues.from_components((*default_components(), odd))
+    assert reference_values.load_json(values.dump_json().encode()) == values
+    assert reference_values.load_toml(values.dump_toml().encode()) == values
+
+
+def test_order_does_not_matter() -> None:
+    backwards = ReferenceValues.from_components(reversed(default_components()))
+    assert backwards == VALUES
+    assert backwards.digest == VALUES.digest
+
+
+def test_the_digest_covers_this_text() -> None:
+    model = made_up(ComponentKind.MODEL, "demo")
+    text = (
+        f'{{"components":[{{"digests":["{model.digest}"],"kind":"model","name":"demo",'
+        '"version":"1.0"}],"format":"cloister/reference-values/1"}'
+    )
+    values = ReferenceValues.from_components((model,))
+    assert values.digest == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_merging_joins_digests_and_keeps_versions_apart() -> None:
+    one = made_up(ComponentKind.MODEL, "demo")
+    other = dataclasses.replace(one, digest="sha256:" + "0" * 64)
+    newer = made_up(ComponentKind.MODEL, "demo", "2.0")
+    merged = ReferenceValues.from_components((one,)).merged(
+        ReferenceValues.from_components((other, newer))
+    )
+    assert merged.components == (
+        ReferenceComponent(
+            kind=ComponentKind.MODEL,
+            name="demo",
+            version="1.0",
+            digests=tuple(sorted((one.digest, other.digest))),
+        ),
+        ReferenceComponent(
+            kind=ComponentKind.MODEL, name="demo", version="2.0", digests=(newer.digest,)
+        ),
+    )
+    assert merged.accepted() == {(ComponentKind.MODEL, "demo"): merged.components}
+
+
+def component(**changes: object) -> list[object]:
+    return [{**VALUES.components[0].to_json(), **changes}]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        document(format="cloister/reference-values/2"),
+        document(more=1),
+        document(components=[]),
+        document(components={}),
+        document(components=component(kind="driver")),
+        document(components=component(name=7)),
+        document(components=component(digests=[])),
+        document(components=component(digests=["sha256:00"])),
+        document(components=component(digests=["sha512:" + "0" * 64])),
+        document(components=component(digests=["sha256:" + "A" * 64])),
+        document(components=component(more=1)),
+        document(components=component() + component()),
+        b'{"format":"a","format":"b"}',
+    ],
+)
+def test_other_bytes_are_no_reference_values(data: bytes) -> None:
+    reference_values.load_json(document())
+    with pytest.raises(ConfigurationError) as raised:
+        reference_values.load_json(data)
+    assert raised.value.code == "reference_values_malformed"
+
+
+@pytest.mark.parametrize("data", [b"", b"format", b"\xff", b'format = "cloister"\n'])
+def test_other_bytes_are_no_reference_values_in_toml(data: bytes) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        reference_values.load_toml(data)
+    assert raised.value.code == "reference_values_malformed"
