@@ -46,9 +46,10 @@ class Attestation:
         self._affirmed: _Affirmed | None = None
         self._tokens = float(settings.reverify.burst)
         self._refilled = effects.steady()
-        self._failed_at = float("-inf")
-        self.attempts = 0
-        """Handshakes begun; lets a waiter see that somebody else's ended while it waited."""
+        self._refusal: CloisterError | None = None
+        self._refused_at = 0.0
+        self.ended = 0
+        """Handshakes that have ended; lets a waiter see that one did while it waited."""
         self.failure: Exception | None = None
         """What the last handshake ended with, unless it affirmed."""
         self.result: AttestationResult | None = None
@@ -69,10 +70,10 @@ class Attestation:
             return None
         return affirmed.attester
 
-    def recent_refusal(self) -> Exception | None:
+    def recent_refusal(self) -> CloisterError | None:
         """The last refusal, while it is too early to ask for another quote."""
-        waited = self._effects.steady() - self._failed_at
-        return self.failure if waited < self._settings.reverify.refused_s else None
+        waited = self._effects.steady() - self._refused_at
+        return self._refusal if waited < self._settings.reverify.refused_s else None
 
     def handshake(
         self, stale: AffirmedAttester | None = None
@@ -89,17 +90,19 @@ class Attestation:
         """
         if stale is not None:
             yield Pause(seconds=self._spend_token())
-        self.attempts += 1
         try:
             attester = yield from self._verify()
         except Exception as error:
+            self.ended += 1
             self.failure = error
             # A report that does not arrive says nothing about what was affirmed before.
             if isinstance(error, CloisterError) and not isinstance(error, FetchError):
-                self._failed_at = self._effects.steady()
+                self._refusal = error
+                self._refused_at = self._effects.steady()
                 self._affirmed = None
             raise
-        self.failure = None
+        self.ended += 1
+        self.failure = self._refusal = None
         return attester
 
     def _verify(self) -> Generator[Command, bytes | None, AffirmedAttester]:

@@ -138,7 +138,7 @@ class SyncDriver:
         attester = state.current(stale)
         if attester is not None:
             return attester
-        seen = state.attempts
+        seen = state.ended
         with self._lock:
             attester = _settled(state, stale, seen)
             if attester is not None:
@@ -237,7 +237,7 @@ class AsyncDriver:
         attester = state.current(stale)
         if attester is not None:
             return attester
-        seen = state.attempts
+        seen = state.ended
         if self._lock is None:
             self._lock = anyio.Lock()
         async with self._lock:
@@ -292,7 +292,7 @@ def _settled(
     attester = state.current(stale)
     if attester is not None:
         return attester
-    if state.attempts != seen and state.failure is not None:
+    if state.ended != seen and state.failure is not None:
         raise state.failure
     refusal = state.recent_refusal()
     if refusal is not None:
