@@ -30,7 +30,6 @@ from cloister.channel.ohttp import (
     parse_key_configs,
 )
 from cloister.channel.receipt import Receipt, parse_receipt_trailer, verify_receipt
-
 from support.asgi import App, Call, Outer
 
 CHUNKED = b"message/ohttp-chunked-req"

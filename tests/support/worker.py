@@ -17,7 +17,6 @@ from cloister.testing.fake_engine import FakeEngine
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.logs import EventLog
 from cloister.worker.settings import Clocks, WorkerSettings
-
 from support.sealed import Peer
 
 
@@ -43,10 +42,9 @@ class FakeEvidence:
     """Evidence that is nothing but the bytes it should bind."""
 
     def __init__(self) -> None:
-        self.tee_type = "tpm"
         self.made = 0
 
-    async def evidence(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
+    def quote(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
         self.made += 1
         return {"test.digest": EvidenceItem(media_type="text/plain", data=statement_digest)}
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.engine.protocol import Engine
+from cloister.evidence.report import TEE_TYPE_TPM
 from cloister.evidence.strictjson import JsonObject
 from cloister.worker import problems, wire
 from cloister.worker.api_keys import Gatekeeper
@@ -135,13 +136,14 @@ class Worker:
                 context.metrics.key_rotations.inc()
                 context.log.event("keys.rotated", keyset=context.keys.current.digest)
             context.metrics.engine_ready.set(context.engine.ready)
-            context.rates.keep_only(context.gatekeeper.credentials() | {b""})
+            context.rates.keep_only(context.gatekeeper.credentials())
 
 
 def build_worker(
     *,
     engine: Engine,
     source: EvidenceSource,
+    tee_type: str = TEE_TYPE_TPM,
     claims: ClaimsDocument,
     log: EventLog,
     settings: WorkerSettings | None = None,
@@ -181,6 +183,7 @@ def build_worker(
     )
     reports = ReportService(
         source=source,
+        tee_type=tee_type,
         claims=claims,
         keys=keys,
         settings=settings.reports,

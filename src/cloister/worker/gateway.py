@@ -227,6 +227,8 @@ class Gateway:
                 return problems.UNKNOWN_KEY
             case Admission.NEW:
                 pass
+        if not exchange.credential:
+            return None  # anybody, on an open worker: there is nobody to hold to a rate
         wait = context.rates.take(exchange.credential, context.clocks.steady())
         return problems.rate_limited(wait) if wait else None
 

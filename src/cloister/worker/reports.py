@@ -44,14 +44,10 @@ _CAPABILITIES: Final[JsonObject] = {
 
 
 class EvidenceSource(Protocol):
-    """What asks the machine for evidence (`cloister.attester`)."""
+    """What asks the machine for evidence (`cloister.attester.quote`)."""
 
-    @property
-    def tee_type(self) -> str:
-        """A hint at the evidence's format."""
-
-    async def evidence(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
-        """Evidence that binds these 32 bytes."""
+    def quote(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
+        """Evidence that binds these 32 bytes. Called in a thread, one call at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +64,7 @@ class ReportService:
         self,
         *,
         source: EvidenceSource,
+        tee_type: str,
         claims: ClaimsDocument,
         keys: KeyRing,
         settings: ReportSettings,
@@ -77,6 +74,7 @@ class ReportService:
         provenance: JsonObject | None = None,
     ) -> None:
         self._source = source
+        self._tee_type = tee_type
         self._claims = EvidenceItem(media_type=MEDIA_TYPE_CLAIMS, data=claims.encode())
         self._keys = keys
         self._settings = settings
@@ -124,11 +122,11 @@ class ReportService:
         if nonce is None and cached is not None and self._fresh(cached, generation):
             return cached.body, cached.digest
         digest = statement_digest(generation.digest, nonce)
-        items = await self._source.evidence(digest)
+        items = await asyncio.to_thread(self._source.quote, digest)
         body = AttestationReport(
             api_version=API_VERSION,
             keyset_digest=generation.digest,
-            tee_type=self._source.tee_type,
+            tee_type=self._tee_type,
             keyset=generation.keyset.to_json(),
             report_data=digest,
             evidence={**items, ITEM_CLAIMS: self._claims},

@@ -69,7 +69,18 @@ class ResponseWriter:
         self._hash.update(encoded)
         if self._pending:
             encoded, self._pending = self._pending + encoded, b""
-        await self._piece(encoded)
+        self.pieces += 1
+        sealer = self._sealer
+        if sealer is None:
+            self._collected.append(encoded)
+            return
+        self.blocked_since = self._now()
+        if not self.started:
+            await self._start()
+        await self._send(
+            {"type": "http.response.body", "body": sealer.chunk(encoded), "more_body": True}
+        )
+        self.blocked_since = 0.0
 
     def end_content(self) -> bytes:
         """End the content and return the SHA-256 of everything up to here."""
@@ -82,6 +93,7 @@ class ResponseWriter:
         """Send the trailers, padding to a multiple of `pad_to`, and the authenticated end."""
         last = self._pending + self._encoder.end(trailers, pad_to=pad_to)
         self.ended = True  # before the last await: the peer may go away during it
+        self.blocked_since = self._now()
         if self._sealer is not None:
             await self._start()
             body = self._sealer.chunk(last, final=True)
@@ -89,23 +101,6 @@ class ResponseWriter:
             body = self._sealed.respond(b"".join([*self._collected, last]))
             await self._start(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def _piece(self, encoded: bytes) -> None:
-        self.pieces += 1
-        if self._sealer is None:
-            self._collected.append(encoded)
-            return
-        if not self.started:
-            await self._start()
-        self.blocked_since = self._now()
-        await self._send(
-            {
-                "type": "http.response.body",
-                "body": self._sealer.chunk(encoded),
-                "more_body": True,
-            }
-        )
-        self.blocked_since = 0.0
 
     async def _start(self, length: int | None = None) -> None:
         if self.started:

@@ -130,5 +130,5 @@ class WorkerSettings:
     receipts: ReceiptSettings = field(default_factory=ReceiptSettings)
     reports: ReportSettings = field(default_factory=ReportSettings)
     rate: RateLimit = field(default_factory=RateLimit)
-    """Per API key; anonymous requests share one bucket."""
+    """Per API key; an open worker (loopback, no keys) has none."""
     idempotency_capacity: int = 500_000

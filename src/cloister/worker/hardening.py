@@ -1,0 +1,61 @@
+"""What the worker asks of the kernel for itself, before it makes a key.
+
+Linux only. None of this keeps out the host of an ordinary machine; it keeps keys and prompts
+out of core files, swap and the reach of other processes of the same user. A virtual machine
+meant for production should have no swap at all, which the image decides, not this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from dataclasses import dataclass
+from typing import Final
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_MCL_CURRENT: Final = 1
+_MCL_FUTURE: Final = 2
+_MCL_ONFAULT: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardening:
+    """What the kernel granted."""
+
+    no_core: bool
+    undumpable: bool
+    memory_locked: bool
+
+
+def harden_process(*, lock_memory: bool = True) -> Hardening:
+    """No core files, no tracing by equals, files for the owner only, and memory out of swap.
+
+    `RLIMIT_CORE` and the dumpable flag are inherited or reset by what this process starts, as
+    the kernel says: the engine's sandbox sets its own. Never raises: what was not granted is
+    in the result, for the log.
+    """
+    os.umask(0o077)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        no_core = True
+    except (OSError, ValueError):
+        no_core = False
+    libc = ctypes.CDLL(None, use_errno=True)
+    undumpable = libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return Hardening(
+        no_core=no_core,
+        undumpable=undumpable,
+        memory_locked=lock_memory and _lock_memory(libc),
+    )
+
+
+def _lock_memory(libc: ctypes.CDLL) -> bool:
+    # With a limit in force a later allocation would fail, which is worse than swap: all or none.
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != resource.RLIM_INFINITY:
+        return False
+    flags = _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT
+    return bool(libc.mlockall(flags) == 0)
