@@ -48,10 +48,11 @@ def find_runtime() -> Runtime:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     stdlib = Path(sysconfig.get_path("stdlib"))
     inside = f"/python/lib/{version}"
-    if not executable.is_file() or not (stdlib / "os.py").is_file():
+    if not _readable(executable) or not _readable(stdlib / "os.py"):
         raise SandboxError(
             f"the Python installation at {sys.base_prefix} has no interpreter and standard "
-            "library where they are expected: use a CPython from the distribution, pyenv or uv",
+            "library where they are expected, or this user may not read them: use a CPython from "
+            "the distribution, pyenv or uv, in a place that this user can read",
             code="sandbox.python",
         )
     binds = [(executable, "/python/bin/python3"), (stdlib, inside)]
@@ -64,6 +65,14 @@ def find_runtime() -> Runtime:
         if (stdlib / name).is_dir() and not (stdlib / name).is_symlink()
     )
     return Runtime(interpreter="/python/bin/python3", binds=tuple(binds), hidden=hidden)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        with path.open("rb"):
+            return True
+    except OSError:
+        return False
 
 
 def stdlib_extensions(names: tuple[str, ...]) -> tuple[Path, ...]:

@@ -1,0 +1,177 @@
+"""The engine's sandbox against a hostile engine, through the code that starts the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister.engine import landlock, sandbox, seccomp
+from cloister.engine.confined import Isolation, Program
+from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
+
+pytestmark = pytest.mark.sandbox
+
+PROBE = Path(__file__).parent / "sandbox_probe.py"
+SOURCE = Path(sandbox.__file__).parents[2]
+
+#: What each layer must stop by itself, so that no layer can quietly be lost behind another.
+READS = {"read_passwd", "read_secret", "list_home", "list_processes", "read_environ"}
+READS |= {"read_maps", "read_sys", "read_dev"}
+WRITES = {"write_host_tmp", "write_model", "write_beside_model"}
+BY_NAMESPACES = READS | WRITES | {"tcp", "abstract_socket", "path_socket"}  # udp goes nowhere
+BY_LANDLOCK = {"read_secret", "list_home", "tcp", "abstract_socket", "spawn"}
+BY_LANDLOCK |= WRITES | {"write_socket_dir", "mkdir_socket_dir"}
+
+
+@pytest.fixture
+def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Things of the host that a hostile engine would want, all of them really there."""
+    for name in ("models", "home", "tmp", "sockets"):
+        (tmp_path / name).mkdir()
+    model = tmp_path / "models" / "model.gguf"
+    model.write_bytes(b"GGUF")
+    secret = tmp_path / "home" / "secret"
+    secret.write_text("secret")
+    with contextlib.ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        udp.setblocking(False)
+        name = f"cloister-test-{os.getpid()}"
+        for address in ("\0" + name, str(tmp_path / "host.sock")):
+            unix = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            unix.bind(address)
+            unix.listen()
+        yield {
+            "tcp_port": tcp.getsockname()[1],
+            "udp_port": udp.getsockname()[1],
+            "udp": udp,
+            "abstract": name,
+            "path_socket": str(tmp_path / "host.sock"),
+            "secret": str(secret),
+            "host_tmp": str(tmp_path / "tmp"),
+            "sockets": str(tmp_path / "sockets"),
+            "model": str(model),
+            "host_pid": os.getpid(),
+            "machine": os.uname().machine,
+            "readable": ["/usr", "/lib", "/etc", "/proc", sys.prefix, sys.base_prefix, str(SOURCE)],
+        }
+
+
+def plain(targets: dict[str, Any], **changed: str) -> str:
+    return json.dumps({k: v for k, v in {**targets, **changed}.items() if k != "udp"})
+
+
+async def findings(isolation: Isolation, targets: dict[str, Any]) -> dict[str, Any]:
+    """Run the hostile program under `isolation` and return what it reports."""
+    bare = Program(script=PROBE, files={"model.gguf": Path(targets["model"])})
+    arguments = (plain(targets, model=isolation.path_of(bare, "model.gguf")),)
+    confined = await isolation.spawn(Program(script=PROBE, files=bare.files, arguments=arguments))
+    try:
+        assert await confined.word() == b"ready"
+        reader, writer = await asyncio.open_unix_connection(confined.open_socket("engine.sock"))
+        report: dict[str, Any] = json.loads(await reader.read())
+        writer.close()
+        await writer.wait_closed()
+        return report
+    finally:
+        await confined.aclose()
+
+
+def under_layer(layer: str, targets: dict[str, Any]) -> set[str]:
+    """Run the probes in a process confined by one layer only; return those it stopped."""
+    done = subprocess.run(
+        [sys.executable, "-B", str(PROBE), "print", layer, plain(targets)],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    return {name for name, error in json.loads(done.stdout).items() if error is not None}
+
+
+def received(listener: socket.socket) -> bool:
+    try:
+        listener.recv(64)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def test_everything_a_hostile_engine_tries_works_outside_and_fails_inside(
+    targets: dict[str, Any],
+) -> None:
+    outside = (await findings(UnsafeNoSandbox(), targets))["probes"]
+    stopped = {name for name, error in outside.items() if error is not None}
+    # Some calls are the kernel's to refuse to an ordinary user; the rest must work out here.
+    assert not stopped & (BY_NAMESPACES | BY_LANDLOCK)
+    if os.geteuid() == 0:
+        assert not stopped
+    assert received(targets["udp"])
+    for leaked in (Path(targets["host_tmp"]), Path(targets["model"]).parent):
+        (leaked / "leak").unlink()
+
+    inside = await findings(Sandbox(), targets)
+    assert [name for name, error in inside["probes"].items() if error is None] == []
+    assert not received(targets["udp"])
+    assert inside["descriptors"] == [0, 1, 2]
+    assert set(inside["environment"]) <= {"LD_LIBRARY_PATH", "PWD", "LC_CTYPE"}
+    assert not list(Path(targets["host_tmp"]).iterdir())
+
+
+def test_without_any_layer_the_probes_get_through(targets: dict[str, Any]) -> None:
+    assert not under_layer("none", targets) & (BY_NAMESPACES | BY_LANDLOCK)
+
+
+def test_the_system_call_filter_stops_by_itself_all_but_reading(targets: dict[str, Any]) -> None:
+    everything = set(under_layer("none", targets)) | BY_NAMESPACES | BY_LANDLOCK
+    stopped = under_layer("seccomp", targets)
+    assert everything - stopped <= READS
+    assert {"fork", "spawn", "execve", "write_and_execute", "connect", "unshare"} <= stopped
+
+
+@pytest.mark.skipif(landlock.abi() < 6, reason="this kernel's Landlock is older")
+def test_landlock_stops_by_itself_files_tcp_and_foreign_sockets(targets: dict[str, Any]) -> None:
+    stopped = under_layer("landlock", targets)
+    assert stopped >= BY_LANDLOCK
+    assert "read_passwd" not in stopped  # it was told to leave that readable
+
+
+async def test_namespaces_stop_by_themselves_network_files_and_processes(
+    targets: dict[str, Any],
+) -> None:
+    program = Program(script=PROBE, files={"model.gguf": Path(targets["model"])})
+    # bubblewrap's own filter, opened wide: what is left is the namespaces and the root
+    arch = seccomp.this_arch(targets["machine"])
+    assert arch is not None
+    rules = [seccomp.Rule(name=name) for name in seccomp.NUMBERS]
+    wide = bytearray(seccomp.assemble(rules, arch))
+    wide[-4:] = (0x7FFF0000).to_bytes(4, "little")
+    filter_fd = sandbox._pipe_with(bytes(wide))
+    info, info_end = os.pipe()
+    arguments = [
+        Sandbox()._find(),
+        *sandbox._bwrap_arguments(sandbox._plan_binds(program), filter_fd, info_end),
+        *("--", "/python/bin/python3", "-E", "-s", "-S", "-B", "/app/sandbox_probe.py"),
+        *("print", "none", plain(targets, model="/data/model.gguf", sockets="/run/engine")),
+    ]
+    done = await asyncio.to_thread(
+        subprocess.run, arguments, pass_fds=(filter_fd, info_end), capture_output=True, timeout=60
+    )
+    for descriptor in (filter_fd, info, info_end):
+        os.close(descriptor)
+    assert done.returncode == 0, done.stderr
+    probes = json.loads(done.stdout)
+    assert {name for name, error in probes.items() if error is not None} >= BY_NAMESPACES
+    assert probes["fork"] is None  # so the filter really was wide open
+    assert not received(targets["udp"])

@@ -1,0 +1,294 @@
+"""The embedded engine, in its sandbox, with the demo model: answers, forgets, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister.engine import sandbox
+from cloister.engine.llama import LlamaEngine, LlamaSettings
+from cloister.engine.models import resolve_model
+from cloister.engine.protocol import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    HEALTH,
+    MODELS,
+    NOT_RUNNING,
+    PATH_REFUSED,
+    REQUEST_REFUSED,
+    EngineRequest,
+)
+from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
+from cloister.errors import ConfigurationError, EngineError
+
+pytestmark = pytest.mark.sandbox
+
+LIMIT = 1 << 20
+SOURCE = Path(sandbox.__file__).parents[2]
+
+
+@contextlib.asynccontextmanager
+async def running(parallel: int = 2) -> AsyncIterator[LlamaEngine]:
+    settings = LlamaSettings(parallel=parallel, threads=1)
+    engine = LlamaEngine(resolve_model("demo"), isolation=Sandbox(), settings=settings)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.aclose()
+
+
+def chat(text: str, **more: object) -> EngineRequest:
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 40, **more}
+    return EngineRequest(path=CHAT_COMPLETIONS, body=json.dumps(body).encode())
+
+
+def completion(**more: object) -> EngineRequest:
+    return EngineRequest(path=COMPLETIONS, body=json.dumps({"prompt": "Tell me", **more}).encode())
+
+
+async def answer(engine: LlamaEngine, request: EngineRequest) -> tuple[int, dict[str, Any]]:
+    response = await engine.send(request)
+    return response.status, json.loads(await response.read(LIMIT))
+
+
+async def test_it_answers_whole_and_streamed() -> None:
+    async with running() as engine:
+        status, whole = await answer(engine, chat("What is a TEE?", temperature=0, seed=1))
+        assert status == 200
+        text = whole["choices"][0]["message"]["content"]
+        assert text
+        async with await engine.send(
+            chat("What is a TEE?", temperature=0, seed=1, stream=True)
+        ) as response:
+            assert response.content_type == "text/event-stream"
+            stream = b"".join([chunk async for chunk in response.chunks])
+        events = [line[6:] for line in stream.decode().splitlines() if line.startswith("data: ")]
+        assert events.pop() == "[DONE]"
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        assert "".join(delta.get("content") or "" for delta in deltas) == text
+        status, models = await answer(engine, EngineRequest(path=MODELS))
+        assert [model["id"] for model in models["data"]] == [engine.model.name]
+        assert (await answer(engine, EngineRequest(path=HEALTH)))[0] == 200
+
+
+async def test_it_is_ready_within_half_a_second() -> None:
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        async with running():
+            times.append(time.perf_counter() - begun)
+    assert min(times) < 0.5
+
+
+async def test_no_prompt_is_reused_between_requests() -> None:
+    async with running(parallel=1) as engine:
+        for _ in range(3):
+            _, whole = await answer(engine, chat("What is a TEE? " * 8))
+            assert whole["timings"]["cache_n"] == 0
+            assert whole["timings"]["prompt_n"] > 40
+            assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize("path", ["/slots", "/metrics", "/", "/v1/embeddings"])
+async def test_the_engine_itself_keeps_other_endpoints_shut(path: str) -> None:
+    """Beside the list of paths: straight to its socket, as only this process can."""
+    async with running() as engine:
+        reader, writer = await asyncio.open_unix_connection(engine.socket_path)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answered = await reader.read()
+        assert answered.split(b" ")[1] in (b"403", b"404", b"501")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_paths_and_fields_that_reach_further_are_refused() -> None:
+    async with running() as engine:
+        assert (await answer(engine, completion(max_tokens=1)))[0] == 200
+        for path in ("/slots", "/props", "/v1/embeddings", "/v1/models/../../slots", ""):
+            with pytest.raises(EngineError) as caught:
+                await engine.send(EngineRequest(path=path))
+            assert caught.value.code == PATH_REFUSED
+        fields: list[dict[str, object]] = [{"id_slot": 0}, {"cache_prompt": True}, {"lora": []}]
+        for field in fields:
+            with pytest.raises(EngineError, match=next(iter(field))) as caught:
+                await engine.send(completion(max_tokens=1, **field))
+            assert caught.value.code == REQUEST_REFUSED
+
+
+@pytest.mark.parametrize(("stream", "count"), [(True, 1), (False, 12)])
+async def test_giving_up_frees_the_slot(stream: bool, count: int) -> None:
+    # The engine notices a vanished caller at the next event of a stream, and at most a second
+    # later where there are no events: hence the queue of answers that are not streamed.
+    long = completion(max_tokens=480, ignore_eos=True, stream=stream)
+    async with running(parallel=1) as engine:
+
+        async def wait_behind(give_up: bool) -> float:
+            tasks = [asyncio.create_task(_all(engine, long)) for _ in range(count)]
+            await asyncio.sleep(0.05)
+            for task in tasks if give_up else ():
+                task.cancel()
+            begun = time.perf_counter()
+            await answer(engine, completion(max_tokens=1))
+            waited = time.perf_counter() - begun
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            cancelled = [isinstance(result, asyncio.CancelledError) for result in results]
+            assert cancelled == [give_up] * count
+            return waited
+
+        taken = await wait_behind(give_up=False)
+        assert await wait_behind(give_up=True) < taken / 2
+
+
+async def _all(engine: LlamaEngine, request: EngineRequest) -> bytes:
+    response = await engine.send(request)
+    return b"".join([chunk async for chunk in response.chunks])
+
+
+async def test_a_crash_ends_the_stream_and_it_can_be_started_again() -> None:
+    async with running() as engine:
+        response = await engine.send(completion(max_tokens=480, ignore_eos=True, stream=True))
+        chunks = response.chunks.__aiter__()
+        await anext(chunks)
+        assert engine._confined is not None
+        assert engine._confined._inner is not None
+        signal.pidfd_send_signal(engine._confined._inner, signal.SIGKILL)
+        with pytest.raises(EngineError) as caught:
+            while True:
+                await anext(chunks)
+        assert caught.value.code == "engine.truncated"
+        async with asyncio.timeout(5):
+            await engine.wait_stopped()
+        assert not _alive(engine)
+        with pytest.raises(EngineError) as caught:
+            await engine.send(completion(max_tokens=1))
+        assert caught.value.code == NOT_RUNNING
+        await engine.start()
+        assert _alive(engine)
+        assert (await answer(engine, completion(max_tokens=1)))[0] == 200
+
+
+def _alive(engine: LlamaEngine) -> bool:  # a call, so that mypy does not remember the answer
+    return engine.alive
+
+
+async def test_another_model_file_is_not_served(tmp_path: Path) -> None:
+    source = resolve_model("demo")
+    assert source.path is not None
+    path = tmp_path / "model.gguf"
+    shutil.copyfile(source.path, path)
+    engine = LlamaEngine(replace(source, path=path), isolation=Sandbox())
+    await engine.start()
+    await engine.aclose()
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(ConfigurationError, match="no longer the one") as caught:
+        await engine.start()
+    assert caught.value.code == "configuration.model_digest"
+    assert not engine.alive
+
+
+async def test_a_broken_model_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + bytes(64))
+    model = replace(resolve_model("demo"), path=path)
+    with pytest.raises(EngineError, match="cannot load the model"):
+        await LlamaEngine(model, isolation=Sandbox()).start()
+
+
+async def test_nothing_a_prompt_says_reaches_logs_or_output(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    marker = secrets.token_hex(12)
+    async with running() as engine:
+        assert (await answer(engine, chat(f"Repeat after me: {marker}")))[0] == 200
+        status, refused = await answer(engine, chat(marker, grammar=f"root ::= {marker}"))
+        assert status == 400
+        assert "error" in refused
+        with pytest.raises(EngineError) as caught:
+            await engine.send(EngineRequest(path=CHAT_COMPLETIONS, body=marker.encode()))
+        assert marker not in repr(caught.value)
+        response = await engine.send(chat(marker, stream=True))
+        await response.aclose()
+        assert marker not in repr(vars(engine)) + repr(chat(marker)) + repr(response)
+    captured = capfd.readouterr()
+    assert marker not in caplog.text + captured.out + captured.err
+
+
+async def test_the_configuration_is_known_before_and_says_how_it_is_isolated() -> None:
+    model = resolve_model("demo")
+    safe = LlamaEngine(model, isolation=Sandbox(landlock_abi=7))
+    before = json.dumps(safe.configuration())
+    unsafe = LlamaEngine(model, isolation=UnsafeNoSandbox())
+    assert json.loads(before)["model"]["sha256"] == model.sha256
+    assert "seccomp" in before
+    assert "none (unsafe)" in json.dumps(unsafe.configuration())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(EngineError))
+        await safe.send(completion())
+    await unsafe.start()
+    try:
+        assert (await answer(unsafe, completion(max_tokens=1)))[0] == 200
+    finally:
+        await unsafe.aclose()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run unprivileged")
+async def test_it_works_for_an_ordinary_user() -> None:
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    suits = "import sys; assert sys.version_info >= (3, 11); open(sys._base_executable).close()"
+    interpreter = next(
+        (
+            python
+            for python in (sys.executable, "/usr/bin/python3")
+            if _runs([*drop, python, "-c", suits])
+        ),
+        None,
+    )
+    if interpreter is None:
+        pytest.skip("no Python 3.11 that an ordinary user may run")
+    import xllamacpp
+
+    paths = [str(SOURCE), str(Path(xllamacpp.__file__).parents[1])]
+    code = (
+        f"import asyncio, os, sys\nsys.path[:0] = {paths!r}\n"
+        "from cloister.engine.llama import LlamaEngine\n"
+        "from cloister.engine.models import resolve_model\n"
+        "from cloister.engine.protocol import MODELS, EngineRequest\n"
+        "from cloister.engine.sandbox import Sandbox\n"
+        "async def main():\n"
+        "    engine = LlamaEngine(resolve_model('demo'), isolation=Sandbox())\n"
+        "    await engine.start()\n"
+        "    response = await engine.send(EngineRequest(path=MODELS))\n"
+        "    print(os.geteuid(), response.status)\n"
+        "    await engine.aclose()\n"
+        "asyncio.run(main())\n"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [*drop, interpreter, "-B", "-c", code], capture_output=True, timeout=60
+    )
+    assert done.stdout.split() == [b"65534", b"200"], done.stderr
+
+
+def _runs(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+    except OSError:
+        return False
