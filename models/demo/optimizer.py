@@ -28,7 +28,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     for _ in range(_STEPS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if tall else x
+    result: Tensor = x.T if tall else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):

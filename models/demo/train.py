@@ -123,7 +123,8 @@ def save(network: Network, path: Path) -> None:
 
 def optimizers(network: Network) -> tuple[list[torch.optim.Optimizer], list[nn.Parameter]]:
     """Return AdamW and Muon, and the parameters whose gradients need clipping."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         hidden = parameter.dim() == 2 and not name.startswith("token_embd")
         (matrices if hidden else others).append(parameter)
@@ -164,7 +165,7 @@ def train(arguments: argparse.Namespace) -> None:
             stepper.param_groups[0]["lr"] = full * rate_share(progress, step)
         ids, weights = padded(batch)
         value, _ = loss(network, ids, weights)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(clipped, 1.0)
         for stepper in steppers:
             stepper.step()

@@ -7,7 +7,11 @@ DEFINE = (
     *("Can you explain {x}?", "Could you explain {x} to me?", "Tell me about {x}.", "{X}?", "{X}"),
     *("What does {x} mean?", "Please explain {x}.", "How would you describe {x}?", "and {x}?"),
     *("I would like to know what {x} is.", "Do you know what {x} is?", "What is {x} for?"),
-    *("Explain {x} in simple words.", "What do you know about {x}?", "Give me a definition of {x}."),
+    *(
+        "Explain {x} in simple words.",
+        "What do you know about {x}?",
+        "Give me a definition of {x}.",
+    ),
     *("What exactly is {x}?", "So what is {x}?", "I don't understand {x}.", "Teach me about {x}."),
     *("Help me understand {x}.", "what do people mean by {x}?", "Can you tell me what {x} is?"),
     *("Please tell me about {x}.", "What is {x} in Cloister?", "What is meant by {x}?"),
@@ -15,7 +19,11 @@ DEFINE = (
     *("Why do people use {x}?", "What does {x} do?", "explain {x}", "I want to learn about {x}."),
     *("Never heard of {x}, what is it?", "What about {x}?", "Describe {x}.", "meaning of {x}"),
     *("Does Cloister use {x}?", "Why would I need {x}?", "Is {x} important?", "What are {x}?"),
-    *("Remind me what {x} is.", "I keep hearing about {x}. What is it?", "What's the deal with {x}?"),
+    *(
+        "Remind me what {x} is.",
+        "I keep hearing about {x}. What is it?",
+        "What's the deal with {x}?",
+    ),
     *("What is the meaning of {x}?", "What does the term {x} mean?", "How do you define {x}?"),
     *("Who needs {x}?", "Say something about {x}.", "I read about {x}, what is that?"),
 )
@@ -32,11 +40,25 @@ COMPARE = (
 MORE = (
     *("Tell me more.", "Can you say more?", "Why is that useful?", "Why does that matter?"),
     *("why is that important", "What else should I know?", "Go on.", "Please continue.", "more"),
-    *("And what else?", "more please", "Anything else?", "How does it work?", "Say more.", "continue"),
+    *(
+        "And what else?",
+        "more please",
+        "Anything else?",
+        "How does it work?",
+        "Say more.",
+        "continue",
+    ),
     *("Can you explain that?", "What is it good for?", "Why?", "I want to know more."),
 )
 REPEAT = (
-    *("Repeat after me: ", "Repeat: ", "Say this: ", "Please repeat: ", "Echo: ", "repeat after me: "),
+    *(
+        "Repeat after me: ",
+        "Repeat: ",
+        "Say this: ",
+        "Please repeat: ",
+        "Echo: ",
+        "repeat after me: ",
+    ),
     *("Repeat this: ", "Say: ", "Please say: ", "Repeat exactly: ", "Repeat the following: "),
     *("Echo this: ", "Repeat this word: ", "Say exactly this: ", "Please repeat after me: "),
 )

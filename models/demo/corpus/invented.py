@@ -6,6 +6,7 @@ from random import Random
 
 from corpus.phrasing import capitalised
 
+# ruff: noqa: SIM905 - lists of many short words read best as text
 _ONSETS = "b c d f g h j k l m n p r s t v w z br tr st ch gr pl th sh fl cr".split()
 _VOWELS = "a e i o u ai ea oo ie".split()
 _ENDINGS = ("", "", "n", "s", "l", "k", "r", "t", "x", "nd", "ng")

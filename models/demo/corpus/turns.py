@@ -49,7 +49,9 @@ class Turns:
         if roll < 0.75:
             other = rng.choice(declined.words)
             place = rng.choice(declined.places)
-            return rng.choice((f"a {word}", f"{word}s", f"{word} {other}s", f"the {word} of {place}"))
+            return rng.choice(
+                (f"a {word}", f"{word}s", f"{word} {other}s", f"the {word} of {place}")
+            )
         if roll < 0.80:
             return rng.choice((rng.choice(declined.places), f"how to {rng.choice(declined.verbs)}"))
         invented_word = invented.pseudo_word(rng)
