@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from channel_support import joined
 from cloister.channel.bhttp import (
     Data,
     EndOfContent,
@@ -41,6 +40,7 @@ from cloister.channel.hpke import (
     setup_sender,
 )
 from cloister.channel.ohttp import MAX_CHUNK, ServerKey, ServerRequest
+from support.channel import joined
 
 pytestmark = pytest.mark.node
 

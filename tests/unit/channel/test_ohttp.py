@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from channel_support import HEX, cut, load
 from cloister.channel.hpke import OPEN_FAILED, Aead, Kdf, Kem, PrivateKey, Suite
 from cloister.channel.ohttp import (
     MAX_CHUNK,
@@ -21,6 +20,7 @@ from cloister.channel.ohttp import (
 )
 from cloister.channel.varint import encode_varint
 from cloister.errors import ChannelError, TruncatedError
+from support.channel import HEX, cut, load
 
 CASE = {
     "chunked": bool,
@@ -198,6 +198,15 @@ def test_a_stream_cut_at_a_chunk_boundary_is_noticed_in_both_directions(frames: 
         assert not opener.finished
 
 
+def test_a_stream_cut_inside_a_chunk_is_noticed() -> None:
+    sender, (nonce, first, second, final) = response_stream()
+    assert opened(sender.response_opener(), [nonce, first, second, final])
+    opener = sender.response_opener()
+    assert opener.receive(nonce + first + second[:-1]) == [b"one"]
+    with pytest.raises(TruncatedError):
+        opener.finish()
+
+
 @pytest.mark.parametrize("missing", [1, 3, 4, 18])
 def test_a_final_chunk_cut_short_is_noticed(missing: int) -> None:
     sender, response = response_stream()
@@ -254,7 +263,9 @@ def test_nothing_is_taken_after_the_end() -> None:
     response = sender.response_opener()
     opened(request, request_stream())
     opened(response, frames)
-    for opener in (request, response):
+    whole = ServerRequest(KEYS, chunked=False)
+    opened(whole, [ClientRequest(CONFIG).seal(b"question")])
+    for opener in (request, response, whole):
         for call in (opener.finish, lambda opener=opener: opener.receive(b"x")):
             with pytest.raises(RuntimeError, match="already ended"):
                 call()

@@ -92,6 +92,13 @@ def test_a_list_cut_short(cut: int) -> None:
         parse_key_configs(listed + listed[:cut])
 
 
+def test_a_list_cut_short_in_what_is_unknown() -> None:
+    unknown = b"\x05\x00\x10" + bytes(65) + b"\0\4\0\1\0\1"
+    assert parse_key_configs(len(unknown).to_bytes(2, "big") + unknown) == ()
+    with pytest.raises(MalformedError):
+        parse_key_configs(len(unknown).to_bytes(2, "big") + unknown[:-1])
+
+
 def test_a_list_is_bounded() -> None:
     one = encode_key_configs((KeyConfig.parse(EXAMPLE),))
     assert len(parse_key_configs(one * MAX_KEY_CONFIGS)) == MAX_KEY_CONFIGS
