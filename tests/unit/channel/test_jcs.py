@@ -6,6 +6,7 @@ import contextlib
 import json
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +104,26 @@ def test_round_trip(value: Json) -> None:
 def test_arbitrary_bytes_give_only_malformed(data: bytes) -> None:
     with contextlib.suppress(MalformedError):
         parse(data)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    )
+)
+def test_the_fast_encoder_writes_what_the_reference_writes(value: object) -> None:
+    assert canonical(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
+
+
+def test_every_character_is_escaped_as_the_reference_escapes_it() -> None:
+    characters = "".join(chr(code) for code in range(0x3000) if code)
+    for text in (characters, "\0", '"\\/\b\f\n\r\t\x7f\u2028\u2029\U0001f512'):
+        assert canonical({"a": text}) == rfc8785.dumps({"a": text})
+
+
+@pytest.mark.parametrize("value", ["\ud800", {"a": "\udfff"}, 2**53, [1.5], {"a": 1.0}, {1: 2}])
+def test_what_has_no_canonical_form_is_refused(value: object) -> None:
+    with pytest.raises(MalformedError):
+        canonical(value)
