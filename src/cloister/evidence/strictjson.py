@@ -68,6 +68,8 @@ def decode_base64(text: object, *, limit: int, what: str, code: str) -> bytes:
         data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     except (ValueError, UnicodeEncodeError):
         raise MalformedError(f"{what} is not base64", code=code) from None
+    if len(data) > limit:
+        raise MalformedError(f"{what} has more than {limit} bytes", code=code)
     if base64.b64encode(data).decode("ascii") != text:
         raise MalformedError(f"{what} is not canonical base64", code=code)
     return data
