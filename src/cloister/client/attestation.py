@@ -54,6 +54,8 @@ class Attestation:
         """What the last handshake ended with, unless it affirmed."""
         self.result: AttestationResult | None = None
         """The last result, affirming or not."""
+        self.nonce: bytes | None = None
+        """The nonce that the last report was asked for with."""
 
     def current(self, stale: AffirmedAttester | None = None) -> AffirmedAttester | None:
         """The affirmed worker, unless its time is over or it is the one called `stale`.
@@ -116,7 +118,7 @@ class Attestation:
         if report is None:
             raise RuntimeError("the driver answered a fetch with nothing")
         now = effects.wall()
-        self.result = None
+        self.result, self.nonce = None, nonce
         self.result = self._verifier.appraise_report(
             report, nonce=nonce, at=datetime.fromtimestamp(now, UTC)
         )

@@ -65,6 +65,8 @@ class Connection(_Shared):
         link = self.link
         try:
             self._transport.attest()
+        except FetchError:
+            raise
         except httpx2.TransportError as error:
             raise unreachable(error) from error
         except Exception:
@@ -99,6 +101,8 @@ class AsyncConnection(_Shared):
         link = self.link
         try:
             await self._transport.attest()
+        except FetchError:
+            raise
         except httpx2.TransportError as error:
             raise unreachable(error) from error
         except Exception:
@@ -122,7 +126,5 @@ class AsyncConnection(_Shared):
 
 def unreachable(error: httpx2.TransportError) -> FetchError:
     """What a broken or refused connection means for whoever only wanted a report."""
-    if isinstance(error, FetchError):
-        return error
     kind = type(error).__name__
     return FetchError(f"the worker cannot be reached ({kind})", code="fetch.unreachable")

@@ -8,7 +8,15 @@ from cloister.client import flow
 from cloister.client.address import WorkerAddress
 from cloister.client.attestation import Attestation, Verifier
 from cloister.client.exchange import SealedExchange
-from cloister.client.request import Field, InnerRequest, base64url, inner_headers
+from cloister.client.request import (
+    CACHE_SECRET,
+    IDEMPOTENCY_KEY,
+    Field,
+    InnerRequest,
+    base64url,
+    inner_headers,
+)
+from cloister.client.retries import RETRY_COUNT, RetryKeys
 from cloister.client.settings import ClientSettings, Effects
 
 CACHE_SECRET_SIZE = 32
@@ -40,10 +48,12 @@ class Link:
             address=address, verifier=verifier, settings=self.settings, effects=self.effects
         )
         self.sessions = flow.Sessions(settings=self.settings, effects=self.effects)
+        self.completed_exchanges = 0
         self.last_exchange: SealedExchange | None = None
         """The exchange that was completed last, by whichever thread or task."""
         self._cache_secret = base64url(self.effects.random(CACHE_SECRET_SIZE))
         self._on_exchange = on_exchange
+        self._retries = RetryKeys(self._new_key)
 
     def inner_request(
         self,
@@ -57,18 +67,37 @@ class Link:
     ) -> InnerRequest:
         """What is sealed for one request of an HTTP client; `target` is path and query.
 
+        A cache secret or an idempotency key among `headers` stays; otherwise they are added.
+
         Raises:
             ChannelError: the request is for another address (code ``channel.other_worker``).
         """
-        key = self.effects.random(IDEMPOTENCY_KEY_SIZE).hex().encode("ascii")
+        path = self.address.inner_path(scheme, authority, target)
+        fields = inner_headers(headers)
+        given = dict(fields)
+        if CACHE_SECRET not in given:
+            fields.append((CACHE_SECRET, self._cache_secret))
+        if IDEMPOTENCY_KEY not in given:
+            count = given.get(RETRY_COUNT)
+            key = (
+                self._new_key()
+                if count is None
+                else self._retries.key(
+                    count, method.encode(), path, given.get(b"authorization", b""), body
+                )
+            )
+            fields.append((IDEMPOTENCY_KEY, key))
         return InnerRequest(
             method=method.encode("ascii"),
             scheme=scheme.encode("ascii"),
             authority=authority,
-            path=self.address.inner_path(scheme, authority, target),
-            headers=inner_headers(headers, cache_secret=self._cache_secret, idempotency_key=key),
+            path=path,
+            headers=tuple(fields),
             body=body,
         )
+
+    def _new_key(self) -> bytes:
+        return self.effects.random(IDEMPOTENCY_KEY_SIZE).hex().encode("ascii")
 
     def exchange(self, inner: InnerRequest) -> flow.Steps:
         """The generator that sends `inner`; see `cloister.client.flow.exchange`."""
@@ -76,6 +105,7 @@ class Link:
 
     def completed(self, exchange: SealedExchange) -> None:
         """The authenticated end of an answer was seen: remember it and tell whoever asked."""
+        self.completed_exchanges += 1
         self.last_exchange = exchange
         if self._on_exchange is not None:
             self._on_exchange(exchange)

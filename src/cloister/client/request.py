@@ -53,21 +53,9 @@ class InnerRequest:
         return (*self.headers, (b"date", stamp), (CLIENT_NONCE, base64url(nonce)))
 
 
-def inner_headers(
-    fields: Iterable[Field], *, cache_secret: bytes, idempotency_key: bytes
-) -> tuple[Field, ...]:
-    """The fields to seal, of all those an HTTP client wanted to send.
-
-    A cache secret or an idempotency key among `fields` stays; otherwise these are added.
-    """
-    kept = [(name.lower(), value) for name, value in fields]
-    kept = [(name, value) for name, value in kept if name not in _DROPPED]
-    names = {name for name, _ in kept}
-    if CACHE_SECRET not in names:
-        kept.append((CACHE_SECRET, cache_secret))
-    if IDEMPOTENCY_KEY not in names:
-        kept.append((IDEMPOTENCY_KEY, idempotency_key))
-    return tuple(kept)
+def inner_headers(fields: Iterable[Field]) -> list[Field]:
+    """The fields to seal, of all those an HTTP client wanted to send; names in lower case."""
+    return [(name.lower(), value) for name, value in fields if name.lower() not in _DROPPED]
 
 
 def base64url(data: bytes) -> bytes:
