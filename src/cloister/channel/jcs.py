@@ -121,9 +121,13 @@ def expect_int(value: object, what: str, *, low: int = 0, high: int = MAX_INTEGE
 def expect_hex(value: object, what: str, *, size: int | None = None, limit: int = 65536) -> bytes:
     """Return the bytes of lower-case hex `value`, exactly `size` of them where given."""
     text = expect_str(value, what, limit=2 * limit)
-    if len(text) % 2 or any(char not in "0123456789abcdef" for char in text):
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = None
+    # `fromhex` also takes capitals and white space.
+    if data is None or data.hex() != text:
         raise MalformedError(f"{what} is not lower-case hex")
-    data = bytes.fromhex(text)
     if size is not None and len(data) != size:
         raise MalformedError(f"{what} has {len(data)} bytes, not {size}")
     return data

@@ -10,7 +10,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.channel.jcs import Json, canonical, parse_json, parse_json_object
+from cloister.channel.jcs import Json, canonical, expect_hex, parse_json, parse_json_object
 from cloister.errors import MalformedError
 
 
@@ -127,3 +127,10 @@ def test_every_character_is_escaped_as_the_reference_escapes_it() -> None:
 def test_what_has_no_canonical_form_is_refused(value: object) -> None:
     with pytest.raises(MalformedError):
         canonical(value)
+
+
+@pytest.mark.parametrize("text", ["AB", "a", "0g", " ab", "ab ", "a b0", "\u0661\u0662", 7, None])
+def test_hex_is_lower_case_and_nothing_else(text: object) -> None:
+    assert expect_hex("00ab", "it", size=2) == b"\x00\xab"
+    with pytest.raises(MalformedError):
+        expect_hex(text, "it")
