@@ -11,7 +11,6 @@ gone, so is the TPM, however they ended.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import subprocess
@@ -67,10 +66,12 @@ def manufacture(directory: Path) -> Manufactured:
     made = directory / "software-tpm"
     if not made.is_dir():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tpm-", dir=directory) as work:
-            _manufacture_in(Path(work))
-            Path(work).rename(made)
-            Path(work).mkdir()  # so that leaving the block finds something to remove
+        work = Path(tempfile.mkdtemp(prefix=".tpm-", dir=directory))
+        try:
+            _manufacture_in(work)
+            work.rename(made)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     try:
         return Manufactured(
             state=made / _TPM,
@@ -135,12 +136,8 @@ class SoftwareTpm:
         """The exit status, or None while it runs."""
         return self._process.poll()
 
-    def stop(self, *, orderly: bool = True) -> None:
-        """End it; `orderly` tells it so first, which it can hear only if nobody else speaks."""
-        if orderly and self._process.poll() is None:
-            # One that has gone already is told by the end of the connection.
-            with contextlib.suppress(TpmError):
-                self.tpm.shutdown()
+    def stop(self) -> None:
+        """End it. Not orderly: nothing is kept of a copy."""
         self.tpm.close()
         try:
             # Another process may still hold the connection, so its end alone is not enough.

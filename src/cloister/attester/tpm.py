@@ -62,7 +62,6 @@ class Command(enum.IntEnum):
 
     CREATE_PRIMARY = 0x131
     STARTUP = 0x144
-    SHUTDOWN = 0x145
     ACTIVATE_CREDENTIAL = 0x147
     NV_READ = 0x14E
     POLICY_SECRET = 0x151
@@ -131,10 +130,6 @@ class Tpm:
         except TpmError as error:
             if error.response_code != 0x100:  # TPM_RC_INITIALIZE: not needed
                 raise
-
-    def shutdown(self) -> None:
-        """``TPM2_Shutdown(CLEAR)``: so that the next start counts as orderly."""
-        self._run(Command.SHUTDOWN, parameters=bytes(2))
 
     def create_primary(self, template: bytes, *, hierarchy: int = RH_ENDORSEMENT) -> LoadedKey:
         """Make a primary key from `template` (``TPMT_PUBLIC``) and load it."""

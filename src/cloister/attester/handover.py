@@ -1,0 +1,113 @@
+"""What a launcher hands to the worker it started, as the worker sees it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+
+from cloister.attester import link
+from cloister.attester.quote import TpmAttester
+from cloister.attester.tpm import Tpm
+from cloister.attester.transport import DeviceTransport, SocketTransport, Transport
+from cloister.evidence.strictjson import JsonObject
+
+ORPHAN_GRACE_S: Final = 45.0
+"""How long a worker may finish its streams after its launcher died, before it is ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredFile:
+    """A file as the launcher measured it. Whoever opens it later should compare."""
+
+    name: str
+    path: Path
+    sha256: str
+    """Lower-case hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """Everything the worker needs; it reads no environment variable and no file for it."""
+
+    configuration: JsonObject
+    """Measured: what the worker does. Nothing else may change what it does."""
+    operator: JsonObject
+    """Not measured: where it listens, who may use it."""
+    model: MeasuredFile | None
+    native: Mapping[str, MeasuredFile]
+    directory: Path
+    """Private (mode 0700), for sockets and temporary files; removed with the worker."""
+    attester: TpmAttester = field(repr=False)
+    event_log: bytes = field(repr=False)
+    _connection: socket.socket = field(repr=False)
+
+    def ready(self, message: Mapping[str, Any] | None = None) -> None:
+        """Tell the launcher that requests are answered; `message` is JSON for whoever waits."""
+        with contextlib.suppress(OSError):
+            link.send(self._connection, {"ready": dict(message or {})})
+
+
+def accept(connection: socket.socket, message: Mapping[str, Any]) -> Handover:
+    """Take over what `message` describes and start listening to the launcher."""
+    directory = Path(message["directory"])
+    attester = TpmAttester(
+        Tpm(_transport(message["tpm"])),
+        ak_handle=message["tpm"]["ak_handle"],
+        ak_chain=certificates(message["ak_chain"]),
+        event_log=base64.b64decode(message["event_log"]),
+    )
+    handover = Handover(
+        configuration=message["configuration"],
+        operator=message["operator"],
+        model=None if message["model"] is None else _measured_file(message["model"]),
+        native={name: _measured_file(entry) for name, entry in message["native"].items()},
+        directory=directory,
+        attester=attester,
+        event_log=base64.b64decode(message["event_log"]),
+        _connection=connection,
+    )
+    threading.Thread(
+        target=_listen, args=(connection, attester, directory), name="launcher", daemon=True
+    ).start()
+    return handover
+
+
+def certificates(encoded: list[str]) -> tuple[x509.Certificate, ...]:
+    """Decode base64 of DER."""
+    return tuple(x509.load_der_x509_certificate(base64.b64decode(entry)) for entry in encoded)
+
+
+def _listen(connection: socket.socket, attester: TpmAttester, directory: Path) -> None:
+    """Take renewed certificates; when the launcher is gone, end this worker as it would have."""
+    while (message := link.receive(connection)) is not None:
+        if "ak_chain" in message:
+            attester.replace_chain(certificates(message["ak_chain"]))
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_GRACE_S)
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(1)
+
+
+def _transport(tpm: Mapping[str, Any]) -> Transport:
+    descriptor = int(tpm["fd"])
+    # The engine that this worker starts must not inherit the way to the TPM.
+    os.set_inheritable(descriptor, False)
+    if tpm["kind"] == "socket":
+        return SocketTransport.from_fd(descriptor)
+    return DeviceTransport(descriptor)
+
+
+def _measured_file(entry: Mapping[str, str]) -> MeasuredFile:
+    return MeasuredFile(name=entry["name"], path=Path(entry["path"]), sha256=entry["sha256"])

@@ -1,0 +1,138 @@
+"""Turns an installation, a model and a configuration into components with digests.
+
+The launcher measures what it is about to start with the same functions that ``cloister
+measure`` computes reference values with, ahead of time and on another machine.
+
+What is not measured: the operating system (kernel, C library, shared libraries of the system),
+the launcher's own process while it measures, and whoever can change a file between its
+measurement and its use. On a development platform that race, like a launcher that lies, goes
+undetected.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cloister.attester.installation import Installation, inspect_installation
+from cloister.attester.tree import content_paths, hash_files, tree_digest
+from cloister.errors import BuildError
+from cloister.evidence.component import Component, ComponentKind, configuration_component
+from cloister.evidence.strictjson import JsonObject
+from cloister.verifier.reference_values import ReferenceValues
+
+INTERPRETER_NAME: Final = "python"
+STDLIB_NAME: Final = "python-stdlib"
+CONFIGURATION_NAME: Final = "worker"
+CONFIGURATION_VERSION: Final = "1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is to be started, or would be."""
+
+    python: Path
+    """The interpreter, in its virtual environment if it has one."""
+    configuration: JsonObject = field(repr=False)
+    """The whole effective configuration of the worker."""
+    model: Path | None
+    model_name: str = ""
+    native: Mapping[str, Path] = field(default_factory=dict)
+    """Native programs and libraries by name: the engine's library, the sandbox program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The components in the order in which they are extended, and what they were made from."""
+
+    components: tuple[Component, ...]
+    installation: Installation
+
+
+def measure(subject: Subject, *, threads: int | None = None) -> Measured:
+    """Hash everything that `subject` consists of.
+
+    Raises:
+        BuildError: something cannot be measured.
+    """
+    installation = inspect_installation(subject.python)
+    interpreter = installation.interpreter
+    native = {name: _file(path) for name, path in subject.native.items()}
+    model = None if subject.model is None else _file(subject.model)
+    paths = [
+        *([model] if model is not None else []),
+        *native.values(),
+        interpreter.executable,
+        *interpreter.libraries,
+        *content_paths(installation.stdlib),
+    ]
+    for distribution in installation.distributions:
+        paths += content_paths(distribution.entries)
+    for unowned in installation.unowned:
+        paths += content_paths(unowned.entries)
+    digests = hash_files(paths, threads=threads or min(4, os.cpu_count() or 1))
+    components = [*_software(installation, digests)]
+    components += [
+        _component(ComponentKind.NATIVE, name, "", digests[path])
+        for name, path in sorted(native.items())
+    ]
+    components.append(
+        configuration_component(CONFIGURATION_NAME, CONFIGURATION_VERSION, subject.configuration)
+    )
+    if model is not None:
+        components.append(_component(ComponentKind.MODEL, subject.model_name, "", digests[model]))
+    return Measured(components=tuple(components), installation=installation)
+
+
+def reference_values(subject: Subject, *, threads: int | None = None) -> ReferenceValues:
+    """What a worker started from an equal `subject`, on any machine, must be made of.
+
+    Raises:
+        BuildError: something cannot be measured.
+    """
+    return ReferenceValues.from_components(measure(subject, threads=threads).components)
+
+
+def _software(installation: Installation, digests: Mapping[str, str]) -> Iterable[Component]:
+    interpreter = installation.interpreter
+    version = interpreter.version
+    yield _component(
+        ComponentKind.INTERPRETER, INTERPRETER_NAME, version, digests[interpreter.executable]
+    )
+    for library in interpreter.libraries:
+        yield _component(ComponentKind.INTERPRETER, Path(library).name, version, digests[library])
+    yield Component(
+        kind=ComponentKind.STDLIB,
+        name=STDLIB_NAME,
+        version=version,
+        digest=tree_digest(installation.stdlib, digests),
+    )
+    for distribution in installation.distributions:
+        yield Component(
+            kind=ComponentKind.DISTRIBUTION,
+            name=distribution.name,
+            version=distribution.version,
+            digest=tree_digest(distribution.entries, digests),
+        )
+    for unowned in installation.unowned:
+        yield Component(
+            kind=ComponentKind.UNOWNED,
+            name=unowned.name,
+            version="",
+            digest=tree_digest(unowned.entries, digests),
+        )
+
+
+def _component(kind: ComponentKind, name: str, version: str, digest: str) -> Component:
+    return Component(kind=kind, name=name, version=version, digest="sha256:" + digest)
+
+
+def _file(path: Path) -> str:
+    """The file behind `path`, links followed: what is measured is what is opened."""
+    resolved = path.resolve()
+    if not resolved.is_file():
+        raise BuildError(f"{path} is not a file", code="measure.file")
+    return str(resolved)
