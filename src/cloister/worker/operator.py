@@ -26,7 +26,7 @@ class OperatorServer:
     """``/livez``, ``/readyz`` and ``/metrics`` on a unix socket with mode 0600."""
 
     def __init__(self, path: Path, *, metrics: Metrics, ready: Callable[[], bool]) -> None:
-        self._path = path
+        self.path = path
         self._metrics = metrics
         self._ready = ready
         self._server: asyncio.Server | None = None
@@ -35,15 +35,15 @@ class OperatorServer:
     async def start(self) -> None:
         """Listen. ConfigurationError when something that is no socket lies at the path."""
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(self._path.lstat().st_mode):
+            if not stat.S_ISSOCK(self.path.lstat().st_mode):
                 raise ConfigurationError(
                     "something else lies where the operator socket should be",
                     code="configuration.operator_socket",
                 )
-            self._path.unlink()
+            self.path.unlink()
         before = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MAX_HEAD)
+            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=_MAX_HEAD)
         finally:
             os.umask(before)
 
@@ -52,7 +52,7 @@ class OperatorServer:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1

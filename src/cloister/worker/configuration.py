@@ -1,0 +1,109 @@
+"""The worker's effective configuration: what is measured before it starts, and read after.
+
+One JSON object without fractions. The launcher measures it, the claims document repeats it,
+and the worker does what it says: `settings_of` and `engine_of` read it back, and the worker
+refuses to start when the engine that results would describe itself otherwise.
+
+Where the worker listens, who may use it and how often is the operator's business, and is not
+in here (`cloister.worker.operation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final, TypeVar, cast
+
+from cloister.channel.claims import ClaimsDocument, ModelClaim
+from cloister.channel.jcs import JsonObject
+from cloister.engine.protocol import Engine
+from cloister.errors import ConfigurationError
+from cloister.worker.settings import KeySettings, Limits, Padding, ReceiptSettings, WorkerSettings
+
+VERSION: Final = 1
+_Section = TypeVar("_Section", KeySettings, Limits, Padding, ReceiptSettings)
+
+
+def effective_configuration(engine: Engine, settings: WorkerSettings) -> JsonObject:
+    """Describe a worker with this engine and these settings. The engine need not run."""
+    described = cast(JsonObject, dict(engine.configuration()))
+    return {
+        "version": VERSION,
+        "debug": False,
+        "isolation": described["isolation"],
+        "engine": described,
+        "worker": {
+            "keys": _whole_numbers(settings.keys),
+            "limits": _whole_numbers(settings.limits),
+            "padding": _whole_numbers(settings.padding),
+            "receipts": _whole_numbers(settings.receipts),
+        },
+    }
+
+
+def settings_of(configuration: JsonObject) -> WorkerSettings:
+    """The settings that a configuration describes; ConfigurationError if it is none."""
+    if configuration.get("version") != VERSION or configuration.get("debug") is not False:
+        raise _refused("it is not of a version that this worker knows")
+    sections = configuration.get("worker")
+    names = {"keys", "limits", "padding", "receipts"}
+    if not isinstance(sections, dict) or sections.keys() != names:
+        raise _refused("its section `worker` is not complete")
+    return WorkerSettings(
+        keys=_section(KeySettings, sections["keys"]),
+        limits=_section(Limits, sections["limits"]),
+        padding=_section(Padding, sections["padding"]),
+        receipts=_section(ReceiptSettings, sections["receipts"]),
+    )
+
+
+def check_engine(configuration: JsonObject, engine: Engine) -> None:
+    """ConfigurationError unless `engine` describes itself as the configuration does."""
+    described = cast(JsonObject, dict(engine.configuration()))
+    if described != configuration.get("engine") or described.get("isolation") != configuration.get(
+        "isolation"
+    ):
+        raise ConfigurationError(
+            "the engine on this machine is not what was measured: its version, its model or its "
+            "sandbox differs",
+            code="configuration.engine_mismatch",
+        )
+
+
+def claims_of(configuration: JsonObject, engine: Engine) -> ClaimsDocument:
+    """The claims document of a worker with this configuration."""
+    isolation = configuration.get("isolation")
+    mode = isolation.get("mode") if isinstance(isolation, dict) else None
+    return ClaimsDocument(
+        models=(ModelClaim(name=engine.model.name, sha256=engine.model.sha256),),
+        configuration=configuration,
+        isolation=mode if isinstance(mode, str) else "unknown",
+    )
+
+
+def _whole_numbers(section: Any) -> JsonObject:
+    values: JsonObject = {}
+    for name, value in dataclasses.asdict(section).items():
+        if value != int(value):
+            raise ConfigurationError(
+                f"the setting {name} must be a whole number", code="configuration.fraction"
+            )
+        values[name] = int(value)
+    return values
+
+
+def _section(kind: type[_Section], value: object) -> _Section:
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(value, dict) or value.keys() != fields:
+        raise _refused(f"its settings of {kind.__name__} are not complete")
+    if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in value.values()):
+        raise _refused(f"a setting of {kind.__name__} is not a whole number")
+    try:
+        return kind(**value)
+    except ValueError:
+        raise _refused(f"a setting of {kind.__name__} is out of range") from None
+
+
+def _refused(why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the worker's configuration is refused: {why}", code="configuration.worker"
+    )

@@ -1,0 +1,139 @@
+"""The worker process: from the launcher's hand-over to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+from cloister.attester.handover import Handover
+from cloister.errors import CloisterError, ConfigurationError
+from cloister.worker.app import Worker, build_worker
+from cloister.worker.configuration import claims_of, settings_of
+from cloister.worker.engines import engine_of
+from cloister.worker.hardening import harden_process
+from cloister.worker.logs import EventLog, silence_loop, silence_process
+from cloister.worker.operation import Operation
+from cloister.worker.operator import OperatorServer
+from cloister.worker.server import HttpServer, listen_tcp
+
+ENTRY: Final = "cloister.worker.serve:main"
+"""What a launch plan names as its entry."""
+
+STARTED, FAILED = 0, 1
+
+
+def main(handover: Handover) -> int:
+    """Run a worker until it is told to stop; the exit status."""
+    log = EventLog(sys.stderr)
+    silence_process(log)
+    hardening = harden_process()
+    log.event("worker.hardened", **dataclasses.asdict(hardening))
+    try:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_serve(handover, log))
+    except CloisterError as error:
+        # Its sentence is for the operator: it was made before any request could arrive.
+        log.event("worker.failed", code=error.code, reason=str(error))
+        return FAILED
+    return STARTED
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _serve(handover: Handover, log: EventLog) -> None:
+    loop = asyncio.get_running_loop()
+    silence_loop(loop, log)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    operation = Operation.from_json(handover.operator)
+    worker = _build(handover, operation, log)
+    async with contextlib.AsyncExitStack() as stack:
+        listener = _listen(operation)
+        stack.callback(listener.close)
+        operator = OperatorServer(
+            operation.operator_socket or handover.directory / "operator.sock",
+            metrics=worker.context.metrics,
+            ready=lambda: worker.ready,
+        )
+        await operator.start()
+        stack.push_async_callback(operator.aclose)
+        if not await _started(worker, stop):
+            return
+        server = HttpServer(worker, listener)
+        await server.open()
+        host, port = listener.getsockname()[:2]
+        handover.ready(
+            {
+                "host": host,
+                "port": port,
+                "keyset_digest": worker.context.keys.current.digest,
+                "model": worker.context.engine.model.name,
+                "api_keys_needed": not worker.context.gatekeeper.open,
+                "operator_socket": str(operator.path),
+            }
+        )
+        await stop.wait()
+        await worker.stop()
+        await server.close()
+
+
+def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
+    configuration, model = handover.configuration, handover.model
+    engine = engine_of(
+        configuration,
+        operation,
+        model=None if model is None else (model.name, model.path, model.sha256),
+    )
+    return build_worker(
+        engine=engine,
+        source=handover.attester,
+        claims=claims_of(configuration, engine),
+        log=log,
+        settings=dataclasses.replace(settings_of(configuration), rate=operation.rate),
+        random=os.urandom,
+        api_keys=operation.api_keys,
+        open_when_empty=operation.on_loopback,
+        provenance=operation.provenance,
+    )
+
+
+def _listen(operation: Operation) -> socket.socket:
+    try:
+        return listen_tcp(operation.host, operation.port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the worker cannot listen on {operation.host}, port {operation.port} "
+            f"(errno {error.errno})",
+            code="configuration.listen",
+        ) from None
+
+
+async def _started(worker: Worker, stop: asyncio.Event) -> bool:
+    """Start the worker, unless it is told to stop before the engine has loaded."""
+    starting = asyncio.create_task(worker.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            return True
+    finally:
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+    await worker.context.engine.aclose()
+    return False
