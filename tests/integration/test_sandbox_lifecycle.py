@@ -20,6 +20,7 @@ from cloister.engine import landlock, sandbox
 from cloister.engine.confined import Confined, Program
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import EngineError, SandboxError
+from support.processes import processes
 
 pytestmark = pytest.mark.sandbox
 
@@ -34,21 +35,6 @@ async def running(way: str, marker: str = "marker") -> AsyncIterator[Confined]:
         yield confined
     finally:
         await confined.aclose()
-
-
-def processes(outer: int) -> dict[int, str]:
-    """The commands of `outer` and all its descendants, by process id."""
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                stat = (entry / "stat").read_text()
-                name, _, rest = stat.partition("(")[2].rpartition(")")
-                parents[int(entry.name)] = (int(rest.split()[1]), name)
-    found = {outer}
-    while more := {pid for pid, (parent, _) in parents.items() if parent in found} - found:
-        found |= more
-    return {pid: parents[pid][1] for pid in found if pid in parents}
 
 
 def status_of(pid: int) -> dict[str, str]:

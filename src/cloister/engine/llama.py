@@ -13,12 +13,13 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from cloister.engine import llama_child
+from cloister.engine.assemble import assemble
 from cloister.engine.confined import Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.models import sha256_descriptor
@@ -196,11 +197,13 @@ class LlamaEngine:
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
         method = method_of(request.path)
-        body = private_body(request.body) if method == "POST" else b""
-        if self._client is None or not self.alive:
+        body, whole = private_body(request.body) if method == "POST" else (b"", False)
+        client = self._client
+        if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
         try:
-            return await self._client.request(method, request.path, body)
+            response = await client.request(method, request.path, body)
+            return await _whole(response) if whole and response.status == 200 else response
         except EngineError as error:
             if error.code == TRUNCATED:
                 raise EngineError("the engine stopped", code=STOPPED) from None
@@ -236,8 +239,22 @@ def _package() -> Path:
     return Path(found.origin).parent
 
 
-def private_body(body: bytes) -> bytes:
-    """Return the body with what privacy demands, or refuse it.
+async def _whole(response: EngineResponse) -> EngineResponse:
+    """Collect a stream into one answer; being cancelled meanwhile frees the engine's slot."""
+    async with response:
+        status, body = await assemble(response.chunks)
+    chunks = _once(body)
+    return EngineResponse(
+        status=status, content_type="application/json", chunks=chunks, close=chunks.aclose
+    )
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes]:
+    yield body
+
+
+def private_body(body: bytes) -> tuple[bytes, bool]:
+    """Return the body as the engine gets it, and whether the caller wants a whole answer.
 
     EngineError (`REQUEST_REFUSED`) names a field that is not accepted here; the names are ours.
     """
@@ -247,4 +264,9 @@ def private_body(body: bytes) -> bytes:
     if decoded.get("cache_prompt", False) is not False:
         raise refuse("the field 'cache_prompt' can only be false here: no prompt is kept")
     decoded["cache_prompt"] = False
-    return encode_body(decoded)
+    stream = decoded.get("stream")
+    if stream not in (None, False, True):
+        raise refuse("the field 'stream' is neither true nor false")
+    if not stream:
+        decoded.update({"stream": True, "stream_options": {"include_usage": True}})
+    return encode_body(decoded), not stream

@@ -1,0 +1,124 @@
+"""Makes one whole answer out of a streamed one.
+
+llama.cpp looks whether its caller is still there each time it writes an event of a stream; for
+an answer that is not streamed it looks only after a second in which no request at all made
+progress, so a busy engine would compute given-up answers to their end. The engine is therefore
+always asked for a stream, and the answer is put together here, in the shape that the engine
+itself gives whole answers (OpenAI API reference, "Create chat completion", "The chat completion
+chunk object").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from cloister.engine.protocol import PROTOCOL, TRUNCATED
+from cloister.errors import EngineError
+
+MAX_ANSWER: Final = 64 << 20  # bytes of all events; token probabilities are what makes it long
+
+
+async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """Yield the JSON objects of a stream of server-sent events, up to ``[DONE]``.
+
+    EngineError for a stream that is too long, does not decode, or ends without ``[DONE]``.
+    """
+    pending = b""
+    total = 0
+    async for chunk in chunks:
+        total += len(chunk)
+        if total > MAX_ANSWER:
+            raise EngineError("the engine's answer is too long", code=PROTOCOL)
+        *lines, pending = (pending + chunk if pending else chunk).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield _object(data)
+    raise EngineError("the engine's answer ended early", code=TRUNCATED)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        decoded = json.loads(data)
+    except (ValueError, RecursionError):
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise EngineError("the engine's answer does not decode", code=PROTOCOL)
+    return decoded
+
+
+async def assemble(chunks: AsyncIterator[bytes]) -> tuple[int, bytes]:
+    """Return status and body of the whole answer whose stream `chunks` is.
+
+    An error in mid-stream becomes the whole answer, with its own status.
+    """
+    shell: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    try:
+        async for event in events(chunks):
+            if "error" in event:
+                return _status(event["error"]), _encode(event)
+            for choice in event.pop("choices"):
+                _merge_choice(choices.setdefault(choice["index"], {}), choice)
+            shell.update(event)
+    except (KeyError, TypeError, AttributeError):
+        raise EngineError("the engine's answer has another shape", code=PROTOCOL) from None
+    if shell.get("object") == "chat.completion.chunk":
+        shell["object"] = "chat.completion"
+    shell["choices"] = [choices[index] for index in sorted(choices)]
+    return 200, _encode(shell)
+
+
+def _status(error: object) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def _merge_choice(made: dict[str, Any], choice: dict[str, Any]) -> None:
+    for name, value in choice.items():
+        if name == "delta":
+            _merge_message(made.setdefault("message", {}), value)
+        elif name == "text":
+            made["text"] = made.get("text", "") + value
+        elif name == "logprobs" and value:
+            _merge_lists(made.setdefault("logprobs", {}), value)
+        elif value is not None or name not in made:
+            made[name] = value
+
+
+def _merge_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for name, value in delta.items():
+        if name == "tool_calls":
+            _merge_calls(message.setdefault("tool_calls", []), value)
+        elif name == "role" or not isinstance(message.get(name), str):
+            if value is not None or name not in message:
+                message[name] = value
+        elif value is not None:
+            message[name] += value
+
+
+def _merge_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
+    for delta in deltas:
+        if delta["index"] == len(calls):
+            calls.append({"function": {"name": "", "arguments": ""}})
+        call = calls[delta["index"]]
+        for name, value in delta.get("function", {}).items():
+            call["function"][name] = call["function"].get(name, "") + value
+        call.update({name: delta[name] for name in ("id", "type") if name in delta})
+
+
+def _merge_lists(made: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, list) and isinstance(made.get(name), list):
+            made[name] += value
+        else:
+            made[name] = value
