@@ -29,6 +29,7 @@ from cloister.channel.receipt import (
     sign_receipt,
 )
 from cloister.errors import ChannelError
+from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier.result import AffirmedAttester, AttestationResult, Claim, Finding, Source
 from support.wire import WireReply, WireRequest, reply
 
@@ -75,6 +76,32 @@ def echo(head: bhttp.RequestHead, body: bytes) -> Answer:
     )
 
 
+def openai_like(head: bhttp.RequestHead, body: bytes) -> Answer:
+    """A small OpenAI-compatible application that repeats the last message, word by word."""
+    if head.path == b"/v1/models":
+        model = {"id": "tiny", "object": "model", "created": 0, "owned_by": "cloister"}
+        return json_answer({"object": "list", "data": [model]})
+    if head.path != b"/v1/chat/completions":
+        return json_answer({"error": {"message": "no such path", "code": "not_found"}}, 404)
+    asked = json.loads(body)
+    words = str(asked["messages"][-1]["content"]).split()
+    shape = {"id": "chatcmpl-1", "created": 0, "model": "tiny"}
+    if not asked.get("stream"):
+        message = {"role": "assistant", "content": " ".join(words)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return json_answer({**shape, "object": "chat.completion", "choices": [choice]})
+    events = [
+        {
+            **shape,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {"content": word + " "}, "finish_reason": None}],
+        }
+        for word in words
+    ]
+    lines = [b":   \ndata: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    return events_answer([*lines, b"data: [DONE]\n\n"])
+
+
 def field_of(head: bhttp.RequestHead, name: bytes) -> bytes | None:
     return next((value for key, value in head.headers if key == name), None)
 
@@ -97,9 +124,12 @@ class FakeWorker:
     """The idempotency key of every request that was run."""
     spoil_receipt: Callable[[dict[str, object]], None] | None = None
     overload: bool = False
+    attester: SimulatedAttester | None = None
+    """Gives evidence that the real verifier appraises; without one, `FakeVerifier` must."""
 
     def __post_init__(self) -> None:
         self.claims = ClaimsDocument(models=(MODEL,), configuration={}, isolation="none")
+        self._receipt_key_id = "receipts"
         self._receipt_key = Ed25519PrivateKey.generate()
         self._enc: set[bytes] = set()
         self._lock = threading.Lock()
@@ -108,6 +138,9 @@ class FakeWorker:
 
     def rotate(self) -> None:
         """Make new keys and forget the old ones, as a restart does."""
+        if self.attester is not None:
+            self._take_keys(self.attester)
+            return
         hybrid = ServerKey.generate(self._next_id, Kem.MLKEM768_X25519)
         classic = ServerKey.generate(self._next_id + 1, Kem.X25519)
         self._next_id += 2
@@ -131,6 +164,13 @@ class FakeWorker:
             ),
         )
 
+    def _take_keys(self, attester: SimulatedAttester) -> None:
+        self.claims = attester.claims_document
+        self.keys = {attester.request_key.config.key_id: attester.request_key}
+        self.keyset = attester.keyset
+        self._receipt_key = attester.receipt_key
+        self._receipt_key_id = attester.keyset.receipt_signing_keys[0].key_id
+
     def __call__(self, request: WireRequest) -> WireReply:
         path = request.path
         if path.endswith("/ohttp"):
@@ -144,6 +184,9 @@ class FakeWorker:
 
     def _report(self, request: WireRequest) -> WireReply:
         self.reports += 1
+        if self.attester is not None:
+            nonce = bytes.fromhex(request.url.partition("nonce=")[2])
+            return reply(200, "application/json", self.attester.report(nonce))
         report = {
             "nonce": request.url.partition("nonce=")[2],
             "keyset": self.keyset.to_json(),
@@ -230,13 +273,15 @@ class FakeWorker:
             served_at=int(self.clock()),
             events=[
                 hash_event(REQUEST_RECEIVED, hashlib.sha256(message).digest()),
-                {"type": MODEL_SERVED, "name": MODEL.name, "sha256": MODEL.sha256},
+                {"type": MODEL_SERVED, **self.claims.models[0].to_json()},
                 hash_event(RESPONSE_RETURNED, answered),
             ],
         )
         if self.spoil_receipt is not None:
             self.spoil_receipt(document)  # type: ignore[arg-type]  # JSON is invariant
-        return sign_receipt(document, key_id="receipts", key=self._receipt_key).to_trailer()
+        return sign_receipt(
+            document, key_id=self._receipt_key_id, key=self._receipt_key
+        ).to_trailer()
 
 
 @dataclass

@@ -130,15 +130,23 @@ class AsyncWire:
 
 
 class SealedSyncStream:
-    """The content of one sealed answer. Iterate once; errors say that the rest is not to be had."""
+    """The content of one sealed answer; errors say that the rest is not to be had.
+
+    A second iteration goes on where the first one stopped: the OpenAI SDK reads on after the last
+    event, to drain the connection.
+    """
 
     def __init__(self, api: Api, opened: Opened, reply: drive.SyncReply, link: Link) -> None:
         self._api = api
         self._opened = opened
         self._reply = reply
         self._link = link
+        self._content = self._open()
 
     def __iter__(self) -> Iterator[bytes]:
+        return self._content
+
+    def _open(self) -> Iterator[bytes]:
         opened, opening = self._opened, self._opened.opening
         try:
             if not opened.ended:
@@ -168,8 +176,12 @@ class SealedAsyncStream:
         self._opened = opened
         self._reply = reply
         self._link = link
+        self._content = self._open()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._content
+
+    async def _open(self) -> AsyncIterator[bytes]:
         opened, opening = self._opened, self._opened.opening
         try:
             if not opened.ended:
