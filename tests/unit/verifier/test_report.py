@@ -719,9 +719,8 @@ def test_a_pinned_root_must_be_valid_itself() -> None:
     refuse(bad, "ak_expired", "tpm.certificate")
 
 
-def test_an_unknown_critical_extension_is_refused() -> None:
-    bad = world()
-    affirm(bad)
+def with_extension(bad: World, value: x509.ExtensionType) -> x509.Certificate:
+    """The attestation key's certificate with one critical extension more."""
     ca, key = bad.attester.ca, bad.attester.tpm.key.public_key()
     plain = ca.certify(key)
     builder = (
@@ -732,15 +731,41 @@ def test_an_unknown_critical_extension_is_refused() -> None:
         .public_key(key)
         .not_valid_before(plain.not_valid_before_utc)
         .not_valid_after(plain.not_valid_after_utc)
-        .add_extension(
-            x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"),
-            critical=True,
-        )
+        .add_extension(value, critical=True)
     )
     for extension in plain.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
-    bad.endorsed_by(builder.sign(ca.key, hashes.SHA256()))
+    return builder.sign(ca.key, hashes.SHA256())
+
+
+def test_an_unknown_critical_extension_is_refused() -> None:
+    bad = world()
+    affirm(bad)
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    bad.endorsed_by(with_extension(bad, unknown))
     refuse(bad, "ak_uncertified", "tpm.certificate")
+
+
+@pytest.mark.parametrize("signs", [True, False])
+def test_a_certificate_that_names_uses_must_name_signing(signs: bool) -> None:
+    bad = world()
+    affirm(bad)
+    usage = x509.KeyUsage(
+        digital_signature=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=True,
+        key_cert_sign=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    bad.endorsed_by(with_extension(bad, usage))
+    if signs:
+        affirm(bad)
+    else:
+        refuse(bad, "ak_purpose", "tpm.certificate")
 
 
 # --- launches that break the conventions, each signed by the TPM as it happened -------------
