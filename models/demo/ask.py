@@ -32,7 +32,8 @@ class Asker:
         parameters.verbosity = 0
         parameters.ui = False
         # The engine always listens somewhere; a host that ends in .sock is a unix socket.
-        parameters.hostnames = [str(socket_directory / "engine.sock")]
+        self.socket = socket_directory / "engine.sock"
+        parameters.hostnames = [str(self.socket)]
         self._server = xllamacpp.Server(parameters)
 
     def ask(self, messages: Sequence[tuple[str, str]]) -> str:
