@@ -134,6 +134,16 @@ def inspect_installation(python: Path) -> Installation:
     )
 
 
+def find_package(python: Path, package: str, *, suffix: str) -> tuple[Path, ...]:
+    """The files of an installed `package` whose names end in `suffix`, without importing it.
+
+    Raises:
+        BuildError: `python` is no interpreter that can be measured.
+    """
+    site = Path(_site_packages(python, _query(python)))
+    return tuple(sorted((site / package).glob(f"**/*{suffix}")))
+
+
 def _query(python: Path) -> Interpreter:
     # `-X pycache_prefix` here too: not even the question may be answered by old bytecode.
     flags = ("-I", "-S", "-B", "-X", "pycache_prefix=/nonexistent", "-c", _QUERY)

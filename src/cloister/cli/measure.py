@@ -1,0 +1,180 @@
+"""``cloister measure``: what a worker must be made of, computed before it is asked.
+
+Run it on any machine with the same packages and the same interpreter: what it prints is what a
+worker started there, or elsewhere from equal files, measures into its TPM.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cloister.errors import BuildError, ConfigurationError
+
+if TYPE_CHECKING:
+    from cloister.attester.measure import Measured, Subject
+    from cloister.channel.jcs import JsonObject
+    from cloister.engine.protocol import ModelInfo
+
+NATIVE_LIBRARY: Final = "xllamacpp"
+MAX_CONFIGURATION_BYTES: Final = 256 * 1024
+
+Model = Annotated[
+    str, typer.Option("--model", help="demo, a GGUF file, an https: address or hf:ORG/REPO/FILE.")
+]
+ModelDigest = Annotated[
+    str | None, typer.Option("--model-sha256", help="Its SHA-256; required if it is fetched.")
+]
+ModelName = Annotated[str | None, typer.Option("--model-name", help="The name it is served under.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens per request.")]
+Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Requests computed at a time.")]
+Unsafe = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-without-sandbox", help="Run the engine unconfined. Shows in the measurement."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What decides the engine's part of the configuration."""
+
+    context: int | None = None
+    parallel: int = 8
+    unsafe_without_sandbox: bool = False
+    landlock_abi: int | None = None
+    """Of the kernel that the worker will run on; None for this machine's."""
+
+
+def measure(
+    *,
+    model: Model = "demo",
+    model_sha256: ModelDigest = None,
+    model_name: ModelName = None,
+    context: Context = None,
+    parallel: Parallel = 8,
+    unsafe_without_sandbox: Unsafe = False,
+    landlock_abi: Annotated[
+        int | None,
+        typer.Option(
+            "--landlock-abi",
+            min=0,
+            help="Of the worker's kernel, where it is another than this machine's.",
+        ),
+    ] = None,
+    configuration: Annotated[
+        Path | None,
+        typer.Option("--configuration", help="A whole effective configuration (JSON) instead."),
+    ] = None,
+    python: Annotated[
+        Path, typer.Option("--python", help="The interpreter whose installation is measured.")
+    ] = Path(sys.executable),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")
+    ] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="TOML instead of JSON.")] = False,
+) -> None:
+    """Print the reference values of this installation with a model and a configuration."""
+    from cloister.attester.measure import measure as hash_everything
+    from cloister.engine.models import resolve_model
+    from cloister.verifier.reference_values import ReferenceValues
+
+    began = time.perf_counter()
+    info = resolve_model(model, sha256=model_sha256, name=model_name)
+    options = EngineOptions(
+        context=context,
+        parallel=parallel,
+        unsafe_without_sandbox=unsafe_without_sandbox,
+        landlock_abi=landlock_abi,
+    )
+    effective = effective_for(info, options) if configuration is None else _read(configuration)
+    measured = hash_everything(subject_for(info, effective, python=python))
+    _check_library(measured, effective)
+    values = ReferenceValues.from_components(measured.components)
+    text = values.dump_toml() if toml else values.dump_json()
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+    typer.echo(
+        f"{len(values.components)} components, digest {values.digest}"
+        f" ({time.perf_counter() - began:.2f} s)",
+        err=True,
+    )
+
+
+def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:
+    """The effective configuration of a worker that serves `model` in the embedded engine."""
+    from cloister.engine.llama import LlamaEngine, LlamaSettings
+    from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
+    from cloister.worker.configuration import effective_configuration
+    from cloister.worker.settings import WorkerSettings
+
+    sandbox = Sandbox()
+    if options.landlock_abi is not None:
+        sandbox = Sandbox(landlock_abi=options.landlock_abi)
+    engine = LlamaEngine(
+        model,
+        isolation=UnsafeNoSandbox() if options.unsafe_without_sandbox else sandbox,
+        settings=LlamaSettings(context=options.context, parallel=options.parallel),
+    )
+    return effective_configuration(engine, WorkerSettings())
+
+
+def subject_for(
+    model: ModelInfo, configuration: JsonObject, *, python: Path = Path(sys.executable)
+) -> Subject:
+    """What is measured of a worker that serves `model` from the installation of `python`."""
+    from cloister.attester.installation import find_package
+    from cloister.attester.measure import Subject
+
+    native = {path.name: path for path in find_package(python, NATIVE_LIBRARY, suffix=".so")}
+    if not native:
+        raise BuildError(
+            f"{python} has no engine ({NATIVE_LIBRARY}); install cloister[serve]",
+            code="measure.engine",
+        )
+    return Subject(
+        python=python,
+        configuration=configuration,
+        model=model.path,
+        model_name=model.name,
+        native=native,
+    )
+
+
+def _check_library(measured: Measured, configuration: JsonObject) -> None:
+    """The engine's version comes from this program's installation; it must be the measured."""
+    engine = configuration.get("engine")
+    library = engine.get("library") if isinstance(engine, dict) else None
+    if not isinstance(library, dict):
+        return
+    installed = {entry.name: entry.version for entry in measured.installation.distributions}
+    found = installed.get(str(library.get("name")))
+    if found != library.get("version"):
+        raise ConfigurationError(
+            f"the configuration names {library.get('name')} {library.get('version')}, but the"
+            f" installation holds {found}; run that installation's own `cloister measure`",
+            code="measure.engine",
+        )
+
+
+def _read(path: Path) -> JsonObject:
+    from cloister.channel.jcs import parse_json_object
+    from cloister.errors import MalformedError
+
+    try:
+        content = path.read_bytes()
+        return parse_json_object(content, limit=MAX_CONFIGURATION_BYTES, what="the configuration")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", code="measure.configuration"
+        ) from None
+    except MalformedError as error:
+        raise ConfigurationError(str(error), code="measure.configuration") from None
