@@ -239,6 +239,31 @@ def difference(
     )
 
 
+def beside(
+    name: str,
+    rounds: Rounds,
+    arm: str,
+    to: str,
+    quantity: str,
+    *,
+    scale: Scale = PLAIN,
+    target: Target | None = None,
+    notes: str = "",
+) -> Figure:
+    """The figure "`arm`, beside `to`": for targets that are set for `arm` itself."""
+    arms = _arms(rounds, (arm, to), quantity, scale)
+    return Figure(
+        name=name,
+        comparison=f"{arm}, beside {to}",
+        unit=scale.unit,
+        value=arms[arm],
+        arms=arms,
+        arm_unit=scale.unit,
+        target=target,
+        notes=notes,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What one benchmark found."""

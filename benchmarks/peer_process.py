@@ -23,10 +23,11 @@ import uvloop
 from benchmarks.children import read_spec, say
 from benchmarks.ehbp_server import ENCAPSULATED_KEY, RESPONSE_NONCE, EhbpServer
 from benchmarks.stand_ins import bench_worker
-from benchmarks.worker_process import loopback, serve
+from benchmarks.worker_process import serve
 from cloister.engine.protocol import EngineRequest, EngineResponse, ModelInfo
 from cloister.worker.generation import check_generation
 from cloister.worker.response import Receive, Scope, Send
+from cloister.worker.server import listen_tcp
 
 MODEL = "echo"
 _EVENT_STREAM = b"text/event-stream"
@@ -187,7 +188,7 @@ async def _run(spec: Mapping[str, Any]) -> None:
     worker = bench_worker(EchoEngine(one, spec["events"]))
     await worker.start()
     peers = Peers(worker, one, spec["events"])
-    listener = loopback()
+    listener = listen_tcp("127.0.0.1", 0)
     say(port=listener.getsockname()[1], ehbp_key=peers.ehbp.public_key.hex())
     try:
         await serve(peers, listener)

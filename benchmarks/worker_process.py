@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
 from benchmarks.children import read_spec, say
@@ -26,6 +25,7 @@ from cloister.engine.models import describe_model
 from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
 from cloister.engine.protocol import Engine
 from cloister.engine.sandbox import Sandbox
+from cloister.worker.server import HttpServer, listen_tcp
 
 
 def _engine(spec: Mapping[str, Any]) -> Engine:
@@ -47,37 +47,21 @@ def _engine(spec: Mapping[str, Any]) -> Engine:
     )
 
 
-def loopback() -> socket.socket:
-    """A listening socket on any port of 127.0.0.1."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(1024)
-    return listener
-
-
 async def serve(application: Any, listener: socket.socket) -> None:
-    """Serve an ASGI application on `listener` until SIGTERM, as `cloister serve` does."""
-    config = uvicorn.Config(
-        application,
-        loop="uvloop",
-        http="httptools",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.handle_exit, 15, None)
-    await server.serve(sockets=[listener])
+    """Serve an ASGI application on `listener` until SIGTERM, with the worker's own server."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    server = HttpServer(application, listener)
+    await server.open()
+    await stop.wait()
+    await server.close()
 
 
 async def _run(spec: Mapping[str, Any]) -> None:
     engine = _engine(spec)
     worker = bench_worker(engine)
     await worker.start()
-    listener = loopback()
+    listener = listen_tcp("127.0.0.1", 0)
     say(
         port=listener.getsockname()[1],
         pid=os.getpid(),
