@@ -75,7 +75,7 @@ class Inner:
     def text(self) -> str:
         """What a chat stream says."""
         return "".join(
-            event["choices"][0]["delta"].get("content", "")
+            event["choices"][0]["delta"].get("content") or ""
             for event in self.events
             if isinstance(event, dict) and event.get("choices")
         )

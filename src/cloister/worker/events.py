@@ -77,7 +77,7 @@ def _is_error(line: bytes) -> bool:
 class StreamPadding:
     """Pads each piece of a stream to a bucket, by a comment in front of its first event.
 
-    What is rounded up is the piece's Binary HTTP chunk, length field included. The first piece
+    What is rounded up is the piece's Binary HTTP chunk, length field included. The first event
     sets a floor, with room for a longer token, so that tokens near a bucket's edge do not stand
     out among the others of the same stream.
     """
@@ -96,10 +96,11 @@ class StreamPadding:
         if bucket == 1:
             return lines
         if not self._floor:
-            self._floor = min(_round_up(len(lines) + 2 + self.MARGIN, bucket), 8 * bucket)
+            end = lines.find(b"\n\n")  # a read may hold several events
+            first = len(lines) if end < 0 else end + 2
+            self._floor = min(_round_up(first + 2 + self.MARGIN, bucket), 8 * bucket)
         size = len(lines) + 2
-        target = _round_up(size, bucket)
-        target = max(target, self._floor)
+        target = max(_round_up(size, bucket), self._floor)
         if target - 2 >= _TWO_BYTE_VARINT:
             size = len(lines) + 4
             target = _round_up(size, bucket)

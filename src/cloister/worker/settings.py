@@ -82,13 +82,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padding:
-    """Sizes that an observer sees are rounded up to these."""
+    """Sizes that an observer sees are rounded up to these. 1 switches padding off."""
 
     stream_bucket: int = 256
     body_bucket: int = 1024
 
     def __post_init__(self) -> None:
-        if not (1 <= self.stream_bucket <= 8192 and 1 <= self.body_bucket <= 65536):
+        stream = self.stream_bucket == 1 or 128 <= self.stream_bucket <= 8192
+        if not (stream and 1 <= self.body_bucket <= 65536):
             raise ValueError("a padding bucket is out of range")
 
 

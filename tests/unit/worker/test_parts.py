@@ -1,0 +1,322 @@
+"""Small parts: padding, wire values, problems, cache domains, logs, operator settings."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.channel.bhttp import ResponseEncoder, ResponseHead
+from cloister.channel.claims import parse_claims
+from cloister.errors import ConfigurationError
+from cloister.testing.fake_engine import FakeEngine
+from cloister.worker import problems, wire
+from cloister.worker.cache_domain import CacheDomains
+from cloister.worker.configuration import (
+    check_engine,
+    claims_of,
+    effective_configuration,
+    settings_of,
+)
+from cloister.worker.events import LineAssembler, StreamPadding
+from cloister.worker.logs import EventLog, silence_loop
+from cloister.worker.metrics import Metrics
+from cloister.worker.operation import Operation
+from cloister.worker.operator import OperatorServer
+from cloister.worker.settings import KeySettings, WorkerSettings
+
+# -- padding ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=6), st.sampled_from([128, 256, 1024]))
+def test_padded_pieces_are_whole_buckets_and_say_the_same(sizes: list[int], bucket: int) -> None:
+    padding = StreamPadding(bucket)
+    for size in sizes:
+        event = b"data: " + b"x" * size + b"\n\n"
+        padded = padding.pad(event)
+        encoder = ResponseEncoder()
+        encoder.head(ResponseHead(status=200))
+        assert len(encoder.data(padded)) % bucket == 0
+        comment, rest = padded[: -len(event)], padded[-len(event) :]
+        assert rest == event
+        assert comment == b"" or (
+            comment[:1] == b":" and comment[-1:] == b"\n" and not comment[1:-1].strip(b" ")
+        )
+
+
+def test_padding_can_be_off() -> None:
+    assert StreamPadding(1).pad(b"data: 1\n\n") == b"data: 1\n\n"
+
+
+@given(st.lists(st.binary(max_size=30)))
+def test_lines_are_neither_lost_nor_reordered(reads: list[bytes]) -> None:
+    lines = LineAssembler(1 << 20)
+    out = [lines.feed(read) for read in reads]
+    assert all(piece == b"" or piece.endswith(b"\n") for piece in out)
+    whole = b"".join(out) + lines.rest()
+    if lines.failed:
+        assert b"".join(reads).startswith(whole)
+    else:
+        assert whole == b"".join(reads)
+
+
+# -- wire ---------------------------------------------------------------------------------------
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_secrets_have_one_spelling(secret: bytes) -> None:
+    assert wire.decode_secret(wire.encode_secret(secret), 32) == secret
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"A" * 42, b"A" * 44, b"A" * 42 + b"B", b"A" * 42 + b"=", b"+" + b"A" * 42, b"\xff" * 43],
+)
+def test_other_spellings_are_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match="base64url"):
+        wire.decode_secret(value, 32)
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"Sun, 32 Nov 1994 08:49:37 GMT", b"\xff"])
+def test_bad_dates(value: bytes) -> None:
+    assert wire.parse_http_date(wire.http_date(1e9)) == 1e9
+    with pytest.raises(ValueError):
+        wire.parse_http_date(value)
+
+
+def test_every_problem_is_a_fixed_sentence_in_a_known_shape() -> None:
+    found = [value for value in vars(problems).values() if isinstance(value, problems.Problem)]
+    assert len(found) > 30
+    for problem in found:
+        document = json.loads(problem.body())
+        if problem.problem_type is None:
+            assert document.keys() == {"error"}
+            assert document["error"].keys() == {"message", "type", "param", "code"}
+        else:
+            assert document.keys() == {"type", "status", "title"}
+        if problem.status in (429, 503):
+            assert b"retry-after" in dict(problem.headers())
+
+
+def test_cache_domains() -> None:
+    domains = CacheDomains(os.urandom)
+    one = domains.domain(b"ann", b"1" * 32)
+    assert one == domains.domain(b"ann", b"1" * 32)
+    others = {
+        domains.domain(b"bob", b"1" * 32),
+        domains.domain(b"ann", b"2" * 32),
+        domains.domain(b"", b"1" * 32),
+        CacheDomains(os.urandom).domain(b"ann", b"1" * 32),
+        domains.domain(b"ann", None),
+        domains.domain(b"ann", None),
+    }
+    assert len(others | {one}) == 7
+    with pytest.raises(ValueError, match="32"):
+        domains.domain(b"ann", b"short")
+
+
+# -- logs ---------------------------------------------------------------------------------------
+
+
+def test_failures_are_logged_by_type_alone() -> None:
+    stream = io.StringIO()
+    EventLog(stream).failure("x", ValueError("canary"))
+    assert json.loads(stream.getvalue())["error"] == "ValueError"
+    assert "canary" not in stream.getvalue()
+
+
+def test_a_closed_stream_stops_nothing() -> None:
+    stream = io.StringIO()
+    stream.close()
+    EventLog(stream).event("x")
+
+
+async def test_the_loop_tells_no_texts() -> None:
+    stream = io.StringIO()
+    loop = asyncio.get_running_loop()
+    silence_loop(loop, EventLog(stream))
+
+    async def fail() -> None:
+        raise ValueError("canary")
+
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    del task
+    import gc
+
+    gc.collect()
+    loop.set_exception_handler(None)
+    assert json.loads(stream.getvalue())["error"] == "ValueError"
+    assert "canary" not in stream.getvalue()
+
+
+def test_a_silenced_process_tells_no_texts() -> None:
+    code = """
+import logging, sys, threading, warnings
+from cloister.worker.logs import EventLog, silence_process
+silence_process(EventLog(sys.stderr))
+logging.getLogger("uvicorn.error").error("canary %s", "canary")
+logging.getLogger("fresh").warning("canary")
+try:
+    raise ValueError("canary")
+except ValueError:
+    logging.getLogger("asyncio").exception("canary")
+warnings.warn("canary")
+def fail():
+    raise KeyError("canary")
+thread = threading.Thread(target=fail); thread.start(); thread.join()
+class Bad:
+    def __del__(self):
+        raise TypeError("canary")
+Bad()
+raise OSError("canary")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "canary" not in done.stdout + done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event.get("error") for event in events} >= {
+        "ValueError",
+        "KeyError",
+        "TypeError",
+        "OSError",
+    }
+
+
+def test_hardening_is_granted() -> None:
+    code = """
+import os, resource
+from cloister.worker.hardening import harden_process
+print(harden_process())
+assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+assert os.umask(0) == 0o077
+import ctypes
+assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "no_core=True, undumpable=True" in done.stdout
+
+
+# -- operator socket ------------------------------------------------------------------------------
+
+
+async def ask(path: Path, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(request)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_the_operator_socket(tmp_path: Path) -> None:
+    ready = False
+    path = tmp_path / "operator.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    server = OperatorServer(path, metrics=Metrics(), ready=lambda: ready)
+    await server.start()
+    try:
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert b" 200 " in await ask(path, b"GET /livez HTTP/1.1\r\n\r\n")
+        assert b" 503 " in await ask(path, b"GET /readyz HTTP/1.1\r\n\r\n")
+        ready = True
+        assert b" 200 " in await ask(path, b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert b"cloister_open_requests" in await ask(path, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert b" 404 " in await ask(path, b"POST /metrics HTTP/1.1\r\n\r\n")
+        assert await ask(path, b"x" * 20_000 + b"\r\n\r\n") == b""
+    finally:
+        await server.aclose()
+    assert not path.exists()
+
+
+async def test_the_operator_socket_replaces_sockets_only(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("x")
+    with pytest.raises(ConfigurationError):
+        await OperatorServer(path, metrics=Metrics(), ready=lambda: True).start()
+    assert path.read_text() == "x"
+
+
+# -- configuration ------------------------------------------------------------------------------
+
+
+def test_the_configuration_says_all_and_reads_back() -> None:
+    settings = WorkerSettings(keys=KeySettings(life_s=1800))
+    engine = FakeEngine()
+    configuration = effective_configuration(engine, settings)
+    assert configuration["debug"] is False
+    assert settings_of(configuration).keys.life_s == 1800
+    again = effective_configuration(engine, settings_of(configuration))
+    assert again == configuration
+    check_engine(configuration, engine)
+    claims = claims_of(configuration, engine)
+    assert parse_claims(claims.encode()) == claims
+    assert claims.isolation == "none (fake engine)"
+    assert claims.models[0].sha256 == "0" * 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"debug": True},
+        {"debug": 0},
+        {"worker": {}},
+        {"worker": {"keys": {}, "limits": {}, "padding": {}, "receipts": {}}},
+    ],
+)
+def test_other_configurations_are_refused(change: dict[str, Any]) -> None:
+    configuration = effective_configuration(FakeEngine(), WorkerSettings())
+    settings_of(configuration)
+    with pytest.raises(ConfigurationError):
+        settings_of({**configuration, **change})
+
+
+@pytest.mark.parametrize("value", [-1, True, "1", 1.5, None, 0])
+def test_settings_are_whole_numbers_in_range(value: Any) -> None:
+    configuration = effective_configuration(FakeEngine(), WorkerSettings())
+    worker: Any = configuration["worker"]
+    padding = {**worker["padding"], "stream_bucket": value}
+    with pytest.raises(ConfigurationError):
+        settings_of({**configuration, "worker": {**worker, "padding": padding}})
+
+
+def test_another_engine_than_the_measured_one_is_refused() -> None:
+    engine = FakeEngine()
+    configuration = effective_configuration(engine, WorkerSettings())
+    check_engine(configuration, engine)
+    described: Any = configuration["engine"]
+    changes: list[dict[str, Any]] = [
+        {"engine": {**described, "engine": "other"}},
+        {"isolation": {"mode": "sandbox"}},
+    ]
+    for change in changes:
+        changed = {**configuration, **change}
+        with pytest.raises(ConfigurationError) as refused:
+            check_engine(changed, engine)
+        assert refused.value.code == "configuration.engine_mismatch"
+
+
+def test_the_operators_settings_read_back(tmp_path: Path) -> None:
+    operation = Operation(host="::1", port=1, api_keys=tmp_path, rate_burst=3)
+    assert Operation.from_json(operation.to_json()) == operation
+    assert operation.on_loopback
+    assert not Operation(host="0.0.0.0").on_loopback
+    for change in ({"host": 1}, {"unknown": 1}, {"host": "localhost"}, {"port": True}):
+        with pytest.raises(ConfigurationError):
+            Operation.from_json({**operation.to_json(), **change})
