@@ -66,11 +66,11 @@ async def assemble(chunks: AsyncIterator[bytes]) -> tuple[int, bytes]:
             for choice in event.pop("choices"):
                 _merge_choice(choices.setdefault(choice["index"], {}), choice)
             shell.update(event)
-    except (KeyError, TypeError, AttributeError):
+        shell["choices"] = [choices[index] for index in sorted(choices)]
+    except (LookupError, TypeError, AttributeError):
         raise EngineError("the engine's answer has another shape", code=PROTOCOL) from None
     if shell.get("object") == "chat.completion.chunk":
         shell["object"] = "chat.completion"
-    shell["choices"] = [choices[index] for index in sorted(choices)]
     return 200, _encode(shell)
 
 

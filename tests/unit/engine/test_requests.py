@@ -1,0 +1,93 @@
+"""What of a request reaches an engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cloister.engine.llama import REFUSED_FIELDS, private_body
+from cloister.engine.protocol import PATH_REFUSED, REQUEST_REFUSED, EngineRequest
+from cloister.engine.requests import METHODS, decode_body, encode_body, method_of
+from cloister.errors import EngineError
+
+
+def refused(body: bytes) -> str:
+    with pytest.raises(EngineError) as caught:
+        private_body(body)
+    assert caught.value.code == REQUEST_REFUSED
+    return str(caught.value)
+
+
+def test_paths() -> None:
+    assert {path: method_of(path) for path in METHODS} == dict(METHODS)
+    for path in ("/v1/embeddings", "/slots", "/v1/models/", "/V1/models", "/v1/models?x", ""):
+        with pytest.raises(EngineError) as caught:
+            method_of(path)
+        assert caught.value.code == PATH_REFUSED
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b'{"a":1}x',
+        b'{"a":1,"a":1}',
+        b'{"a":{"b":1,"b":2}}',
+        b'{"a":NaN}',
+        b'{"a":-Infinity}',
+        b'\xef\xbb\xbf{"a":1}',
+        b'{"a":"\xff"}',
+        '{"a":1}'.encode("utf-16"),
+        b'{"a":' + b"[" * 100_000,
+        b'{"a":' + b"9" * 5_000 + b"}",
+    ],
+)
+def test_bodies_that_could_be_read_in_two_ways_are_refused(body: bytes) -> None:
+    assert decode_body(b'{"a":1}') == {"a": 1}
+    with pytest.raises(EngineError) as caught:
+        decode_body(body)
+    assert caught.value.code == REQUEST_REFUSED
+
+
+def test_what_is_sent_says_what_was_read() -> None:
+    body = {"a": [1, 2.5, None, True, {"é": "\ud800\u2028"}], "b": 10**30}
+    assert json.loads(encode_body(body)) == body
+    assert decode_body(encode_body({"a": "é"})) == {"a": "é"}
+
+
+def test_no_prompt_is_kept_whatever_the_caller_says() -> None:
+    for body in (b'{"stream":true}', b'{"stream":true,"cache_prompt":false}'):
+        sent, whole = private_body(body)
+        assert json.loads(sent) == {"stream": True, "cache_prompt": False}
+        assert not whole
+    for value in (b"true", b"1", b"0", b"null", b'"no"'):
+        assert "cache_prompt" in refused(b'{"cache_prompt":%b}' % value)
+
+
+def test_whole_answers_are_asked_for_as_streams() -> None:
+    for body in (b"{}", b'{"stream":false}', b'{"stream":null}'):
+        sent, whole = private_body(body)
+        assert whole
+        assert json.loads(sent)["stream"] is True
+        assert json.loads(sent)["stream_options"] == {"include_usage": True}
+    assert "stream" in refused(b'{"stream":"yes"}')
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED_FIELDS))
+def test_fields_that_reach_into_the_engine_are_refused_by_name(field: str) -> None:
+    private_body(b'{"model":"m"}')
+    assert field in refused(json.dumps({"model": "m", field: 0}).encode())
+    escaped = f"\\u{ord(field[0]):04x}{field[1:]}"
+    assert field in refused(f'{{"{escaped}":0}}'.encode())
+
+
+def test_a_refusal_and_a_request_show_nothing_of_the_body() -> None:
+    for body in (b'{"SECRET":1,"SECRET":2}', b'{"id_slot":"SECRET"}', b"SECRET", b'{"SECRET":NaN}'):
+        assert "SECRET" not in refused(body)
+    assert "SECRET" not in repr(
+        EngineRequest(path="/v1/models", body=b"SECRET", cache_domain="SECRET")
+    )
