@@ -7,7 +7,7 @@ record of the few classes that are needed, and as ``Any``.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,7 +113,8 @@ class SyncWire:
 
     def send(self, request: OuterRequest) -> SyncReply:
         """Send and return once status and header fields are there."""
-        return SyncReply(self._inner.handle_request(_outer(self._api, request, request.pieces)))
+        content = _whole(request.pieces) or request.pieces
+        return SyncReply(self._inner.handle_request(_outer(self._api, request, content)))
 
 
 class AsyncWire:
@@ -125,7 +126,10 @@ class AsyncWire:
 
     async def send(self, request: OuterRequest) -> AsyncReply:
         """Send and return once status and header fields are there."""
-        outer = _outer(self._api, request, _asynchronously(request.pieces))
+        content: object = _whole(request.pieces)
+        if content is None and request.pieces is not None:
+            content = _asynchronously(request.pieces)
+        outer = _outer(self._api, request, content)
         return AsyncReply(await self._inner.handle_async_request(outer))
 
 
@@ -282,19 +286,25 @@ def choose_proxy(address: WorkerAddress, given: str | None, *, trust_env: bool) 
     return proxy_for(address)
 
 
-def _outer(api: Api, request: OuterRequest, pieces: Any) -> Any:
-    if len(request.pieces) <= 1:
-        pieces = request.pieces[0] if request.pieces else None
+def _outer(api: Api, request: OuterRequest, content: Any) -> Any:
     return api.request(
         request.method,
         request.url,
         headers=list(request.headers),
-        content=pieces,
+        content=content,
         extensions=dict(request.extensions),
     )
 
 
-async def _asynchronously(pieces: tuple[bytes, ...]) -> AsyncIterator[bytes]:
+def _whole(pieces: Iterable[bytes] | None) -> bytes | None:
+    """What is one piece anyway, which HTTP libraries send in one write with its header."""
+    if isinstance(pieces, tuple) and len(pieces) == 1:
+        piece: bytes = pieces[0]
+        return piece
+    return None
+
+
+async def _asynchronously(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
 

@@ -6,6 +6,7 @@ a driver (`cloister.client.drive`), blocking or asynchronous, sends the outcome 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,12 +44,15 @@ class Attest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Post:
-    """POST `pieces` (`length` bytes in all) to `url`; answered with a `Reply`, left open."""
+    """POST `pieces` (`length` bytes in all) to `url`; answered with a `Reply`, left open.
+
+    The pieces can be taken once.
+    """
 
     url: str
     content_type: str
     accept: str
-    pieces: tuple[bytes, ...]
+    pieces: Iterable[bytes]
     length: int
 
 

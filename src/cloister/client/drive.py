@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -45,7 +45,7 @@ class OuterRequest:
     method: str
     url: str
     headers: tuple[tuple[str, str], ...]
-    pieces: tuple[bytes, ...]
+    pieces: Iterable[bytes] | None
     extensions: Extensions
 
 
@@ -305,7 +305,7 @@ def _outer_get(command: Fetch, extensions: Extensions) -> OuterRequest:
         method="GET",
         url=command.url,
         headers=(("accept", "application/json"), ("accept-encoding", "identity")),
-        pieces=(),
+        pieces=None,
         extensions=extensions,
     )
 

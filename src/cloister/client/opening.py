@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cloister.channel import bhttp
@@ -51,7 +51,7 @@ class ResponseOpening:
         opener: ChunkedResponseOpener,
         exchange: SealedExchange,
         keyset: Keyset,
-        request_hash: bytes,
+        request_hash: Callable[[], bytes],
         settings: ClientSettings,
         post: bool,
     ) -> None:
@@ -167,7 +167,7 @@ class ResponseOpening:
         verify_receipt(
             receipt,
             keyset=self._keyset,
-            request_hash=self._request_hash,
+            request_hash=self._request_hash(),
             response_hash=self._hash.digest(),
         )
         _check_model(served_model(receipt), self.exchange.attester.claims_document)

@@ -7,11 +7,15 @@ The one entry is `Session`, which takes an `AffirmedAttester`: what
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from threading import Thread
 
 from cloister.channel import bhttp
+from cloister.channel.hpke import TAG_SIZE
 from cloister.channel.keyset import Keyset
-from cloister.channel.ohttp import ChunkedSender, KeyConfig, preferred_config
+from cloister.channel.ohttp import MAX_CHUNK, ChunkedSender, KeyConfig, preferred_config
 from cloister.client.exchange import SealedExchange
 from cloister.client.opening import ResponseOpening
 from cloister.client.request import InnerRequest
@@ -21,14 +25,22 @@ from cloister.verifier.result import AffirmedAttester
 
 NONCE_SIZE = 32
 
+# Below this one write is cheaper than several; above it sealing is worth overlapping with it.
+_SEALED_AT_ONCE = 128 * 1024
+_HASHED_ASIDE = 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedRequest:
     """Ciphertext to post, and what opens its answer."""
 
-    pieces: tuple[bytes, ...]
-    """The sealed bytes, in pieces of a few hundred kilobytes."""
+    pieces: Iterable[bytes]
+    """The sealed bytes, in pieces of some tens of kilobytes; to be taken once.
+
+    A large request is sealed as its pieces are taken, so that sealing and sending overlap.
+    """
     length: int
+    """Of all pieces together."""
     opening: ResponseOpening
 
 
@@ -81,19 +93,60 @@ class Session:
             padding_to=settings.request_padding,
         )
         sender = ChunkedSender(self._config, random=random)
-        pieces = tuple(sender.pieces(parts, final=True))
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
+        header = sender.start()
+        size = sum(map(len, parts))
+        pieces: Iterable[bytes] = chain((header,), sender.pieces(parts, final=True))
+        if size < _SEALED_AT_ONCE:
+            pieces = (b"".join(pieces),)
         opening = ResponseOpening(
             opener=sender.response_opener(),
             exchange=exchange if exchange is not None else SealedExchange(attester=self.attester),
             keyset=self._keyset,
-            request_hash=digest.digest(),
+            request_hash=MessageHash(parts).digest,
             settings=settings,
             post=inner.method == b"POST",
         )
-        return SealedRequest(pieces=pieces, length=sum(map(len, pieces)), opening=opening)
+        return SealedRequest(
+            pieces=pieces, length=len(header) + sealed_length(size), opening=opening
+        )
+
+
+class MessageHash:
+    """SHA-256 of a message given in parts: needed at the end of the answer, so not before.
+
+    A large one is hashed in a thread, beside sealing and sending it (hashing and encrypting let
+    other threads run); a small one when it is asked for.
+    """
+
+    def __init__(self, parts: tuple[bytes, ...]) -> None:
+        self._parts = parts
+        self._digest = b""
+        self._thread: Thread | None = None
+        if sum(map(len, parts)) >= _HASHED_ASIDE:
+            self._thread = Thread(target=self._hash, name="cloister-hash", daemon=True)
+            self._thread.start()
+
+    def digest(self) -> bytes:
+        """The 32 bytes."""
+        if self._thread is None:
+            self._hash()
+        else:
+            self._thread.join()
+        return self._digest
+
+    def _hash(self) -> None:
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part)
+        self._digest = digest.digest()
+
+
+def sealed_length(size: int) -> int:
+    """Bytes that `size` bytes become as chunks of `MAX_CHUNK`, without the header in front."""
+    full = max(0, -(-size // MAX_CHUNK) - 1)
+    # Each chunk before the final one: its length on 4 bytes, and a tag. The final one: a zero
+    # on 1 byte, and a tag.
+    return size + full * (4 + TAG_SIZE) + 1 + TAG_SIZE
 
 
 def _attested_keyset(attester: object) -> Keyset:

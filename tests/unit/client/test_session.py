@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import pytest
 
 from cloister.channel.hpke import Kem
 from cloister.channel.keyset import PublicKeyEntry
+from cloister.channel.ohttp import MAX_CHUNK, ChunkedSender
 from cloister.client.request import InnerRequest
-from cloister.client.session import Session
+from cloister.client.session import MessageHash, Session, sealed_length
+from cloister.client.settings import ClientSettings
 from cloister.errors import ChannelError
 from support.fake_worker import FakeWorker, attester_of, without_hybrid
 
@@ -20,7 +23,8 @@ INNER = InnerRequest(
 
 
 def kem(session: Session) -> int:
-    return int.from_bytes(session.seal(INNER, date=0).pieces[0][1:3], "big")
+    sealed = b"".join(session.seal(INNER, date=0).pieces)
+    return int.from_bytes(sealed[1:3], "big")
 
 
 def test_only_an_affirmed_attester_opens_a_session() -> None:
@@ -58,13 +62,35 @@ def test_keys_of_later_versions_are_passed_over() -> None:
 
 def test_sealing_twice_shares_nothing() -> None:
     session = Session(attester_of(FakeWorker()))
-    first, second = session.seal(INNER, date=0), session.seal(INNER, date=0)
-    assert first.length == sum(map(len, first.pieces)) == second.length
-    assert b"".join(first.pieces)[7:200] != b"".join(second.pieces)[7:200]
+    first, second = (b"".join(session.seal(INNER, date=0).pieces) for _ in range(2))
+    assert len(first) == len(second)
+    assert first[7:200] != second[7:200]
 
 
-def test_large_bodies_are_sealed_in_large_pieces() -> None:
-    body = b"x" * (4 * 1024 * 1024)
-    sealed = Session(attester_of(FakeWorker())).seal(dataclasses.replace(INNER, body=body), date=0)
-    assert len(sealed.pieces) < 100
-    assert sealed.length < len(body) * 1.003
+@pytest.mark.parametrize("size", [0, 1000, 15_000, 16_384, 131_072, 200_000, 4 * 1024 * 1024])
+@pytest.mark.parametrize("padding", [1, 1024, 16_384])
+def test_the_length_is_known_before_sealing(size: int, padding: int) -> None:
+    settings = ClientSettings(request_padding=padding)
+    session = Session(attester_of(FakeWorker()), settings=settings)
+    sealed = session.seal(dataclasses.replace(INNER, body=b"x" * size), date=0)
+    pieces = list(sealed.pieces)
+    assert sum(map(len, pieces)) == sealed.length
+    assert len(pieces) <= 3 + size // 65_536
+
+
+@pytest.mark.parametrize("size", [MAX_CHUNK - 1, MAX_CHUNK, MAX_CHUNK + 1, 2 * MAX_CHUNK, 1, 0])
+def test_the_length_at_the_edges_of_chunks(size: int) -> None:
+    worker = FakeWorker()
+    sender = ChunkedSender(worker.keys[1].config)
+    header = sender.start()
+    sealed = b"".join(sender.pieces((b"x" * size,), final=True))
+    assert header
+    assert len(sealed) == sealed_length(size)
+
+
+@pytest.mark.parametrize("size", [10, 2 * 1024 * 1024])
+def test_hashes_of_messages(size: int) -> None:
+    parts = (b"a", b"b" * size, b"c")
+    message_hash = MessageHash(parts)
+    for _ in range(2):
+        assert message_hash.digest() == hashlib.sha256(b"".join(parts)).digest()
