@@ -117,7 +117,7 @@ def parse_ldd(answer: str) -> tuple[tuple[Path, str], ...]:
     found = {f"/lib/{name}": Path(path) for name, path in _NAMED.findall(answer) if "/" not in name}
     for path in _LOADER.findall(answer):
         found[path] = Path(path)
-    if not any(Path(inside).name.startswith("ld-") for inside in found):
+    if not any(Path(inside).name.startswith(("ld-linux", "ld64.")) for inside in found):
         raise SandboxError(
             f"the dynamic linker is not found; only glibc systems are supported, this is "
             f"{platform.libc_ver()[0] or 'another C library'}",
