@@ -29,7 +29,7 @@ EDGES: dict[str, set[str]] = {
 }
 """What an actor may import besides `errors`. The command line may import everything."""
 
-CORE_DISTRIBUTIONS = {"cryptography", "httpx2", "rfc8785"}
+CORE_DISTRIBUTIONS = {"anyio", "cryptography", "httpx2", "rfc8785"}
 CORE_FOLDERS = ("evidence", "endorsements", "channel", "verifier", "client")
 OPTIONAL = {
     "client": {"httpx", "openai", "starlette", "uvicorn", "rich"},

@@ -1,0 +1,239 @@
+"""``cloister serve``: measure, start and keep up a sealed worker.
+
+What decides which answers are given (model, engine, limits) is measured before the worker
+starts; where it listens and whom it serves is the operator's business and is not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cloister.cli.keys import DEFAULT_FILE
+from cloister.cli.measure import (
+    Context,
+    EngineOptions,
+    Model,
+    ModelDigest,
+    ModelName,
+    Parallel,
+    Unsafe,
+    effective_for,
+    subject_for,
+)
+from cloister.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from cloister.attester.launcher import LaunchedWorker, LaunchPlan
+    from cloister.channel.jcs import JsonObject
+    from cloister.worker.operation import Operation
+
+PLATFORM: Final = "development (software TPM)"
+DEFAULT_PORT: Final = 8440
+COMPILED: Final = ("cloister.worker.serve", "uvloop", "httptools")
+"""Modules the launcher compiles ahead of the worker's start."""
+
+
+def state_directory() -> Path:
+    """Where an operator's state lies: ``$XDG_STATE_HOME/cloister``."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "cloister"
+
+
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="The operator's private directory.", envvar="CLOISTER_STATE"),
+]
+Host = Annotated[str, typer.Option("--host", help="An IP address of this machine.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Of the engine; by default all cores but one."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """An engine that somebody else runs, and how it keeps people apart."""
+
+    address: str
+    name: str
+    cache_salt: bool
+
+
+def serve(
+    *,
+    model: Model = "demo",
+    model_sha256: ModelDigest = None,
+    model_name: ModelName = None,
+    context: Context = None,
+    parallel: Parallel = 8,
+    unsafe_without_sandbox: Unsafe = False,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            "--upstream",
+            help="Instead of the embedded engine, an OpenAI-compatible server on this machine: "
+            "unix:/path or http://127.0.0.1:PORT. Its model stays unproven.",
+        ),
+    ] = None,
+    upstream_cache_salt: Annotated[
+        bool,
+        typer.Option(
+            "--upstream-cache-salt",
+            help="The upstream is a vLLM that divides its prefix cache by cache_salt. Without "
+            "this it must have been started without prefix caching.",
+        ),
+    ] = False,
+    threads: Threads = None,
+    host: Host = "127.0.0.1",
+    port: Port = DEFAULT_PORT,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option("--api-keys", help="The table that `cloister keys` edits."),
+    ] = None,
+    rate_per_minute: Annotated[
+        int, typer.Option("--rate-per-minute", min=0, help="Requests per API key; 0: no limit.")
+    ] = 600,
+    rate_burst: Annotated[
+        int, typer.Option("--rate-burst", min=1, help="Requests per API key at once.")
+    ] = 120,
+    operator_socket: Annotated[
+        Path | None,
+        typer.Option("--operator-socket", help="Liveness, readiness and metrics (unix socket)."),
+    ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option("--kit", help="Write here what clients pin; by default into the state."),
+    ] = None,
+    state: State = None,
+) -> None:
+    """Serve a model from a sealed worker, until SIGTERM or Ctrl-C."""
+    from cloister.attester.launcher import run
+    from cloister.worker.operation import Operation
+
+    directory = state_directory() if state is None else state
+    operation = Operation(
+        host=host,
+        port=port,
+        api_keys=DEFAULT_FILE if api_keys is None else api_keys,
+        operator_socket=operator_socket,
+        threads=threads,
+        upstream=upstream,
+        rate_per_minute=rate_per_minute,
+        rate_burst=rate_burst,
+    )
+    if upstream is None:
+        plan = embedded_plan(
+            directory,
+            operation,
+            model=model,
+            model_sha256=model_sha256,
+            model_name=model_name,
+            options=EngineOptions(
+                context=context,
+                parallel=parallel,
+                unsafe_without_sandbox=unsafe_without_sandbox,
+            ),
+        )
+    else:
+        if model_name is None:
+            raise ConfigurationError(
+                "name the model as the upstream does, with --model-name",
+                code="configuration.upstream",
+            )
+        described = Upstream(address=upstream, name=model_name, cache_salt=upstream_cache_salt)
+        plan = upstream_plan(directory, operation, described)
+    where = directory / "kit" if kit is None else kit
+
+    def on_ready(worker: LaunchedWorker, ready: dict[str, object]) -> None:
+        from cloister.verifier.policy import development
+
+        worker.client_kit(development()).write(where)
+        _announce(ready, where)
+
+    raise typer.Exit(run(plan, on_ready=on_ready))
+
+
+def embedded_plan(
+    state: Path,
+    operation: Operation,
+    *,
+    model: str,
+    model_sha256: str | None = None,
+    model_name: str | None = None,
+    options: EngineOptions,
+    output: int | None = None,
+) -> LaunchPlan:
+    """What to launch for a model in the embedded engine.
+
+    Raises:
+        ConfigurationError, FetchError, MalformedError: the model cannot be had or read.
+        SandboxError: this machine cannot sandbox the engine.
+    """
+    from cloister.attester.launcher import LaunchPlan
+    from cloister.engine.models import resolve_model
+    from cloister.worker.serve import ENTRY
+
+    info = resolve_model(model, sha256=model_sha256, name=model_name)
+    return LaunchPlan(
+        state_dir=state,
+        subject=subject_for(info, effective_for(info, options)),
+        entry=ENTRY,
+        operator=operation.to_json(),
+        compiled=COMPILED,
+        output=output,
+    )
+
+
+def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> LaunchPlan:
+    """What to launch in front of an engine that somebody else runs."""
+    from cloister.attester.launcher import LaunchPlan
+    from cloister.attester.measure import Subject
+    from cloister.worker.serve import ENTRY
+
+    return LaunchPlan(
+        state_dir=state,
+        subject=Subject(
+            python=Path(sys.executable), configuration=_upstream_configuration(upstream), model=None
+        ),
+        entry=ENTRY,
+        operator=operation.to_json(),
+        compiled=COMPILED,
+    )
+
+
+def _upstream_configuration(upstream: Upstream) -> JsonObject:
+    from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
+    from cloister.worker.configuration import effective_configuration
+    from cloister.worker.settings import WorkerSettings
+
+    engine = OpenAIUpstream(
+        UpstreamSettings(
+            address=upstream.address,
+            name=upstream.name,
+            cache_salt=upstream.cache_salt,
+            prefix_cache_off=not upstream.cache_salt,
+        )
+    )
+    return effective_configuration(engine, WorkerSettings())
+
+
+def _announce(ready: dict[str, object], kit: Path) -> None:
+    address = f"http://{ready['host']}:{ready['port']}"
+    needed = "needed (cloister keys add)" if ready["api_keys_needed"] else "not needed on loopback"
+    typer.echo(
+        f"Serving {ready['model']} at {address}\n"
+        f"  platform   {PLATFORM}: proves nothing to anyone else\n"
+        f"  API keys   {needed}\n"
+        f"  operator   {ready['operator_socket']}\n"
+        f"  pins       {kit}\n"
+        f"Check it:    cloister verify {address} --kit {kit} --development\n"
+        f"Talk to it:  cloister chat {address} --kit {kit} --development",
+        err=True,
+    )
