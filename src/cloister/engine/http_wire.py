@@ -22,6 +22,7 @@ _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
+_ONE_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,7})\r\n")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 
 
@@ -109,6 +110,13 @@ class ChunkedDecoder:
 
     def receive(self, data: bytes) -> bytes:
         """Decode the next bytes of the body."""
+        if not (self._partial or self._left or self._crlf) and self._trailer < 0:
+            match = _ONE_CHUNK.match(data)  # what a read of a streamed token nearly always is
+            if match is not None:
+                start = match.end()
+                stop = start + int(match[1], 16)
+                if start < stop == len(data) - 2 and data.endswith(b"\r\n"):
+                    return data[start:stop]
         if self._partial:
             data = self._partial + data
             self._partial = b""
