@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloister.attester.launcher import LaunchedWorker, LaunchPlan, launch
+from cloister.attester.launcher import LaunchedWorker, LaunchPlan, launch, prepare
 from cloister.attester.measure import Subject, reference_values
 from cloister.errors import BuildError, ConfigurationError, EngineError
 from cloister.evidence.eventlog import parse_event_log, replay
@@ -34,6 +36,17 @@ WORKER = """
 import os, signal, sys, threading
 
 def tell(handover):
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    report(handover)
+    stopped.wait()
+    return 7
+
+def early(handover):
+    report(handover)  # and goes on without a handler for signals
+    threading.Event().wait()
+
+def report(handover):
     evidence = handover.attester.quote(bytes(32))
     handover.ready({
         "quote": evidence["tpm.quote"].data.hex(),
@@ -49,10 +62,6 @@ def tell(handover):
                         and os.get_inheritable(int(n))],
         "pid": os.getpid(),
     })
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    stopped.wait()
-    return 7
 
 def stubborn(handover):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -227,41 +236,76 @@ def test_nothing_is_left_when_measuring_fails(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_killed_launcher_leaves_no_process_and_no_directory(
-    plan: Callable[..., LaunchPlan], tmp_path: Path
-) -> None:
-    made = plan()
-    script = tmp_path / "launcher.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import json, sys, time
-        from pathlib import Path
-        from cloister.attester.launcher import LaunchPlan, launch
-        from cloister.attester.measure import Subject
-        subject = Subject(python=Path({str(made.subject.python)!r}),
-                          configuration={{"debug": False}},
-                          model=Path({str(made.subject.model)!r}), model_name="tiny")
-        worker = launch(LaunchPlan(state_dir=Path({str(made.state_dir)!r}), subject=subject,
-                                   entry={made.entry!r}))
-        ready = worker.wait_ready(30)
-        tpm = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()
-               and ready["directory"].encode() in (p / "cmdline").read_bytes()]
-        print(json.dumps([ready["pid"], ready["directory"], *tpm]), flush=True)
-        time.sleep(60)
-        """)
-    )
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+from cloister.attester.launcher import LaunchPlan, run
+from cloister.attester.measure import Subject
+
+def on_ready(worker, ready):
+    tpm = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()
+           and ready["directory"].encode() in (p / "cmdline").read_bytes()]
+    print(json.dumps([ready["directory"], ready["pid"], *tpm]), flush=True)
+
+python, model, state, entry = sys.argv[1:]
+subject = Subject(python=Path(python), configuration={"debug": False},
+                  model=Path(model), model_name="tiny")
+sys.exit(run(LaunchPlan(state_dir=Path(state), subject=subject, entry=entry), on_ready=on_ready))
+"""
+
+
+@contextmanager
+def launcher_process(plan: LaunchPlan) -> Iterator[tuple[subprocess.Popen[str], str, list[int]]]:
+    """A launcher in a process of its own, with its directory, and its worker's and TPM's ids."""
+    words = (plan.subject.python, plan.subject.model, plan.state_dir, plan.entry)
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PROGRAM, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     with process.stdout:
-        pid, directory, *others = __import__("json").loads(process.stdout.readline())
-        assert len(others) == 1
-        assert not any(gone(number) for number in (pid, *others))
+        try:
+            directory, *others = json.loads(process.stdout.readline())
+            assert len(others) == 2
+            assert not any(gone(number) for number in others)
+            yield process, directory, others
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("function", ["tell", "early"])
+def test_killed_launcher_leaves_no_process_and_no_directory(
+    plan: Callable[..., LaunchPlan], function: str
+) -> None:
+    with launcher_process(plan(function)) as (process, directory, others):
         process.kill()
-        process.wait()
-    assert wait_until(lambda: all(gone(number) for number in (pid, *others)))
-    assert wait_until(lambda: not Path(directory).exists())
+        assert wait_until(lambda: all(gone(number) for number in others))
+        assert wait_until(lambda: not Path(directory).exists())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_and_the_status_comes_back(
+    plan: Callable[..., LaunchPlan], number: signal.Signals
+) -> None:
+    with launcher_process(plan()) as (process, directory, others):
+        process.send_signal(number)
+        assert process.wait(20) == 7
+        assert all(gone(other) for other in others)
+        assert not Path(directory).exists()
+
+
+def test_prepared_state_is_what_the_launch_uses(
+    plan: Callable[..., LaunchPlan], tmp_path: Path
+) -> None:
+    made = replace(plan(), state_dir=tmp_path / "fresh")
+    prepare(made)
+    before = sorted(path for path in made.state_dir.rglob("*") if path.is_file())
+    with launch(made) as worker:
+        worker.wait_ready(30)
+    assert sorted(path for path in made.state_dir.rglob("*") if path.is_file()) == before
 
 
 def test_certificates_are_current(plan: Callable[..., LaunchPlan]) -> None:

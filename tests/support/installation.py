@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -61,9 +62,16 @@ def install_editable(python: Path, name: str, *roots: Path) -> None:
 
 
 def make_worker_environment(directory: Path, sources: Path) -> Path:
-    """An environment with this one's packages, Cloister's sources, and `sources`."""
+    """An environment with this one's packages, a copy of Cloister's sources, and `sources`.
+
+    A copy, so that nobody who edits a file while the test runs changes what it measures.
+    """
     python = make_environment(directory)
-    cloister = Path(__file__).parents[2] / "src"
+    shutil.copytree(
+        Path(__file__).parents[2] / "src" / "cloister",
+        sources / "cloister",
+        ignore=shutil.ignore_patterns("__pycache__", "data"),
+    )
     packages = Path(sysconfig.get_path("purelib"))
-    install_editable(python, "everything", sources, cloister, packages)
+    install_editable(python, "everything", sources, packages)
     return python

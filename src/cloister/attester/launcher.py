@@ -59,6 +59,11 @@ from cloister.verifier.reference_values import ReferenceValues
 STOP_GRACE_S: Final = 40.0
 """For streams in flight, after which the worker is ended."""
 
+READY_WITHIN_S: Final = 900.0
+"""For models of hundreds of gigabytes from a slow disk."""
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
 _ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -239,25 +244,43 @@ def launch(plan: LaunchPlan, *, now: Callable[[], datetime] = _now) -> LaunchedW
         return worker
 
 
+def prepare(plan: LaunchPlan, *, now: Callable[[], datetime] = _now) -> None:
+    """Do ahead what the first launch would: make the TPM and the CA, compile the sources.
+
+    Raises:
+        BuildError, ConfigurationError, UnsupportedError, TpmError: as `launch`.
+    """
+    _check_private(plan.state_dir)
+    _operator_state(plan.state_dir, now())
+    _measure_and_compile(plan)
+
+
 def run(plan: LaunchPlan, *, on_ready: Callable[[LaunchedWorker, dict[str, Any]], None]) -> int:
     """Launch, call `on_ready`, pass SIGTERM and SIGINT on, and return the worker's status.
 
     For the main thread of a program that does nothing else.
     """
-    with launch(plan) as worker:
+    told_to_stop: list[int] = []
+    worker: LaunchedWorker | None = None
 
-        def forward(number: int, _frame: FrameType | None) -> None:
-            worker.terminate()
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        told_to_stop.append(number)
+        if worker is None:
+            raise SystemExit(128 + number)  # unwinds the launch, which leaves nothing behind
+        worker.terminate()
 
-        previous = {
-            number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            on_ready(worker, worker.wait_ready(timeout=600.0))
+    previous = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        with launch(plan) as worker:
+            try:
+                on_ready(worker, worker.wait_ready(timeout=READY_WITHIN_S))
+            except EngineError:
+                if not told_to_stop:
+                    raise
             return worker.wait()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _check_private(state_dir: Path) -> None:

@@ -24,8 +24,10 @@ from typing import Final
 
 from cloister.errors import BuildError
 
-READ_WHOLE_BELOW: Final = 4 * 1024 * 1024
-"""Files up to this size are read in one go; larger ones in pieces of it."""
+FIRST_READ: Final = 64 * 1024
+"""Most files are smaller, and a small buffer costs less than the file."""
+
+LATER_READS: Final = 1024 * 1024
 
 MAX_FILES: Final = 250_000
 """Files in one tree; beyond it somebody pointed at the wrong directory."""
@@ -102,11 +104,11 @@ def hash_file(path: str) -> str:
     except OSError as error:
         raise _refused(path, f"cannot be read: {error.strerror}") from None
     try:
-        piece = os.read(descriptor, READ_WHOLE_BELOW)
+        piece = os.read(descriptor, FIRST_READ)
         digest = hashlib.sha256(piece)
         while piece:
             # One more read for every file: a short read is no promise that the file has ended.
-            piece = os.read(descriptor, READ_WHOLE_BELOW)
+            piece = os.read(descriptor, LATER_READS if len(piece) >= FIRST_READ else FIRST_READ)
             digest.update(piece)
     except OSError as error:
         raise _refused(path, f"cannot be read: {error.strerror}") from None

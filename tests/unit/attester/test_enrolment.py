@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from cryptography import x509
@@ -38,10 +38,15 @@ def ak_public(attributes: int = AK_ATTRIBUTES) -> bytes:
 class Manufacturer:
     """A TPM manufacturer with a root, an intermediate and EK certificates as asked."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, root_ends: timedelta = timedelta(days=9), root_length: int | None = None
+    ) -> None:
         self.root_key = ec.generate_private_key(CURVE)
         self.issuer_key = ec.generate_private_key(CURVE)
-        self.root = self._certificate("root", self.root_key, "root", self.root_key, ca=True)
+        self.root = self._certificate(
+            "root", self.root_key, "root", self.root_key,
+            ca=True, ends=root_ends, length=root_length,
+        )  # fmt: skip
         self.issuer = self.intermediate()
 
     def intermediate(
@@ -76,6 +81,7 @@ class Manufacturer:
         sign: bool = True,
         eku: x509.ObjectIdentifier | None = None,
         ends: timedelta = timedelta(days=9),
+        length: int | None = None,
     ) -> x509.Certificate:
         unused = (
             "digital_signature", "content_commitment", "key_encipherment",
@@ -90,7 +96,7 @@ class Manufacturer:
             .serial_number(x509.random_serial_number())
             .not_valid_before(AT - timedelta(days=9))
             .not_valid_after(AT + ends)
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=length), critical=True)
             .add_extension(
                 x509.KeyUsage(**usage, key_cert_sign=sign, key_agreement=not sign), critical=True
             )
@@ -162,6 +168,27 @@ def test_intermediate_that_may_not_issue_is_refused(
     assert refused(ca, ek=manufacturer.ek(), ak=ak_public(), intermediates=(issuer,)) == (
         "enrolment.ek_chain"
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "accepted"),
+    [
+        ({"root_length": 1}, True),
+        ({"root_length": 0}, False),
+        ({"root_ends": timedelta(days=1)}, True),
+        ({"root_ends": -timedelta(days=1)}, False),
+    ],
+)
+def test_pinned_root_is_held_to_its_own_limits(changed: dict[str, Any], *, accepted: bool) -> None:
+    made = Manufacturer(**changed)
+    ca = EnrolmentCa.in_memory(manufacturers=[made.root], at=AT)
+    if accepted:
+        ca.challenge(
+            ek_certificate=made.ek(), intermediates=[made.issuer], ak_public=ak_public(), at=AT
+        )
+    else:
+        code = refused(ca, ek=made.ek(), ak=ak_public(), intermediates=(made.issuer,))
+        assert code == "enrolment.ek_chain"
 
 
 @pytest.mark.parametrize("bad", [{"eku": TCG_KP_AIK_CERTIFICATE}, {"ca": True}])
@@ -248,6 +275,39 @@ def test_answers_that_show_nothing_are_refused(ca: EnrolmentCa, manufacturer: Ma
     for name, answer in ((identifier, bytes(32)), (identifier, b""), ("unknown", bytes(32))):
         with pytest.raises(AuthenticationError) as caught:
             ca.certify(name, answer, at=AT)
+        assert caught.value.code == "enrolment.activation"
+
+
+@pytest.mark.parametrize(
+    ("after", "answer", "certified"),
+    [
+        (ANSWER_WITHIN - timedelta(seconds=1), bytes(32), True),
+        (ANSWER_WITHIN, bytes(32), False),
+        (timedelta(0), bytes(31) + b"\1", False),
+    ],
+)
+def test_only_the_secret_itself_in_time_is_an_answer(
+    manufacturer: Manufacturer, after: timedelta, answer: bytes, *, certified: bool
+) -> None:
+    stored = EnrolmentCa.in_memory(manufacturers=[manufacturer.root], at=AT)
+    ca = EnrolmentCa(
+        key=stored._key,
+        certificate=stored.certificate,
+        manufacturers=[manufacturer.root],
+        random_bytes=bytes,  # the secret is all zeros
+    )
+    challenge = ca.challenge(
+        ek_certificate=manufacturer.ek(),
+        intermediates=[manufacturer.issuer],
+        ak_public=ak_public(),
+        at=AT,
+    )
+    if certified:
+        certificate = ca.certify(challenge.id, answer, at=AT + after)
+        assert certificate.not_valid_after_utc == AT + after + AK_LIFETIME
+    else:
+        with pytest.raises(AuthenticationError) as caught:
+            ca.certify(challenge.id, answer, at=AT + after)
         assert caught.value.code == "enrolment.activation"
 
 
