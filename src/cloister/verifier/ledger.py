@@ -6,6 +6,7 @@ is wrong at once. A step that needed the failed one is listed too, as not decide
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from cloister.verifier.result import Claim, Finding, Source
@@ -60,8 +61,12 @@ class Ledger:
             for name in names
         )
 
-    def close(self, names: Iterable[str]) -> tuple[Claim, ...]:
-        """Return the claims in the order of `names`; those not decided say why not."""
+    def close(self, names: Iterable[str], *, development: bool) -> tuple[Claim, ...]:
+        """Return the claims in the order of `names`; those not decided say why not.
+
+        On a development platform no hardware proves anything: what its TPM signs is the word of
+        whoever runs the machine, and each claim that rests on it says so.
+        """
         ordered = tuple(names)
         unknown = self._claims.keys() - set(ordered)
         if unknown:
@@ -78,7 +83,8 @@ class Ledger:
         for name in ordered:
             if name not in self._claims:
                 self.undecided(name, NOT_CHECKED, f"Not checked, because {reason} did not hold.")
-        return tuple(self._claims[name] for name in ordered)
+        claims = tuple(self._claims[name] for name in ordered)
+        return tuple(map(_on_the_operators_word, claims)) if development else claims
 
     def _add(
         self, name: str, finding: Finding, source: Source, explanation: str, code: str | None
@@ -88,3 +94,9 @@ class Ledger:
         self._claims[name] = Claim(
             name=name, finding=finding, source=source, explanation=explanation, code=code
         )
+
+
+def _on_the_operators_word(claim: Claim) -> Claim:
+    if claim.source is not Source.HARDWARE_PROVEN:
+        return claim
+    return dataclasses.replace(claim, source=Source.OPERATOR_ASSERTED)

@@ -357,7 +357,7 @@ def _result(
         platform=DEVELOPMENT_PLATFORM if known else UNKNOWN_PLATFORM,
         development=known,
         memory_confidentiality=NO_MEMORY_PROTECTION,
-        claims=ledger.close(names),
+        claims=ledger.close(names, development=known),
         not_proven=(*(NOT_PROVEN_TPM if known else ()), *_unchecked(policy)),
         appraised_at=at.astimezone(UTC),
         policy_id=policy.policy_id,

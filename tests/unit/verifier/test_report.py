@@ -71,7 +71,7 @@ from cloister.verifier import policy as policies
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import DEVELOPMENT_PLATFORM, claim_names, verify_report
-from cloister.verifier.result import AttestationResult, Finding
+from cloister.verifier.result import AttestationResult, Finding, Source
 
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 NONCE = bytes(range(32))
@@ -1263,3 +1263,10 @@ def test_the_simulated_firmware_is_recognisable() -> None:
 
 def test_a_claims_document_is_a_document() -> None:
     assert isinstance(world().attester.claims_document, ClaimsDocument)
+
+
+def test_a_software_tpm_proves_nothing_by_hardware() -> None:
+    result = world().verify()
+    assert result.verdict is Finding.AFFIRMING
+    assert Source.HARDWARE_PROVEN not in {claim.source for claim in result.claims}
+    assert Source.OPERATOR_ASSERTED in {claim.source for claim in result.claims}
