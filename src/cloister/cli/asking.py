@@ -122,7 +122,7 @@ def verdict(result: AttestationResult) -> Text:
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    """Every claim with its finding, its source and a sentence."""
+    """Every claim with its finding, a sentence, and who the finding is taken from."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -130,19 +130,14 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("claim", overflow="fold")
-    table.add_column("source", style="dim", overflow="fold")
     table.add_column("what was found", overflow="fold", ratio=1)
     for claim in claims:
         symbol, style = _SYMBOLS[claim.finding]
         sentence = Text(plain(claim.explanation))
-        if claim.code is not None:
-            sentence.append(f" [{plain(claim.code)}]", style="dim")
-        table.add_row(
-            Text(symbol, style=style),
-            Text(plain(claim.name)),
-            Text(claim.source.value.replace("_", " ")),
-            sentence,
-        )
+        source = claim.source.value.replace("_", " ")
+        code = "" if claim.code is None else f" [{plain(claim.code)}]"
+        sentence.append(f"{code} ({source})", style="dim")
+        table.add_row(Text(symbol, style=style), Text(plain(claim.name)), sentence)
     return table
 
 

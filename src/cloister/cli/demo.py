@@ -108,7 +108,7 @@ def _started(
             expected = reference_values(plan.subject)
         console.print(
             f"   {len(expected.components)} components: interpreter, libraries, engine, "
-            f"configuration, model\n   digest {expected.digest}",
+            f"configuration, model\n   {expected.digest}",
             style="dim",
         )
         console.print(f"[bold]2. A sealed worker[/bold] on the platform {PLATFORM}")
