@@ -38,12 +38,15 @@ def _engine(spec: Mapping[str, Any]) -> Engine:
                 max_idle=128,
             )
         )
+    return llama_engine(Path(spec["model"]), parallel=spec["parallel"], context=spec["context"])
+
+
+def llama_engine(model: Path, *, parallel: int, context: int) -> LlamaEngine:
+    """The embedded engine in its sandbox, with one thread."""
     return LlamaEngine(
-        describe_model(Path(spec["model"])),
+        describe_model(model),
         isolation=Sandbox(),
-        settings=LlamaSettings(
-            threads=1, parallel=spec["parallel"], context=spec["context"], connections=128
-        ),
+        settings=LlamaSettings(threads=1, parallel=parallel, context=context, connections=128),
     )
 
 
