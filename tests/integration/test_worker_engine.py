@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cloister.engine.protocol import EngineRequest, EngineResponse
+from cloister.engine.protocol import NOT_RUNNING, EngineRequest, EngineResponse
+from cloister.errors import EngineError
 from cloister.testing.fake_engine import Answer, FakeEngine
 from cloister.worker.settings import Limits, WorkerSettings
 from support.sealed import chat, check_receipt, until
@@ -89,6 +90,31 @@ async def test_engine_errors_are_told_in_fixed_sentences(
         assert (inner.status, inner.error["code"]) == (answer, code)
         assert b"canary" not in inner.body
         assert inner.receipt is not None
+
+
+async def test_an_engine_too_busy_to_begin_leaves_the_idempotency_key_unspent() -> None:
+    engine = FakeEngine(script=lambda *_: Answer(status=503))
+    async with running(engine=engine) as bench:
+        assert (await bench.peer.ask(document=chat(), idempotency_key="k")).status == 503
+        engine.script = lambda *_: Answer.text("ok")
+        assert (await bench.peer.ask(document=chat(), idempotency_key="k")).status == 200
+
+
+class Gone(FakeEngine):
+    """Alive to look at, and gone when it is sent something."""
+
+    async def send(self, request: EngineRequest) -> EngineResponse:
+        if len(self.requests) == 0:
+            self.requests.append(request)
+            raise EngineError("the engine is not running", code=NOT_RUNNING)
+        return await super().send(request)
+
+
+async def test_an_engine_that_was_gone_leaves_the_idempotency_key_unspent() -> None:
+    async with running(engine=Gone()) as bench:
+        first = await bench.peer.ask(document=chat(), idempotency_key="k")
+        assert (first.status, first.error["code"]) == (503, "engine_restarting")
+        assert (await bench.peer.ask(document=chat(), idempotency_key="k")).status == 200
 
 
 async def test_a_prompt_that_is_too_long_is_told_in_openais_words() -> None:
@@ -222,7 +248,8 @@ async def test_time_runs_out(stream: bool) -> None:
     engine = FakeEngine(script=lambda *_: Answer(stall_after=2))
     async with running(limits(generation_s=0.2), engine=engine) as bench:
         sealed = bench.peer.seal(document=chat(stream=stream))
-        inner = sealed.opened(await bench.peer.send(sealed))
+        async with asyncio.timeout(2):
+            inner = sealed.opened(await bench.peer.send(sealed))
         check_receipt(sealed, inner, bench.peer.keyset)
         if stream:
             assert inner.text == " word0 word1"
