@@ -16,6 +16,7 @@ def served(handler: Handler) -> Iterator[str]:
 
     class Server(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def answer(self) -> None:
             length = int(self.headers.get("content-length", "0"))

@@ -5,6 +5,7 @@ On a terminal it asks and colours; with input from a pipe each line is a questio
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,6 +111,10 @@ def converse(console: Console, connection: Connection, conversation: Conversatio
                 _command(console, connection, conversation, text)
             else:
                 answer(console, connection, conversation, text)
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            console.print("stopped; what came is not remembered", style="dim")
         except Exception as error:
             code = _report(console, error)
             if code is None:
@@ -136,6 +141,8 @@ def _questions(console: Console, *, interactive: bool) -> Iterator[str]:
     if not interactive:
         yield from sys.stdin
         return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - line editing, where the platform has it
     while True:
         try:
             yield console.input("[bold]> [/bold]")

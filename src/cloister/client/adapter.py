@@ -39,6 +39,7 @@ class _CodedError(Protocol):
 class Api:
     """One HTTP library: its records, its errors, and ours made to look like them."""
 
+    url: Callable[[str], Any]
     request: Callable[..., Any]
     response: Callable[..., Any]
     sync_stream: Callable[[Opened, drive.SyncReply, Link], Any]
@@ -108,20 +109,20 @@ class SyncWire:
     """`cloister.client.drive.SyncWire` over a transport of either library."""
 
     def __init__(self, api: Api, inner: Any) -> None:
-        self._api = api
+        self._outer = _Outer(api)
         self._inner = inner
 
     def send(self, request: OuterRequest) -> SyncReply:
         """Send and return once status and header fields are there."""
         content = _whole(request.pieces) or request.pieces
-        return SyncReply(self._inner.handle_request(_outer(self._api, request, content)))
+        return SyncReply(self._inner.handle_request(self._outer.request(request, content)))
 
 
 class AsyncWire:
     """As `SyncWire`, asynchronous."""
 
     def __init__(self, api: Api, inner: Any) -> None:
-        self._api = api
+        self._outer = _Outer(api)
         self._inner = inner
 
     async def send(self, request: OuterRequest) -> AsyncReply:
@@ -129,7 +130,7 @@ class AsyncWire:
         content: object = _whole(request.pieces)
         if content is None and request.pieces is not None:
             content = _asynchronously(request.pieces)
-        outer = _outer(self._api, request, content)
+        outer = self._outer.request(request, content)
         return AsyncReply(await self._inner.handle_async_request(outer))
 
 
@@ -286,14 +287,30 @@ def choose_proxy(address: WorkerAddress, given: str | None, *, trust_env: bool) 
     return proxy_for(address)
 
 
-def _outer(api: Api, request: OuterRequest, content: Any) -> Any:
-    return api.request(
-        request.method,
-        request.url,
-        headers=list(request.headers),
-        content=content,
-        extensions=dict(request.extensions),
-    )
+class _Outer:
+    """Makes outer requests; they go to one URL but for reports, so it is parsed once."""
+
+    __slots__ = ("_api", "_text", "_url")
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._text = ""
+        self._url: Any = None
+
+    def request(self, request: OuterRequest, content: Any) -> Any:
+        text, url = self._text, self._url
+        if request.url != text:
+            url = self._api.url(request.url)
+            if request.method == "POST":
+                self._url = url
+                self._text = request.url
+        return self._api.request(
+            request.method,
+            url,
+            headers=list(request.headers),
+            content=content,
+            extensions=dict(request.extensions),
+        )
 
 
 def _whole(pieces: Iterable[bytes] | None) -> bytes | None:

@@ -131,6 +131,7 @@ class _AsyncStream(adapter.SealedAsyncStream, httpx2.AsyncByteStream):
 
 
 _API: adapter.Api = adapter.Api(
+    url=httpx2.URL,
     request=httpx2.Request,
     response=httpx2.Response,
     sync_stream=lambda opened, reply, link: _SyncStream(_API, opened, reply, link),

@@ -131,6 +131,7 @@ class _AsyncStream(adapter.SealedAsyncStream, httpx.AsyncByteStream):
 
 
 _API: adapter.Api = adapter.Api(
+    url=httpx.URL,
     request=httpx.Request,
     response=httpx.Response,
     sync_stream=lambda opened, reply, link: _SyncStream(_API, opened, reply, link),
