@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chatml import Example, read_examples
+from chatml import USER_WEIGHT, Example, read_examples
 from network import Network, Shape
 from optimizer import Muon
 
 ADAM_RATE, MUON_RATE = 2e-3, 0.02
-WARM_UP_STEPS = 100
-FLAT_SHARE = 0.4  # of the run, before the learning rate begins to fall
+WARM_UP_STEPS = 50
+FLAT_SHARE = 0.3  # of the run, before the learning rate begins to fall
 LAST_RATE = 0.02  # of the full rate, at the end
 SORTED_TOGETHER = 4096  # dialogues sorted by length at a time, to waste little on padding
 REPORT_STEPS, SAVE_STEPS = 25, 200
@@ -104,7 +104,7 @@ def held_out_loss(network: Network, examples: list[Example]) -> float:
     summed = count = 0.0
     for start in range(0, len(examples), 32):
         ids, weights = padded(examples[start : start + 32])
-        mean, total = loss(network, ids, (weights == 1.0).float())
+        mean, total = loss(network, ids, (weights > USER_WEIGHT).float())
         summed += mean.item() * total
         count += total
     return summed / count
@@ -138,7 +138,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     threads = ThreadChooser(arguments.threads)
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
-    examples = read_examples(arguments.dialogues, tokenizer)
+    examples = read_examples(arguments.dialogues, tokenizer, Random(arguments.seed))
     held_out = read_examples(arguments.held_out, tokenizer)[:HELD_OUT]
     network = Network(Shape())
     if arguments.start is not None:

@@ -16,7 +16,7 @@ SYSTEM_SHARE = 0.25
 # How many makers contribute to a dialogue. The long tail teaches positions up to the end of
 # the context, which a chat in a terminal reaches.
 _LENGTHS = (1, 2, 3, 4, 6, 9, 13)
-_LENGTH_WEIGHTS = (52, 20, 11, 7, 5, 3, 2)
+_LENGTH_WEIGHTS = (68, 15, 7, 4, 3, 2, 1)
 
 
 def dialogue(turns: Turns, rng: Random) -> list[Message]:
