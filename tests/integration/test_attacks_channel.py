@@ -438,7 +438,7 @@ def test_a_forged_unknown_key_does_not_make_a_prompt_run_twice() -> None:
 def test_retries_of_the_openai_sdk_do_not_make_a_prompt_run_twice() -> None:
     openai = pytest.importorskip("openai")
     with scene() as at:
-        with OpenAI(base_url=at.url, max_retries=2, **at.trust) as sdk:
+        with OpenAI(base_url=at.url, trust_env=False, max_retries=2, **at.trust) as sdk:
             create = partial(sdk.chat.completions.create, model="fake")
             assert create(messages=[{"role": "user", "content": "hello"}]).choices
             lost = iter([True, False])

@@ -26,7 +26,7 @@ import httpx2
 
 from cloister.channel.ohttp import KeyConfig, parse_key_configs
 from cloister.client import Connection, connect
-from cloister.client.connect import Options, open_connection
+from cloister.client.connect import Options, TrustOptions, open_connection
 from cloister.evidence.component import Component, ComponentKind
 from cloister.evidence.report import EvidenceItem
 from cloister.evidence.strictjson import JsonObject
@@ -245,19 +245,19 @@ class Scene:
     _clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
-    def trust(self) -> Options:
+    def trust(self) -> TrustOptions:
         """What an informed client of the honest worker believes."""
         return trust_in(self.live.attester)
 
     def client(self, **options: Any) -> Connection:
         """A new verified client, closed at the end."""
         url = options.pop("url", self.url)
-        settings: Options = {**self.trust, **options}  # type: ignore[typeddict-item]  # tests pass what `Options` names
+        settings: Options = {**self.trust, "trust_env": False, **options}  # type: ignore[typeddict-item]  # tests pass what `Options` names
         return self._clients.enter_context(connect(url, **settings))
 
     def unverified(self, **options: Any) -> Connection:
         """As `client`, but the worker is verified at the first request only."""
-        settings: Options = {**self.trust, **options}  # type: ignore[typeddict-item]  # tests pass what `Options` names
+        settings: Options = {**self.trust, "trust_env": False, **options}  # type: ignore[typeddict-item]  # tests pass what `Options` names
         return self._clients.enter_context(open_connection(self.url, **settings))
 
     @property
@@ -280,10 +280,9 @@ def scene(settings: WorkerSettings | None = None, **options: Any) -> Iterator[Sc
                 yield made
 
 
-def trust_in(attester: SimulatedAttester) -> Options:
+def trust_in(attester: SimulatedAttester) -> TrustOptions:
     """Policy, reference values and roots under which `attester` is affirmed."""
     return {
-        "trust_env": False,  # a proxy of this machine's would come first
         "policy": policies.development(),
         "reference_values": attester.reference_values,
         "roots": attester.roots,
