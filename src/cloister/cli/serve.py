@@ -112,9 +112,15 @@ def serve(
         typer.Option("--kit", help="Write here what clients pin; by default into the state."),
     ] = None,
     state: State = None,
+    prepare_only: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="Make the TPM and compile ahead, so that starting is quick; leave."
+        ),
+    ] = False,
 ) -> None:
     """Serve a model from a sealed worker, until SIGTERM or Ctrl-C."""
-    from cloister.attester.launcher import run
+    from cloister.attester.launcher import prepare, run
     from cloister.worker.operation import Operation
 
     directory = state_directory() if state is None else state
@@ -149,6 +155,9 @@ def serve(
             )
         described = Upstream(address=upstream, name=model_name, cache_salt=upstream_cache_salt)
         plan = upstream_plan(directory, operation, described)
+    if prepare_only:
+        prepare(plan)
+        return
     where = directory / "kit" if kit is None else kit
 
     def on_ready(worker: LaunchedWorker, ready: dict[str, object]) -> None:
