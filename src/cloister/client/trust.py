@@ -63,7 +63,7 @@ def make_trust(
         ConfigurationError: something is missing or cannot be read (codes ``trust.*`` and those
             of the files' formats).
     """
-    directory = None if kit is None else Path(kit)
+    directory = None if kit is None else Path(kit).expanduser()
     if policy is None:
         policy = _policy(directory, development=development)
     elif development and not policy.accept_development:
