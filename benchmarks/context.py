@@ -20,7 +20,7 @@ class Context:
     def plan(self, rounds: int = 10, *, warmups: int = 1) -> Plan:
         """Return the plan of a comparison that normally takes `rounds` rounds."""
         if self.quick:
-            return Plan(rounds=2, warmups=1)
+            return Plan(rounds=1, warmups=0)
         if self.quiet is None:
             return Plan(rounds=rounds, warmups=warmups)
         return Plan(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -18,7 +19,7 @@ from cloister.channel.hpke_kem import (
     OPEN_FAILED,
     Kem,
     PrivateKey,
-    encapsulate,
+    PublicKey,
     hkdf_expand,
     hkdf_extract,
     labeled_expand,
@@ -41,6 +42,7 @@ __all__ = [
     "Kdf",
     "Kem",
     "PrivateKey",
+    "PublicKey",
     "ReceiverContext",
     "SenderContext",
     "Suite",
@@ -136,6 +138,20 @@ def _message_limit() -> ChannelError:
     return ChannelError("this key has sealed all the messages it may", code="channel.message_limit")
 
 
+@lru_cache(maxsize=16)
+def _key_schedule_context(suite: Suite, info: bytes) -> bytes:
+    """`key_schedule_context` of RFC 9180 section 5.1: public, and the same for every message.
+
+    `info` names the key configuration, so a few entries serve all that are in use.
+    """
+    suite_id = suite.hpke_id
+    return (
+        _MODE_BASE
+        + labeled_extract(suite_id, b"", b"psk_id_hash", b"")
+        + labeled_extract(suite_id, b"", b"info_hash", info)
+    )
+
+
 class _Context:
     """What both ends share after setup."""
 
@@ -144,11 +160,7 @@ class _Context:
     def __init__(self, suite: Suite, shared_secret: bytes, info: bytes) -> None:
         """KeySchedule of RFC 9180 section 5.1 with empty PSK and PSK identifier."""
         suite_id = suite.hpke_id
-        context = (
-            _MODE_BASE
-            + labeled_extract(suite_id, b"", b"psk_id_hash", b"")
-            + labeled_extract(suite_id, b"", b"info_hash", info)
-        )
+        context = _key_schedule_context(suite, info)
         secret = labeled_extract(suite_id, shared_secret, b"secret", b"")
         key = labeled_expand(suite_id, secret, b"key", context, suite.aead.key_size)
         nonce = labeled_expand(suite_id, secret, b"base_nonce", context, NONCE_SIZE)
@@ -182,13 +194,18 @@ class ReceiverContext(_Context):
 
 
 def setup_sender(
-    suite: Suite, public_key: bytes, info: bytes, *, random: Random = os.urandom
+    suite: Suite, public_key: bytes | PublicKey, info: bytes, *, random: Random = os.urandom
 ) -> tuple[bytes, SenderContext]:
     """SetupBaseS (RFC 9180 section 5.1.1): return (enc, context).
 
-    Raises MalformedError when the public key cannot be used.
+    Raises MalformedError when the public key cannot be used, and RuntimeError when an opened
+    one belongs to another KEM than the suite.
     """
-    shared_secret, enc = encapsulate(suite.kem, public_key, random)
+    if isinstance(public_key, bytes):
+        public_key = PublicKey(suite.kem, public_key)
+    elif public_key.kem is not suite.kem:
+        raise RuntimeError("the public key belongs to another KEM than the suite")
+    shared_secret, enc = public_key.encapsulate(random)
     return enc, SenderContext(suite, shared_secret, info)
 
 

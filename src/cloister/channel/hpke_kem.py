@@ -174,28 +174,56 @@ class PrivateKey:
         return _hybrid_secret(mlkem_secret, x25519_secret, x25519_enc, self._x25519_public)
 
 
-def encapsulate(kem: Kem, public_key: bytes, random: Random = os.urandom) -> tuple[bytes, bytes]:
-    """Make a shared secret for `public_key`; return (shared secret, enc).
+class PublicKey:
+    """A KEM public key, held as opened key objects: opening ML-KEM's costs as much as using it.
 
-    32 bytes of `random` become the X25519 ephemeral key; ML-KEM draws its own from OpenSSL.
-    Raises MalformedError when the key has a wrong length, is not reduced (FIPS 203 section
-    7.2), or gives an X25519 result of all zeros.
+    Raises MalformedError when the key has a wrong length or is not reduced (FIPS 203 section
+    7.2).
     """
-    if len(public_key) != kem.public_size:
-        raise MalformedError("the HPKE public key has a wrong length")
-    ephemeral = X25519PrivateKey.from_private_bytes(random(_X25519_SIZE))
-    x25519_enc = ephemeral.public_key().public_bytes_raw()
-    x25519_public = bytes(public_key[-_X25519_SIZE:])
-    try:
-        x25519_secret = ephemeral.exchange(X25519PublicKey.from_public_bytes(x25519_public))
-        if kem is Kem.X25519:
-            return _dhkem_secret(x25519_secret, x25519_enc, x25519_public), x25519_enc
-        mlkem = MLKEM768PublicKey.from_public_bytes(public_key[:_MLKEM_PUBLIC_SIZE])
-        mlkem_secret, mlkem_enc = mlkem.encapsulate()
-    except ValueError:
-        raise MalformedError("the HPKE public key cannot be used") from None
-    secret = _hybrid_secret(mlkem_secret, x25519_secret, x25519_enc, x25519_public)
-    return secret, mlkem_enc + x25519_enc
+
+    __slots__ = ("_mlkem", "_x25519", "_x25519_public", "kem")
+
+    def __init__(self, kem: Kem, data: bytes) -> None:
+        """Deserialize a public key of `kem.public_size` bytes."""
+        if len(data) != kem.public_size:
+            raise MalformedError("the HPKE public key has a wrong length")
+        self.kem = kem
+        self._x25519_public = bytes(data[-_X25519_SIZE:])
+        self._mlkem: MLKEM768PublicKey | None = None
+        try:
+            self._x25519 = X25519PublicKey.from_public_bytes(self._x25519_public)
+            if kem is Kem.MLKEM768_X25519:
+                self._mlkem = MLKEM768PublicKey.from_public_bytes(data[:_MLKEM_PUBLIC_SIZE])
+        except ValueError:
+            raise _unusable() from None
+
+    def encapsulate(self, random: Random = os.urandom) -> tuple[bytes, bytes]:
+        """Make a shared secret for this key; return (shared secret, enc).
+
+        32 bytes of `random` become the X25519 ephemeral key; ML-KEM draws its own from
+        OpenSSL. Raises MalformedError when the key gives an X25519 result of all zeros.
+        """
+        ephemeral = X25519PrivateKey.from_private_bytes(random(_X25519_SIZE))
+        x25519_enc = ephemeral.public_key().public_bytes_raw()
+        x25519_public = self._x25519_public
+        try:
+            x25519_secret = ephemeral.exchange(self._x25519)
+            if self._mlkem is None:
+                return _dhkem_secret(x25519_secret, x25519_enc, x25519_public), x25519_enc
+            mlkem_secret, mlkem_enc = self._mlkem.encapsulate()
+        except ValueError:
+            raise _unusable() from None
+        secret = _hybrid_secret(mlkem_secret, x25519_secret, x25519_enc, x25519_public)
+        return secret, mlkem_enc + x25519_enc
+
+
+def encapsulate(kem: Kem, public_key: bytes, random: Random = os.urandom) -> tuple[bytes, bytes]:
+    """Open `public_key` and make a shared secret for it once; as `PublicKey.encapsulate`."""
+    return PublicKey(kem, public_key).encapsulate(random)
+
+
+def _unusable() -> MalformedError:
+    return MalformedError("the HPKE public key cannot be used")
 
 
 def _kem_suite_id(kem: Kem) -> bytes:

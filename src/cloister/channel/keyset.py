@@ -73,6 +73,7 @@ class Keyset:
     receipt_signing_keys: tuple[PublicKeyEntry, ...]
     e2ee_public_keys: tuple[PublicKeyEntry, ...]
     tls_public_keys: tuple[TlsKeyEntry, ...] = field(default=())
+    _digest: str = field(default="", init=False, repr=False, compare=False)
 
     def to_json(self) -> JsonObject:
         """The keyset as `aci/1` writes it."""
@@ -90,7 +91,11 @@ class Keyset:
     @property
     def digest(self) -> str:
         """``sha256:<hex>`` over the canonical form: the worker's identity."""
-        return "sha256:" + hashlib.sha256(canonical(self.to_json())).hexdigest()
+        digest = self._digest
+        if not digest:  # computed once: every receipt is compared with it
+            digest = "sha256:" + hashlib.sha256(canonical(self.to_json())).hexdigest()
+            object.__setattr__(self, "_digest", digest)
+        return digest
 
     @property
     def claims_digest(self) -> bytes | None:

@@ -36,7 +36,7 @@ def _setup_client(
         raise ChannelError("the key configuration does not offer this suite", code="channel.suite")
     header = request_header(config.key_id, chosen)
     enc, context = setup_sender(
-        chosen, config.public_key, request_info(header, chunked), random=random
+        chosen, config.opened_public_key(), request_info(header, chunked), random=random
     )
     return header, enc, context
 

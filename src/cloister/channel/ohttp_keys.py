@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cloister.channel.hpke import Aead, Kdf, Kem, PrivateKey, Suite
+from cloister.channel.hpke import Aead, Kdf, Kem, PrivateKey, PublicKey, Suite
 from cloister.errors import ChannelError, MalformedError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -43,6 +43,15 @@ class KeyConfig:
     kem: Kem
     public_key: bytes
     suites: tuple[Suite, ...]
+    _opened: PublicKey | None = field(default=None, init=False, repr=False, compare=False)
+
+    def opened_public_key(self) -> PublicKey:
+        """The public key as key objects, made once. Raises MalformedError as they do."""
+        opened = self._opened
+        if opened is None:
+            opened = PublicKey(self.kem, self.public_key)
+            object.__setattr__(self, "_opened", opened)
+        return opened
 
     def encode(self) -> bytes:
         """Encode one Key Config (section 3.1), without a length in front."""

@@ -17,6 +17,7 @@ from cloister.channel.hpke import (
     Kdf,
     Kem,
     PrivateKey,
+    PublicKey,
     Suite,
     setup_receiver,
     setup_sender,
@@ -267,3 +268,24 @@ def test_a_private_key_does_not_show_itself() -> None:
     key = PrivateKey.generate(Kem.X25519)
     assert key.private_bytes().hex() not in repr(key)
     assert repr(key) == "<PrivateKey X25519>"
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=name)
+def test_an_opened_public_key_serves_many_messages(suite: Suite) -> None:
+    key = PrivateKey.generate(suite.kem)
+    opened = PublicKey(suite.kem, key.public_bytes)
+    encs = set()
+    for info in (b"one", b"two", b"one"):
+        enc, sender = setup_sender(suite, opened, info)
+        encs.add(enc)
+        receiver = setup_receiver(suite, enc, key, info)
+        assert receiver.open(b"", sender.seal(b"", b"hello")) == b"hello"
+    assert len(encs) == 3
+
+
+def test_an_opened_public_key_is_for_suites_of_its_kem_only() -> None:
+    opened = PublicKey(Kem.X25519, PrivateKey.generate(Kem.X25519).public_bytes)
+    hybrid = Suite(Kem.MLKEM768_X25519, Kdf.HKDF_SHA256, Aead.AES_256_GCM)
+    setup_sender(SUITES[0], opened, b"")
+    with pytest.raises(RuntimeError, match="another KEM"):
+        setup_sender(hybrid, opened, b"")

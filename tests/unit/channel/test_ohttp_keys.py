@@ -131,3 +131,14 @@ def test_a_key_does_not_show_itself() -> None:
     key = ServerKey.generate(1, Kem.X25519)
     assert key.private_key.private_bytes().hex() not in repr(key)
     assert repr(key.private_key.private_bytes()) not in repr(key)
+
+
+def test_the_public_key_is_opened_once_and_changes_nothing_else() -> None:
+    one = config(HYBRID)
+    other = KeyConfig.parse(one.encode())
+    assert one.opened_public_key() is one.opened_public_key()
+    assert one == other and hash(one) == hash(other) and repr(one) == repr(other)
+    assert one.encode() == other.encode()
+    broken = KeyConfig(key_id=1, kem=one.kem, public_key=one.public_key[:-1], suites=one.suites)
+    with pytest.raises(MalformedError):
+        broken.opened_public_key()
