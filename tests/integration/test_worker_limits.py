@@ -164,6 +164,23 @@ async def test_bodies_that_are_not_one_plain_object(body: bytes) -> None:
         assert not bench.engine.requests
 
 
+@pytest.mark.parametrize("filler", [b"{},", b"[],", b"1,"])
+async def test_bodies_of_millions_of_values_are_refused_before_they_are_decoded(
+    filler: bytes,
+) -> None:
+    body = b'{"model":"fake","messages":[' + filler * 1_000_001
+    async with running() as bench:
+        inner = await bench.peer.ask(body=body)
+        assert (inner.status, inner.error["code"]) == (400, "too_many_values")
+
+
+async def test_a_large_prompt_is_hashed_beside_the_answer() -> None:
+    async with running() as bench:
+        inner = await bench.peer.ask(document=chat("x" * 3_000_000))
+        assert inner.status == 200
+        assert inner.receipt is not None  # `ask` has checked it
+
+
 @pytest.mark.parametrize("document", [{}, {"model": ""}, {"model": 1}, {"model": None}])
 async def test_a_model_must_be_named(document: dict[str, object]) -> None:
     async with running() as bench:

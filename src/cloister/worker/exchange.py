@@ -10,6 +10,7 @@ from cloister.channel.receipt import API_VERSION, RECEIPT_TRAILER
 from cloister.engine.protocol import ModelInfo
 from cloister.worker import wire
 from cloister.worker.context import Context
+from cloister.worker.hashing import RequestHash
 from cloister.worker.keys import Generation
 from cloister.worker.problems import Problem
 from cloister.worker.receipts import RECEIPT_ID_SIZE, issue_receipt
@@ -33,7 +34,7 @@ class Exchange:
     fields: RequestFields | None
     credential: bytes = field(default=b"", repr=False)
     body: bytes = field(default=b"", repr=False)
-    request_hash: bytes | None = field(default=None, repr=False)
+    request_hash: RequestHash | None = field(default=None, repr=False)
     route: str = "none"
     """A label for metrics, from a fixed list."""
     began: float = 0.0
@@ -71,7 +72,7 @@ class Exchange:
                 method=self.fields.method,
                 endpoint=self.fields.path,
                 served_at=context.clocks.wall(),
-                request_hash=self.request_hash,
+                request_hash=await self.request_hash.digest(),
                 response_hash=response_hash,
                 model=self._model,
             )

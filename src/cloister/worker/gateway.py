@@ -136,7 +136,7 @@ class Gateway:
             fields=admitted.fields,
             credential=admitted.credential,
             body=arrival.take_body(),
-            request_hash=arrival.request_hash,
+            request_hash=arrival.take_hash(),
             began=asyncio.get_running_loop().time(),
         )
         with self._holding(len(exchange.body)):

@@ -9,6 +9,10 @@ from typing import Any, Final
 from cloister.worker import problems
 from cloister.worker.problems import RefusedError
 
+MAX_COMMAS: Final = 1_000_000
+"""In a body, those inside strings counted too. Every value but the first of a container has one
+in front, so this bounds the values; 32 MiB of them would hold the worker up for seconds."""
+
 _CONSTRAINT_PREFIX: Final = "aci_"
 _MAX_SESSIONS: Final = 1024
 
@@ -41,6 +45,8 @@ def check_generation(body: bytes, *, model: str) -> Generation:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    if len(body) > MAX_COMMAS and body.count(b",") > MAX_COMMAS:
+        raise RefusedError(problems.TOO_MANY_VALUES)
     try:
         # Decoded here, because `json` would also take UTF-16, which no engine does.
         document = json.loads(

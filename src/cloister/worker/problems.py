@@ -225,6 +225,9 @@ UNKNOWN_MODEL: Final = Problem(
     retry=False,
 )
 BAD_JSON: Final = bad_request("The body is not one unambiguous JSON object.", code="bad_json")
+TOO_MANY_VALUES: Final = bad_request(
+    "The body holds more values than this worker takes.", code="too_many_values"
+)
 NO_MODEL: Final = bad_request("A model must be named.", param="model")
 BAD_PROVIDER: Final = bad_request(
     "The ACI constraints in `provider` are not valid.", code="bad_constraint", param="provider"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +18,7 @@ from cloister.channel.bhttp import Limits as MessageLimits
 from cloister.channel.ohttp import ServerKey, ServerRequest
 from cloister.errors import ChannelError, MalformedError
 from cloister.worker import problems, wire
+from cloister.worker.hashing import RequestHash
 from cloister.worker.idempotency import MAX_KEY_BYTES
 from cloister.worker.problems import RefusedError
 from cloister.worker.settings import Limits
@@ -106,7 +106,7 @@ def _date(headers: wire.Headers) -> float | None:
 
 
 class Arrival:
-    """A sealed request on its way in: opened, decoded and hashed piece by piece.
+    """A sealed request on its way in: opened and decoded piece by piece.
 
     Nothing of it may be acted on before `finish` has returned: until then its sender may
     still be somebody who cut it short. (Refusing it earlier is no action.)
@@ -125,7 +125,7 @@ class Arrival:
                 body_bytes=limits.max_request_bytes,
             )
         )
-        self._hash = hashlib.sha256()
+        self._opened: list[bytes] = []
         self._body: list[bytes] = []
 
     def take_body(self) -> bytes:
@@ -134,10 +134,10 @@ class Arrival:
         self._body = []
         return body
 
-    @property
-    def request_hash(self) -> bytes:
-        """SHA-256 of all opened bytes, padding included."""
-        return self._hash.digest()
+    def take_hash(self) -> RequestHash:
+        """SHA-256 of all opened bytes, padding included; they are let go of."""
+        opened, self._opened = self._opened, []
+        return RequestHash(opened)
 
     def receive(self, data: bytes) -> None:
         """Take more sealed bytes. RefusedError says what to answer."""
@@ -145,8 +145,8 @@ class Arrival:
             pieces = self.sealed.receive(data)
         except ChannelError as error:
             raise RefusedError(self._unopened(error)) from None
-        for piece in pieces:
-            self._decode(piece)
+        if pieces:
+            self._decode(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def finish(self) -> None:
         """The body has ended: require the authenticated end and a whole message."""
@@ -166,7 +166,7 @@ class Arrival:
 
     def _decode(self, piece: bytes) -> None:
         self.authenticated = True
-        self._hash.update(piece)
+        self._opened.append(piece)
         try:
             self._take(self._decoder.receive(piece))
         except MalformedError as error:
