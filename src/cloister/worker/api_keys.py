@@ -221,10 +221,10 @@ class Gatekeeper:
         self._open_when_empty = open_when_empty
         self._steady = steady
         self._log = log
+        self._stamp = self._file_stamp()  # before reading: a change in between is noticed later
         self._table = None if path is None else load_table(path)
         self._in_force: dict[bytes, ApiKeyEntry] = {}
         self._index()
-        self._stamp = self._file_stamp()
         self._checked = steady()
 
     @property

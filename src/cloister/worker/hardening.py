@@ -53,9 +53,14 @@ def harden_process(*, lock_memory: bool = True) -> Hardening:
 
 
 def _lock_memory(libc: ctypes.CDLL) -> bool:
-    # With a limit in force a later allocation would fail, which is worse than swap: all or none.
-    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft != resource.RLIM_INFINITY:
-        return False
-    flags = _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT
-    return bool(libc.mlockall(flags) == 0)
+    # Under a limit a later allocation would fail, which is worse than swap. With a limit of 0
+    # the call succeeds only for those whom no limit binds (CAP_IPC_LOCK): all or nothing.
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limited = soft != resource.RLIM_INFINITY
+    if limited:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
+    try:
+        return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)
+    finally:
+        if limited:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))

@@ -63,11 +63,15 @@ class Operation:
         }
 
     def to_json(self) -> JsonObject:
-        """What the launcher passes on."""
+        """What the launcher passes on.
+
+        Paths become absolute here, where ``~`` and the current directory are the operator's: a
+        worker that looked for its table of API keys elsewhere would find none, and be open.
+        """
         values: JsonObject = {}
         for name in self.__slots__:
             value = getattr(self, name)
-            values[name] = str(value) if isinstance(value, Path) else value
+            values[name] = str(value.expanduser().absolute()) if isinstance(value, Path) else value
         return values
 
     @classmethod
@@ -82,6 +86,10 @@ class Operation:
                 )
             is_path = name in ("api_keys", "operator_socket") and value is not None
             values[name] = Path(str(value)) if is_path else value
+            if is_path and not Path(str(value)).is_absolute():
+                raise ConfigurationError(
+                    "the worker needs absolute paths", code="configuration.operator"
+                )
         return cls(**values)  # type: ignore[arg-type]  # checked against _TYPES above
 
 

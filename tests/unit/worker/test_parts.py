@@ -317,6 +317,17 @@ def test_the_operators_settings_read_back(tmp_path: Path) -> None:
     assert Operation.from_json(operation.to_json()) == operation
     assert operation.on_loopback
     assert not Operation(host="0.0.0.0").on_loopback
-    for change in ({"host": 1}, {"unknown": 1}, {"host": "localhost"}, {"port": True}):
+    relative = Operation(api_keys=Path("keys.json"), operator_socket=Path("~/x.sock"))
+    read = Operation.from_json(relative.to_json())
+    assert read.api_keys == Path("keys.json").absolute()
+    assert read.operator_socket == Path.home() / "x.sock"
+    for change in (
+        {"api_keys": "keys.json"},
+        {"operator_socket": "~/x"},
+        {"host": 1},
+        {"unknown": 1},
+        {"host": "localhost"},
+        {"port": True},
+    ):
         with pytest.raises(ConfigurationError):
             Operation.from_json({**operation.to_json(), **change})
