@@ -9,6 +9,7 @@ itself and print the findings, ``sandbox_probe.py print LAYER TARGETS_JSON``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -95,7 +96,8 @@ def _fork(_: dict[str, Any]) -> object:
     pid = os.fork()
     if pid == 0:
         os._exit(0)
-    os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):  # that it cannot be waited for is not what is asked
+        os.waitpid(pid, 0)
     return pid
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.engine import landlock, sandbox
+from cloister.engine import landlock, sandbox, status
 from cloister.engine.confined import Confined, Program
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import EngineError, SandboxError
@@ -55,11 +55,11 @@ async def test_the_kernel_confirms_what_the_program_gave_up() -> None:
     async with running("stay") as confined:
         assert await confined.word() == b"ready"
         inner = max(processes(confined.pid))
-        status = status_of(inner)
-        assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
+        given_up = status_of(inner)
+        assert {given_up[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
             "0000000000000000"
         }
-        assert (status["NoNewPrivs"], status["Seccomp"], status["Seccomp_filters"]) == (
+        assert (given_up["NoNewPrivs"], given_up["Seccomp"], given_up["Seccomp_filters"]) == (
             "1",
             "2",
             "2",
@@ -77,20 +77,42 @@ async def test_the_kernel_confirms_what_the_program_gave_up() -> None:
             )
 
 
-def test_the_confined_process_cannot_be_dumped() -> None:
+def test_confining_takes_away_dumps_and_files_before_any_filter() -> None:
     code = (
         "import ctypes, tempfile\n"
-        "from cloister.engine import confine, seccomp\n"
+        "from cloister.engine import confine, landlock, seccomp\n"
         "seccomp.install = lambda *_: None\n"
-        "confine.landlock.restrict = lambda **_: 0\n"
         "dumpable = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)\n"
         "assert dumpable() == 1\n"
+        "assert open('/etc/passwd').read()\n"
         "confine.confine(tempfile.gettempdir(), 0)\n"
         "assert dumpable() == 0\n"
+        "try:\n"
+        "    open('/etc/passwd')\n"
+        "except PermissionError:\n"
+        "    pass\n"
+        "else:\n"
+        "    assert landlock.abi() == 0\n"
     )
     subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, check=True, timeout=60
     )
+
+
+async def test_the_workers_environment_goes_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOISTER_TEST_SECRET", "marker")
+    assert b"marker" in (await asyncio.to_thread(subprocess.check_output, ["/usr/bin/env"]))
+    async with running("stay", "x") as confined:
+        await confined.word()
+        for pid in processes(confined.pid):
+            assert b"marker" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+async def test_a_program_that_skips_being_confined_is_ended() -> None:
+    async with running("stay") as confined:
+        # The next word is b"ready" where b"confined-N" is due.
+        with pytest.raises(SandboxError, match="not confined as it should be"):
+            await sandbox._confirm_word(confined, status.CONFINED, landlock.abi())
 
 
 async def test_output_is_counted_and_appears_nowhere(

@@ -253,11 +253,7 @@ async def _confirm(
     try:
         async with asyncio.timeout(_START):
             await confined.receive_directory()
-            word = await confined.word()
-        if word not in expected:
-            raise SandboxError("the engine is not confined as it should be", code="sandbox.layers")
-        if isinstance(expected, Mapping) and expected[word] != abi:
-            raise SandboxError("Landlock did not take hold as expected", code="sandbox.landlock")
+            await _confirm_word(confined, expected, abi)
     except TimeoutError:
         await confined.aclose()
         raise SandboxError("the sandbox did not come up in time", code="sandbox.start") from None
@@ -271,6 +267,16 @@ async def _confirm(
         await confined.aclose()
         raise
     return confined
+
+
+async def _confirm_word(
+    confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
+) -> None:
+    word = await confined.word()
+    if word not in expected:
+        raise SandboxError("the engine is not confined as it should be", code="sandbox.layers")
+    if isinstance(expected, Mapping) and expected[word] != abi:
+        raise SandboxError("Landlock did not take hold as expected", code="sandbox.landlock")
 
 
 def _explain(output: bytes) -> str:

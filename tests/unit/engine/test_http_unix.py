@@ -218,7 +218,9 @@ async def test_an_idle_connection_that_was_closed_is_replaced(tmp_path: Path) ->
         assert server.connections == 3
 
 
-async def test_an_answer_nobody_asked_for_is_not_taken_for_the_next(tmp_path: Path) -> None:
+async def test_an_answer_nobody_asked_for_is_not_taken_for_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     handler = answering(OK + b"Content-Length: 1\r\n\r\na", OK + b"Content-Length: 1\r\n\r\nX")
     async with serving(tmp_path, handler, max_idle=2) as (client, server):
         first = await client.request("GET", "/")
@@ -226,6 +228,7 @@ async def test_an_answer_nobody_asked_for_is_not_taken_for_the_next(tmp_path: Pa
         await asyncio.sleep(0.05)
         assert await (await client.request("GET", "/")).read(LIMIT) == b"a"
         assert server.connections == 2
+    assert caplog.text == ""
 
 
 async def test_nobody_there_and_closed(tmp_path: Path) -> None:
