@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator
 
@@ -97,9 +96,8 @@ async def test_every_event_is_flushed_as_it_comes() -> None:
         while size := int(await reader.readuntil(b"\r\n"), 16):
             await reader.readexactly(size + 2)
             arrivals.append(time.monotonic())
-        gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals[:6])]
         assert len(arrivals) >= 7
-        assert min(gaps) > 0.01
+        assert arrivals[5] - arrivals[0] > 0.15  # five tokens at 20 a second, not all at the end
 
 
 async def test_a_lost_connection_cancels_the_generation() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.channel.bhttp import ResponseEncoder, ResponseHead
@@ -38,6 +38,7 @@ from cloister.worker.settings import KeySettings, WorkerSettings
 # -- padding ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, 40_000), min_size=1, max_size=6), st.sampled_from([128, 256, 1024]))
 def test_padded_pieces_are_whole_buckets_and_say_the_same(sizes: list[int], bucket: int) -> None:
     padding = StreamPadding(bucket)
@@ -58,6 +59,7 @@ def test_padding_can_be_off() -> None:
     assert StreamPadding(1).pad(b"data: 1\n\n") == b"data: 1\n\n"
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30)))
 def test_lines_are_neither_lost_nor_reordered(reads: list[bytes]) -> None:
     lines = LineAssembler(1 << 20)
@@ -73,6 +75,7 @@ def test_lines_are_neither_lost_nor_reordered(reads: list[bytes]) -> None:
 # -- wire ---------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_secrets_have_one_spelling(secret: bytes) -> None:
     assert wire.decode_secret(wire.encode_secret(secret), 32) == secret
