@@ -181,6 +181,28 @@ def _machine(environment: Mapping[str, Any]) -> str:
     )
 
 
+def _verdicts(outcomes: Iterable[Outcome]) -> list[str]:
+    """Say how many targets were met, and name those that were not."""
+    held = [figure for outcome in outcomes for figure in outcome.figures if figure.target]
+    missed = [figure for figure in held if not figure.met]
+    lines = [f"{len(held) - len(missed)} of {len(held)} targets met."]
+    for figure in missed:
+        target, _ = _verdict(figure)
+        found = _with_unit(number(figure.value.median), figure.unit)
+        lines.append(f"- Missed: {figure.name} ({figure.comparison}): {found}, target {target}.")
+    return lines
+
+
+def _quietness(outcome: Outcome) -> str:
+    around = outcome.environment
+    if "worst_foreign_cpu" not in around:
+        return "not watched"
+    return (
+        f"waited {around['waited_s']:.0f} s for quiet, {around['disturbed_rounds']} disturbed rounds "
+        f"kept, worst foreign load {100 * around['worst_foreign_cpu']:.0f} % of a core"
+    )
+
+
 def document(outcomes: Iterable[Outcome]) -> str:
     """Render the part of docs/benchmarks.md between the markers."""
     listed = list(outcomes)
@@ -188,7 +210,8 @@ def document(outcomes: Iterable[Outcome]) -> str:
         return "Nothing was measured."
     machines = dict.fromkeys(_machine(one.environment) for one in listed)
     times = [
-        f"{one.name} {one.environment['at']} at {one.environment['commit']} ({one.seconds:.0f} s)"
+        f"- `{one.name}`: {one.environment['at']}, commit {one.environment['commit']}, "
+        f"{one.seconds:.0f} s; {_quietness(one)}."
         for one in listed
     ]
     parts = [

@@ -66,6 +66,13 @@ def test_a_missed_target_is_said_aloud(tmp_path: Path) -> None:
     assert "**missed**" in rendered
 
 
+def test_the_page_says_how_many_targets_were_met_and_names_the_others(tmp_path: Path) -> None:
+    met, missed = stored(tmp_path / "a.json"), stored(tmp_path / "b.json", bound=1.0)
+    rendered = results.document([met, missed])
+    assert "1 of 2 targets met." in rendered
+    assert "- Missed: A thing (a − b): 2.00 ms, target ≤ 1.00 ms." in rendered
+
+
 def test_the_page_keeps_what_is_outside_the_markers(tmp_path: Path) -> None:
     page = f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n"
     filled = results.fill(page, results.document([stored(tmp_path / "x.json")]))
