@@ -40,10 +40,11 @@ async def test_a_crash_ends_the_stream_with_an_authenticated_error() -> None:
         assert bench.events("engine.restarted")
 
 
-async def test_a_crash_before_the_first_token_is_a_502_and_is_not_retried() -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_crash_before_the_first_token_is_a_502_and_is_not_retried(stream: bool) -> None:
     engine = FakeEngine(script=lambda *_: Answer(crash_after=0))
     async with running(engine=engine) as bench:
-        inner = await bench.peer.ask(document=chat(), idempotency_key="k")
+        inner = await bench.peer.ask(document=chat(stream=stream), idempotency_key="k")
         assert (inner.status, inner.error["code"]) == (502, "engine_failed")
         assert inner.headers["x-should-retry"] == "false"
         assert await serves_again(bench)

@@ -173,13 +173,13 @@ async def _stream(exchange: Exchange, response: EngineResponse) -> None:
         problem = _engine_problem(error)
     except OverflowError:
         problem = problems.ENGINE_FAILED
-    if not exchange.writer.status:
-        _start_stream(exchange)
     if problem is not None:
         context.log.event("engine.answer_failed", code=problem.code)
-        await exchange.refuse(problem)
-    else:
-        await exchange.finish()
+        await exchange.refuse(problem)  # with its status, if nothing of a stream was sent
+        return
+    if not exchange.writer.status:
+        _start_stream(exchange)
+    await exchange.finish()
 
 
 def _start_stream(exchange: Exchange) -> None:
