@@ -219,6 +219,8 @@ class Confined:
                 await self._drain
         except TimeoutError:
             self._drain.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()  # bubblewrap itself; what is inside dies with it
             raise SandboxError(
                 "the engine's sandbox did not end when it was killed", code="sandbox.end"
             ) from None
