@@ -198,8 +198,8 @@ def _quietness(outcome: Outcome) -> str:
     if "worst_foreign_cpu" not in around:
         return "not watched"
     return (
-        f"waited {around['waited_s']:.0f} s for quiet, {around['disturbed_rounds']} disturbed rounds "
-        f"kept, worst foreign load {100 * around['worst_foreign_cpu']:.0f} % of a core"
+        f"waited {around['waited_s']:.0f} s for quiet, kept {around['disturbed_rounds']} disturbed "
+        f"rounds, worst foreign load {100 * around['worst_foreign_cpu']:.0f} % of a core"
     )
 
 
@@ -214,11 +214,8 @@ def document(outcomes: Iterable[Outcome]) -> str:
         f"{one.seconds:.0f} s; {_quietness(one)}."
         for one in listed
     ]
-    parts = [
-        *(f"Measured on {machine}" for machine in machines),
-        "",
-        "Runs: " + "; ".join(times) + ".",
-    ]
+    parts = [*(f"Measured on {machine}" for machine in machines), "", *times, ""]
+    parts += _verdicts(listed)
     for outcome in listed:
         parts += ["", table(outcome)]
     return "\n".join(parts)
