@@ -124,6 +124,12 @@ def serve(
     from cloister.worker.operation import Operation
 
     directory = state_directory() if state is None else state
+    if api_keys is not None and not api_keys.expanduser().is_file():
+        # Taking a mistyped name for an empty table would open the worker to everybody.
+        raise ConfigurationError(
+            f"there is no table of API keys at {api_keys}; `cloister keys add` makes one",
+            code="configuration.api_keys",
+        )
     operation = Operation(
         host=host,
         port=port,
