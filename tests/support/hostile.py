@@ -221,10 +221,11 @@ def unknown_key() -> WireReply:
     return reply(400, "application/problem+json", body)
 
 
-def endless(chunk: bytes) -> Iterator[bytes]:
-    """Bytes without an end, for what must be bounded."""
-    while True:
+def endless(chunk: bytes, most: int = 64 * 1024 * 1024) -> Iterator[bytes]:
+    """Bytes without an end, for what must be bounded; who reads `most` of them fails the test."""
+    for _ in range(most // len(chunk)):
         yield chunk
+    raise AssertionError("something read without a bound")
 
 
 def flipped(data: bytes, position: int) -> bytes:
