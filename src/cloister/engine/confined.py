@@ -29,6 +29,9 @@ _EARLY: Final = 4_096  # bytes of output kept until the first word, for `explain
 _END: Final = 5.0  # seconds for a killed program to be gone
 
 
+DESCRIPTORS: Final = Path("/proc/self/fd")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A Python program to run confined.
@@ -36,7 +39,8 @@ class Program:
     It is called with the control socket's descriptor, the socket directory and `arguments`.
     `packages` are importable, `files` are readable at the given paths inside (below
     ``/data``), `native` are files whose shared libraries must be there. `memory` limits its
-    address space in bytes, 0 not at all.
+    address space in bytes, 0 not at all. A file that was opened already is named below
+    `DESCRIPTORS`, by a descriptor in `inherited`: what is then read is what was opened.
     """
 
     script: Path
@@ -44,6 +48,7 @@ class Program:
     packages: tuple[Path, ...] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
     native: tuple[Path, ...] = ()
+    inherited: tuple[int, ...] = ()
     memory: int = 0
 
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from cloister.engine import llama_child
 from cloister.engine.assemble import assemble
-from cloister.engine.confined import Confined, Isolation, Program
+from cloister.engine.confined import DESCRIPTORS, Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.models import sha256_descriptor
 from cloister.engine.protocol import (
@@ -180,7 +180,8 @@ class LlamaEngine:
         program = Program(
             script=Path(llama_child.__file__),
             packages=tuple(p for p in (package, package.parent / f"{_LIBRARY}.libs") if p.is_dir()),
-            files={_MODEL: Path(f"/proc/{os.getpid()}/fd/{descriptor}")},
+            files={_MODEL: DESCRIPTORS / str(descriptor)},
+            inherited=(descriptor,),
             native=tuple(sorted(package.glob("*.so"))),
             memory=self._settings.memory,
         )

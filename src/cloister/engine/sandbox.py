@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.engine import landlock, libraries, seccomp, status
-from cloister.engine.confined import Confined, Program
+from cloister.engine.confined import DESCRIPTORS, Confined, Program
 from cloister.errors import EngineError, SandboxError
 
 _LOG = logging.getLogger("cloister.engine")
@@ -37,6 +37,10 @@ _START: Final = 20.0  # seconds until it is confined; it takes less than 0.1
 _NOBODY: Final = "65534"
 _EXTENSIONS: Final = ("_ctypes",)  # of the standard library, with libraries of their own
 _PARTS: Final = ("landlock.py", "seccomp.py")
+
+#: No environment, no site-packages, and no compiled code beside the sources: only sources are
+#: measured, and nothing lies where this prefix points.
+_FLAGS: Final = ("-E", "-s", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
 
 #: What bubblewrap says when it cannot do its work, and what that means.
 _EXPLANATIONS: Final = (
@@ -104,14 +108,15 @@ class Sandbox:
         info, info_end = os.pipe()
         try:
             arguments = [bwrap, *_bwrap_arguments(binds, filter_fd, info_end), "--"]
-            arguments += ["/python/bin/python3", "-E", "-s", "-S", "-B", "/app/confine.py"]
+            arguments += ["/python/bin/python3", *_FLAGS, "/app/confine.py"]
             tail = [
                 str(program.memory),
                 _SOCKETS,
                 f"/app/{program.script.name}",
                 *program.arguments,
             ]
-            confined = await _spawn(arguments, tail, keep=(filter_fd, info_end), info=info)
+            keep = (filter_fd, info_end, *program.inherited)
+            confined = await _spawn(arguments, tail, keep=keep, info=info)
         except BaseException:
             os.close(info)
             raise
@@ -158,7 +163,7 @@ class UnsafeNoSandbox:
                 f"sys.path[:0] = {sorted(folders)!r}\n"
                 "runpy.run_module('cloister.engine.confine', run_name='__main__', alter_sys=True)\n"
             )
-            arguments = [sys.executable, "-E", "-s", "-S", "-B", "-c", boot]
+            arguments = [sys.executable, *_FLAGS, "-c", boot]
             tail = ["unsafe", directory, str(program.script), *program.arguments]
             confined = await _spawn(arguments, tail, cleanup=stack.pop_all())
         return await _confirm(confined, (status.UNCONFINED,), 0)
@@ -184,7 +189,9 @@ def _plan_binds(program: Program) -> list[str]:
     ]
     arguments: list[str] = []
     for source, inside in binds:
-        arguments += ["--ro-bind", str(source.resolve()), inside]
+        # A descriptor is bound as it is: its path may mean another file by now.
+        path = source if source.is_relative_to(DESCRIPTORS) else source.resolve()
+        arguments += ["--ro-bind", str(path), inside]
     for inside in runtime.hidden:
         arguments += ["--size", "4096", "--tmpfs", inside, "--remount-ro", inside]
     return arguments
