@@ -6,6 +6,7 @@ worker started there, or elsewhere from equal files, measures into its TPM.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -82,11 +83,10 @@ def measure(
 ) -> None:
     """Print the reference values of this installation with a model and a configuration."""
     from cloister.attester.measure import measure as hash_everything
-    from cloister.engine.models import resolve_model
     from cloister.verifier.reference_values import ReferenceValues
 
     began = time.perf_counter()
-    info = resolve_model(model, sha256=model_sha256, name=model_name)
+    info = model_from(model, sha256=model_sha256, name=model_name)
     options = EngineOptions(
         context=context,
         parallel=parallel,
@@ -107,6 +107,19 @@ def measure(
         f" ({time.perf_counter() - began:.2f} s)",
         err=True,
     )
+
+
+def model_from(reference: str, *, sha256: str | None, name: str | None) -> ModelInfo:
+    """The model that an operator named; fetched into the cache if it is not a file.
+
+    Raises ConfigurationError, FetchError or MalformedError.
+    """
+    from cloister.engine.fetch import HttpsFetcher
+    from cloister.engine.models import resolve_model
+
+    base = os.environ.get("XDG_CACHE_HOME")
+    cache = (Path(base) if base else Path.home() / ".cache") / "cloister" / "models"
+    return resolve_model(reference, sha256=sha256, name=name, cache=cache, fetcher=HttpsFetcher())
 
 
 def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:

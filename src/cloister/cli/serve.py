@@ -24,6 +24,7 @@ from cloister.cli.measure import (
     Parallel,
     Unsafe,
     effective_for,
+    model_from,
     subject_for,
 )
 from cloister.errors import ConfigurationError
@@ -192,10 +193,9 @@ def embedded_plan(
         SandboxError: this machine cannot sandbox the engine.
     """
     from cloister.attester.launcher import LaunchPlan
-    from cloister.engine.models import resolve_model
     from cloister.worker.serve import ENTRY
 
-    info = resolve_model(model, sha256=model_sha256, name=model_name)
+    info = model_from(model, sha256=model_sha256, name=model_name)
     return LaunchPlan(
         state_dir=state,
         subject=subject_for(info, effective_for(info, options)),

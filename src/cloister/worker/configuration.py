@@ -20,6 +20,9 @@ from cloister.errors import ConfigurationError
 from cloister.worker.settings import KeySettings, Limits, Padding, ReceiptSettings, WorkerSettings
 
 VERSION: Final = 1
+OPERATOR_DECIDES: Final = ("api_keys", "listen_address", "rate_limits", "threads")
+"""What is not measured, and stands in the configuration so that everybody can read that. The
+operator may decide who is served and how fast, never what is seen."""
 _Section = TypeVar("_Section", KeySettings, Limits, Padding, ReceiptSettings)
 
 
@@ -30,6 +33,7 @@ def effective_configuration(engine: Engine, settings: WorkerSettings) -> JsonObj
         "version": VERSION,
         "debug": False,
         "isolation": described["isolation"],
+        "operator_decides": list(OPERATOR_DECIDES),
         "engine": described,
         "worker": {
             "keys": _whole_numbers(settings.keys),
@@ -44,6 +48,8 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
     """The settings that a configuration describes; ConfigurationError if it is none."""
     if configuration.get("version") != VERSION or configuration.get("debug") is not False:
         raise _refused("it is not of a version that this worker knows")
+    if configuration.get("operator_decides") != list(OPERATOR_DECIDES):
+        raise _refused("it does not say what the operator decides")
     sections = configuration.get("worker")
     names = {"keys", "limits", "padding", "receipts"}
     if not isinstance(sections, dict) or sections.keys() != names:
