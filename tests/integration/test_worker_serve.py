@@ -18,13 +18,13 @@ import pytest
 
 from cloister.attester.launcher import LaunchedWorker, LaunchPlan, launch
 from cloister.attester.measure import Subject
-from cloister.channel.jcs import parse_json_object
 from cloister.channel.keyset import Keyset, parse_keyset
 from cloister.channel.ohttp import KeyConfig
 from cloister.engine.llama import LlamaEngine, LlamaSettings
 from cloister.engine.models import resolve_model
 from cloister.engine.sandbox import Sandbox
 from cloister.errors import EngineError
+from cloister.strictjson import parse_json_object
 from cloister.worker.configuration import effective_configuration
 from cloister.worker.operation import Operation
 from cloister.worker.serve import ENTRY

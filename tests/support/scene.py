@@ -29,7 +29,7 @@ from cloister.client import Connection, connect
 from cloister.client.connect import Options, TrustOptions, open_connection
 from cloister.evidence.component import Component, ComponentKind
 from cloister.evidence.report import EvidenceItem
-from cloister.evidence.strictjson import JsonObject
+from cloister.strictjson import JsonObject
 from cloister.testing.fake_engine import FakeEngine
 from cloister.testing.simulated_tpm import (
     SimulatedAttester,

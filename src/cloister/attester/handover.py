@@ -21,7 +21,7 @@ from cloister.attester import link
 from cloister.attester.quote import TpmAttester
 from cloister.attester.tpm import Tpm
 from cloister.attester.transport import DeviceTransport, SocketTransport, Transport
-from cloister.evidence.strictjson import JsonObject
+from cloister.strictjson import JsonObject
 
 ORPHAN_GRACE_S: Final = 45.0
 """How long a worker may finish its streams after its launcher died, before it is ended."""

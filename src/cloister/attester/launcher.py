@@ -51,8 +51,8 @@ from cloister.endorsements.roots import Roots
 from cloister.errors import BuildError, ConfigurationError, EngineError
 from cloister.evidence.component import Component, ComponentKind, launch_events
 from cloister.evidence.eventlog import encode_event_log
-from cloister.evidence.strictjson import JsonObject
 from cloister.evidence.tpm import Alg
+from cloister.strictjson import JsonObject
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
 

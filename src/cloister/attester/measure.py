@@ -21,7 +21,7 @@ from cloister.attester.installation import Installation, inspect_installation
 from cloister.attester.tree import content_paths, hash_files, tree_digest
 from cloister.errors import BuildError
 from cloister.evidence.component import Component, ComponentKind, configuration_component
-from cloister.evidence.strictjson import JsonObject
+from cloister.strictjson import JsonObject
 from cloister.verifier.reference_values import ReferenceValues
 
 INTERPRETER_NAME: Final = "python"

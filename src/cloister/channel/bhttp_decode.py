@@ -60,6 +60,7 @@ class _Decoder(Generic[_Event]):
         "_limits",
         "_pos",
         "_run",
+        "_run_left",
         "content_end",
     )
 
@@ -73,6 +74,7 @@ class _Decoder(Generic[_Event]):
         self._ended = False
         self._error: MalformedError | None = None
         self._events: list[_Event | Data | EndOfContent] = []
+        self._run_left = 0  # content still allowed, where a run may begin; otherwise 0
         self.content_end: int | None = None
         self._run = self._message()
         next(self._run)
@@ -83,6 +85,16 @@ class _Decoder(Generic[_Event]):
         Raises MalformedError (code "malformed.too_large" past a limit), and the same again on
         every later call; RuntimeError after `finish`.
         """
+        left = self._run_left
+        size = len(data) - 2
+        # One whole run of content, its length on two bytes: how a streamed token arrives.
+        usual = 0 < size <= left and size < 0x4000 and type(data) is bytes
+        if usual and data[0] << 8 | data[1] == size | 0x4000:
+            self._run_left = left - size
+            self._base += len(self._data)
+            self._data = data
+            self._pos = size + 2
+            return [Data(data=data[2:])]
         self._check_open()
         if not data:
             return []
@@ -154,7 +166,10 @@ class _Decoder(Generic[_Event]):
                 if known:
                     break
                 while self._pos == len(self._data) and not self._ended:
+                    # Until it goes on here, `receive` may take whole runs by itself.
+                    self._run_left = left
                     yield
+                    left, self._run_left = self._run_left, 0
         self.content_end = self._base + self._pos
 
     def _short_varint(self) -> int:

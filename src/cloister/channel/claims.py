@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from cloister.channel.jcs import (
+from cloister.channel.keyset import CLAIMS_SUBJECT_PREFIX
+from cloister.errors import MalformedError
+from cloister.strictjson import (
     Json,
     JsonObject,
     canonical,
@@ -19,8 +21,6 @@ from cloister.channel.jcs import (
     expect_str,
     parse_json_object,
 )
-from cloister.channel.keyset import CLAIMS_SUBJECT_PREFIX
-from cloister.errors import MalformedError
 
 CLAIMS_VERSION = "cloister/claims/1"
 MAX_CLAIMS_BYTES = 256 * 1024

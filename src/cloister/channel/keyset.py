@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from cloister.channel.jcs import (
+from cloister.errors import MalformedError
+from cloister.strictjson import (
     Json,
     JsonObject,
     canonical,
@@ -20,7 +21,6 @@ from cloister.channel.jcs import (
     expect_object,
     expect_str,
 )
-from cloister.errors import MalformedError
 
 MAX_KEYS = 16
 """Keys accepted per role; a worker has one or two, during a rotation."""
@@ -123,7 +123,7 @@ class Keyset:
 
 
 def parse_keyset(value: object) -> Keyset:
-    """Read a keyset from decoded JSON (`cloister.channel.jcs.parse_json`).
+    """Read a keyset from decoded JSON (`cloister.strictjson.parse_json`).
 
     Its members are exactly those of `aci/1`, whose Appendix B fixes the shape. Key ids must
     be unique across both roles, and no public key may serve two of them (section 3.1).

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from cloister.channel.jcs import (
+from cloister.channel.keyset import Keyset
+from cloister.errors import AuthenticationError, MalformedError
+from cloister.strictjson import (
     Json,
     JsonObject,
     canonical,
@@ -31,8 +33,6 @@ from cloister.channel.jcs import (
     expect_str,
     parse_json_object,
 )
-from cloister.channel.keyset import Keyset
-from cloister.errors import AuthenticationError, MalformedError
 
 API_VERSION = "aci/1"
 RECEIPT_TRAILER = b"x-aci-receipt"

@@ -19,8 +19,8 @@ from cloister.errors import BuildError, ConfigurationError
 
 if TYPE_CHECKING:
     from cloister.attester.measure import Measured, Subject
-    from cloister.channel.jcs import JsonObject
     from cloister.engine.protocol import ModelInfo
+    from cloister.strictjson import JsonObject
 
 NATIVE_LIBRARY: Final = "xllamacpp"
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
@@ -179,8 +179,8 @@ def _check_library(measured: Measured, configuration: JsonObject) -> None:
 
 
 def _read(path: Path) -> JsonObject:
-    from cloister.channel.jcs import parse_json_object
     from cloister.errors import MalformedError
+    from cloister.strictjson import parse_json_object
 
     try:
         content = path.read_bytes()

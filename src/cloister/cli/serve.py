@@ -31,7 +31,7 @@ from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from cloister.attester.launcher import LaunchedWorker, LaunchPlan
-    from cloister.channel.jcs import JsonObject
+    from cloister.strictjson import JsonObject
     from cloister.worker.operation import Operation
 
 PLATFORM: Final = "development (software TPM)"

@@ -13,7 +13,7 @@ from cloister.cli.exits import exit_code
 from cloister.errors import AppraisalError, UnsupportedError
 
 if TYPE_CHECKING:
-    from cloister.channel.jcs import JsonObject
+    from cloister.strictjson import JsonObject
     from cloister.verifier.result import AttestationResult
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cloister.channel.jcs import expect_list, expect_object
 from cloister.channel.receipt import MODEL_SERVED, Receipt
+from cloister.strictjson import expect_list, expect_object
 from cloister.verifier.result import AffirmedAttester
 
 

@@ -85,7 +85,7 @@ class ResponseOpening:
         content: list[bytes] = []
         for plaintext in self._opener.receive(data):
             self._decode(plaintext, content)
-        if self._holds_done and content:
+        if self._holds_done and content and (self._held or _DONE in content[-1][-16:]):
             return self._hold_done(content)
         return content
 
@@ -106,7 +106,8 @@ class ResponseOpening:
         if last:
             self._decode(last, content)
         try:
-            self._take(self._decoder.finish(), content)
+            for event in self._decoder.finish():
+                self._take(event)
             self._check_receipt()
         except MalformedError as error:
             raise _not_bhttp(error) from error
@@ -115,37 +116,38 @@ class ResponseOpening:
         return [*held, *content]
 
     def _decode(self, plaintext: bytes, content: list[bytes]) -> None:
+        # Runs once per token, so the usual case (content that goes on) is spelled out here.
+        decoder = self._decoder
         try:
-            events = self._decoder.receive(plaintext)
+            events = decoder.receive(plaintext)
         except MalformedError as error:
             raise _not_bhttp(error) from error
-        if self._hashing:
-            self._update_hash(plaintext)
-        self._take(events, content)
-
-    def _take(self, events: list[bhttp.ResponseEvent], content: list[bytes]) -> None:
+        if decoder.content_end is None:
+            self._hash.update(plaintext)
+            self._consumed += len(plaintext)
+        elif self._hashing:
+            self._end_hash(plaintext, decoder.content_end)
         for event in events:
-            if isinstance(event, bhttp.Data):
+            if type(event) is bhttp.Data:
                 content.append(event.data)
-            elif isinstance(event, bhttp.ResponseHead):
-                self._take_head(event)
-            elif isinstance(event, bhttp.EndOfContent):
-                self._trailers = event.trailers
+            else:
+                self._take(event)
+
+    def _take(self, event: bhttp.ResponseEvent) -> None:
+        if isinstance(event, bhttp.ResponseHead):
+            self._take_head(event)
+        elif isinstance(event, bhttp.EndOfContent):
+            self._trailers = event.trailers
 
     def _take_head(self, head: bhttp.ResponseHead) -> None:
         self.head = head
         kind = next((value for name, value in head.headers if name == b"content-type"), b"")
         self._holds_done = kind.lower().startswith(EVENT_STREAM)
 
-    def _update_hash(self, plaintext: bytes) -> None:
+    def _end_hash(self, plaintext: bytes, content_end: int) -> None:
         """Hash up to the end of the content; trailers and padding are not covered."""
-        end = self._decoder.content_end
-        if end is None:
-            self._hash.update(plaintext)
-            self._consumed += len(plaintext)
-        else:
-            self._hash.update(memoryview(plaintext)[: end - self._consumed])
-            self._hashing = False
+        self._hash.update(memoryview(plaintext)[: content_end - self._consumed])
+        self._hashing = False
 
     def _hold_done(self, content: list[bytes]) -> list[bytes]:
         if self._held:

@@ -23,7 +23,7 @@ import rfc8785
 
 from cloister.errors import MalformedError
 from cloister.evidence.eventlog import SEPARATOR_DATA, Event, EventType, measured_event
-from cloister.evidence.strictjson import JsonObject, encode_canonical_string, parse_object
+from cloister.strictjson import JsonObject, canonical_string, parse_json_object
 
 MAX_RECORD_BYTES: Final = 256 * 1024
 MAX_TEXT: Final = 1024
@@ -104,7 +104,7 @@ class Component:
         """
         if self.configuration is None:
             # Written out rather than sorted: a hundred of these are compared for every report.
-            text = encode_canonical_string
+            text = canonical_string
             return (
                 f'{{"digest":{text(self.digest)},"kind":{text(self.kind.value)}'
                 f',"name":{text(self.name)},"version":{text(self.version)}}}'
@@ -172,7 +172,7 @@ def parse_component(data: bytes) -> Component:
     plain = _PLAIN_RECORD.fullmatch(data)
     if plain is not None:
         return _plain_component(*plain.groups())
-    members = parse_object(data, limit=MAX_RECORD_BYTES, what="a measured record", code=_CODE)
+    members = parse_json_object(data, limit=MAX_RECORD_BYTES, what="a measured record", code=_CODE)
     configuration = members.pop("configuration", None)
     if members.keys() != {"digest", "kind", "name", "version"}:
         raise _malformed("does not have the members of a component's record")

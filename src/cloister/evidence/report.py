@@ -21,7 +21,7 @@ from typing import Final
 
 from cloister.errors import MalformedError
 from cloister.evidence.component import parse_digest
-from cloister.evidence.strictjson import Json, JsonObject, decode_base64, parse_object
+from cloister.strictjson import Json, JsonObject, decode_base64, parse_json_object
 
 API_VERSION: Final = "aci/1"
 
@@ -105,7 +105,7 @@ def parse_attestation_report(data: bytes) -> AttestationReport:
 
     Raises MalformedError (code ``report_malformed``), and nothing else.
     """
-    members = parse_object(data, limit=MAX_REPORT_BYTES, what="the report", code=_CODE)
+    members = parse_json_object(data, limit=MAX_REPORT_BYTES, what="the report", code=_CODE)
     attestation = _object(members.get("attestation"), "attestation")
     provenance = attestation.get("source_provenance")
     return AttestationReport(

@@ -63,7 +63,6 @@ from cloister.evidence.report import (
     Endorsement,
     EvidenceItem,
 )
-from cloister.evidence.strictjson import JsonObject
 from cloister.evidence.tpm import (
     Alg,
     ClockInfo,
@@ -73,6 +72,7 @@ from cloister.evidence.tpm import (
     encode_quote,
     pcr_digest,
 )
+from cloister.strictjson import JsonObject
 from cloister.verifier.authenticate.ak_chain import TCG_KP_AIK_CERTIFICATE
 from cloister.verifier.reference_values import ReferenceValues
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 from typing import Final
 
-from cloister.channel.jcs import Json, JsonObject
+from cloister.strictjson import Json, JsonObject
 from cloister.verifier.appraise import tpm as appraise
 from cloister.verifier.authenticate import tpm as authenticate
 from cloister.verifier.result import AttestationResult, Claim, Finding

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
-from cloister.channel.jcs import Json, JsonObject, canonical, parse_json_object
 from cloister.errors import ConfigurationError, MalformedError
+from cloister.strictjson import Json, JsonObject, canonical, parse_json_object
 
 MAX_POLICY_BYTES: Final = 256 * 1024
 

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.channel.jcs import (
+from cloister.errors import ConfigurationError, MalformedError
+from cloister.evidence.component import Component, ComponentKind, parse_digest
+from cloister.strictjson import (
     Json,
     JsonObject,
     canonical,
@@ -27,8 +29,6 @@ from cloister.channel.jcs import (
     expect_str,
     parse_json_object,
 )
-from cloister.errors import ConfigurationError, MalformedError
-from cloister.evidence.component import Component, ComponentKind, parse_digest
 
 FORMAT: Final = "cloister/reference-values/1"
 MAX_BYTES: Final = 8 * 1024 * 1024

@@ -12,7 +12,7 @@ from typing import Final
 from cloister.channel.claims import ClaimsDocument
 from cloister.engine.protocol import Engine
 from cloister.evidence.report import TEE_TYPE_TPM
-from cloister.evidence.strictjson import JsonObject
+from cloister.strictjson import JsonObject
 from cloister.worker import problems, wire
 from cloister.worker.api_keys import Gatekeeper
 from cloister.worker.cache_domain import CacheDomains

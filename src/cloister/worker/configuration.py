@@ -14,9 +14,9 @@ import dataclasses
 from typing import Any, Final, TypeVar, cast
 
 from cloister.channel.claims import ClaimsDocument, ModelClaim
-from cloister.channel.jcs import JsonObject
 from cloister.engine.protocol import Engine
 from cloister.errors import ConfigurationError
+from cloister.strictjson import JsonObject
 from cloister.worker.settings import KeySettings, Limits, Padding, ReceiptSettings, WorkerSettings
 
 VERSION: Final = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from cloister.channel.jcs import JsonObject
 from cloister.engine.confined import Isolation
 from cloister.engine.gguf import parse_gguf
 from cloister.engine.llama import LlamaEngine, LlamaSettings
@@ -13,6 +12,7 @@ from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
 from cloister.engine.protocol import Engine, ModelInfo
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import ConfigurationError
+from cloister.strictjson import JsonObject
 from cloister.worker.configuration import check_engine
 from cloister.worker.operation import Operation
 

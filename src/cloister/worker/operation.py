@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.channel.jcs import JsonObject
 from cloister.errors import ConfigurationError
+from cloister.strictjson import JsonObject
 from cloister.worker.settings import RateLimit
 
 

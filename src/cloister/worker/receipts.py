@@ -7,7 +7,6 @@ import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from cloister.channel.jcs import JsonObject
 from cloister.channel.receipt import (
     MODEL_SERVED,
     REQUEST_RECEIVED,
@@ -18,6 +17,7 @@ from cloister.channel.receipt import (
     sign_receipt,
 )
 from cloister.engine.protocol import ModelInfo
+from cloister.strictjson import JsonObject
 from cloister.worker.keys import ReceiptKey
 from cloister.worker.settings import ReceiptSettings
 

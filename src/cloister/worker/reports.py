@@ -24,7 +24,7 @@ from cloister.evidence.report import (
     AttestationReport,
     EvidenceItem,
 )
-from cloister.evidence.strictjson import JsonObject
+from cloister.strictjson import JsonObject
 from cloister.worker import problems
 from cloister.worker.keys import Generation, KeyRing
 from cloister.worker.logs import EventLog

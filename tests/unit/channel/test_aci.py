@@ -12,7 +12,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.channel.claims import ClaimsDocument, ModelClaim, parse_claims
-from cloister.channel.jcs import canonical
 from cloister.channel.keyset import PublicKeyEntry, parse_keyset
 from cloister.channel.receipt import (
     Receipt,
@@ -23,6 +22,7 @@ from cloister.channel.receipt import (
 )
 from cloister.channel.statement import report_data, statement
 from cloister.errors import AuthenticationError, MalformedError
+from cloister.strictjson import canonical
 
 VECTORS: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "vectors" / "aci" / "aci-1.json").read_text()

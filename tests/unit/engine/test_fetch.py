@@ -55,7 +55,10 @@ def test_a_hub_redirects_to_where_it_keeps_files(tmp_path: Path) -> None:
     ("answer", "code"),
     [
         (lambda _: httpx2.Response(404), "fetch.status"),
-        (lambda _: httpx2.Response(200, stream=httpx2.ByteStream(MODEL + b"x")), "fetch.model_digest"),
+        (
+            lambda _: httpx2.Response(200, stream=httpx2.ByteStream(MODEL + b"x")),
+            "fetch.model_digest",
+        ),
         (
             lambda _: httpx2.Response(302, headers={"location": "http://cdn.example/x"}),
             "fetch.redirect",

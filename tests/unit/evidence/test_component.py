@@ -18,7 +18,7 @@ from cloister.evidence.component import (
     launch_events,
     parse_component,
 )
-from cloister.evidence.strictjson import JsonObject
+from cloister.strictjson import JsonObject
 
 DIGEST = "sha256:" + "0a" * 32
 PACKAGE = Component(

@@ -48,7 +48,6 @@ from cloister.evidence.report import (
     Endorsement,
     EvidenceItem,
 )
-from cloister.evidence.strictjson import JsonObject
 from cloister.evidence.tpm import (
     Alg,
     ClockInfo,
@@ -57,6 +56,7 @@ from cloister.evidence.tpm import (
     parse_quote,
     sized,
 )
+from cloister.strictjson import JsonObject
 from cloister.testing.simulated_tpm import (
     SIMULATED_FIRMWARE,
     SimulatedAttester,

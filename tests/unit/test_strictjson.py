@@ -10,8 +10,8 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.channel.jcs import Json, canonical, expect_hex, parse_json, parse_json_object
 from cloister.errors import MalformedError
+from cloister.strictjson import Json, canonical, expect_hex, parse_json, parse_json_object
 
 
 def parse(data: bytes) -> Json:

@@ -1,19 +1,23 @@
-"""Strict JSON in, canonical JSON out (RFC 8259, RFC 7493, RFC 8785).
+"""Strict JSON in, canonical JSON out (RFC 8259, RFC 7493, RFC 8785); strict hex and base64.
 
 Everything Cloister hashes or signs as JSON goes through here. Two readers disagreeing about
 one document is how a signature ends up covering something else, so what is ambiguous is
 refused: duplicate keys, numbers that are not integers within ±(2**53 - 1), lone surrogates,
 ``NaN`` and ``Infinity``, bytes that are not UTF-8, and anything after the document.
+
+Every function that decodes raises MalformedError, and nothing else. Messages name the document
+by the caller's word for it and quote nothing of it.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import NoReturn, TypeAlias
-
-import rfc8785
+from typing import Final, NoReturn, TypeAlias
 
 from cloister.errors import MalformedError
 
@@ -29,45 +33,61 @@ _PLAIN_ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
 )
 
+_MALFORMED: Final = MalformedError.default_code
+
 MAX_DEPTH = 64
 """Nesting allowed; the reports and receipts of `aci/1` stay below ten."""
 
 
-def parse_json(data: bytes, *, limit: int, what: str) -> Json:
+class _Refused(ValueError):  # noqa: N818 - never leaves this module
+    """Raised inside the decoder's hooks; the text is ours and quotes no input."""
+
+
+def parse_json(data: bytes, *, limit: int, what: str, code: str = _MALFORMED) -> Json:
     """Decode one JSON document of at most `limit` bytes; `what` names it in errors.
 
-    Raises:
-        MalformedError: not one unambiguous JSON document (see the module's text).
+    Raises MalformedError (with `code`) for anything but one unambiguous document.
     """
     if len(data) > limit:
-        raise MalformedError(f"{what} has {len(data)} bytes; at most {limit} are accepted")
+        raise MalformedError(
+            f"{what} has {len(data)} bytes; at most {limit} are accepted", code=code
+        )
     try:
         text = data.decode("utf-8")
-        _check_depth(text, what)
-        value: Json = json.loads(
-            text,
-            object_pairs_hook=lambda pairs: _object(pairs, what),
-            parse_float=lambda _: _refuse(what, "holds a number that is not an integer"),
-            parse_constant=lambda _: _refuse(what, "holds NaN or Infinity"),
-            parse_int=lambda digits: _integer(digits, what),
-        )
-    except MalformedError:
-        raise
+        _check_depth(text)
+        value: Json = _DECODER.decode(text)
+        # Only an escape can bring in half a surrogate pair: UTF-8 has none. Encoding finds it.
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except _Refused as refused:
+        raise MalformedError(f"{what} {refused}", code=code) from None
     except (ValueError, RecursionError):
         # The decoder's own message may quote the document, so it goes no further.
-        raise MalformedError(f"{what} is not a JSON document in UTF-8") from None
-    # UTF-8 cannot hold a lone surrogate; only an escape can write one.
-    if "\\u" in text:
-        _check_strings(value, what)
+        raise MalformedError(f"{what} is not a JSON document in UTF-8", code=code) from None
     return value
 
 
-def parse_json_object(data: bytes, *, limit: int, what: str) -> JsonObject:
+def parse_json_object(data: bytes, *, limit: int, what: str, code: str = _MALFORMED) -> JsonObject:
     """Decode a document whose outermost value is an object; otherwise as `parse_json`."""
-    value = parse_json(data, limit=limit, what=what)
+    value = parse_json(data, limit=limit, what=what, code=code)
     if not isinstance(value, dict):
-        raise MalformedError(f"{what} is not a JSON object")
+        raise MalformedError(f"{what} is not a JSON object", code=code)
     return value
+
+
+def decode_base64(text: object, *, limit: int, what: str, code: str = _MALFORMED) -> bytes:
+    """Decode standard base64 with padding (RFC 4648 section 4), one encoding per value."""
+    if not isinstance(text, str) or len(text) > (limit + 2) // 3 * 4:
+        raise MalformedError(f"{what} is not base64 of at most {limit} bytes", code=code)
+    try:
+        data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (ValueError, UnicodeEncodeError):
+        raise MalformedError(f"{what} is not base64", code=code) from None
+    if len(data) > limit:
+        raise MalformedError(f"{what} has more than {limit} bytes", code=code)
+    if base64.b64encode(data).decode("ascii") != text:
+        raise MalformedError(f"{what} is not canonical base64", code=code)
+    return data
 
 
 def canonical(value: object) -> bytes:
@@ -81,9 +101,14 @@ def canonical(value: object) -> bytes:
         if _is_plain(value):
             return _PLAIN_ENCODER.encode(value).encode()
         _check_no_floats(value)
-        return rfc8785.dumps(value)  # type: ignore[arg-type]  # object: checked by the library
-    except (rfc8785.CanonicalizationError, RecursionError, UnicodeEncodeError):
+        return _canonical_in_general(value)
+    except (RecursionError, UnicodeEncodeError):
         raise MalformedError("the value has no canonical JSON form") from None
+
+
+def canonical_string(text: str) -> str:
+    """Write `text` as RFC 8785 section 3.2.2.2 does, quotes included."""
+    return _PLAIN_ENCODER.encode(text)
 
 
 def expect_object(value: object, what: str) -> JsonObject:
@@ -148,65 +173,51 @@ def expect_keys(
         raise MalformedError(f"{what} has members this version does not know")
 
 
-def _object(pairs: list[tuple[str, Json]], what: str) -> JsonObject:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        _refuse(what, "names a member twice")
-    return result
+def _members(pairs: list[tuple[str, Json]]) -> JsonObject:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _Refused("names a member twice")
+    return members
 
 
-def _integer(digits: str, what: str) -> int:
+def _integer(digits: str) -> int:
     # The length is checked first: converting a megabyte of digits takes minutes.
     if len(digits) > len(str(MAX_INTEGER)) + 1 or abs(int(digits)) > MAX_INTEGER:
-        _refuse(what, "holds an integer beyond 2**53 - 1")
+        raise _Refused("holds an integer beyond 2**53 - 1")
     return int(digits)
 
 
-def _refuse(what: str, why: str) -> NoReturn:
-    raise MalformedError(f"{what} {why}")
+def _not_integer(_: str) -> NoReturn:
+    raise _Refused("holds a number that is not an integer")
 
 
-def _check_depth(text: str, what: str) -> None:
-    # Cheap upper bound: brackets inside strings only make it stricter for odd documents.
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_members,
+    parse_int=_integer,
+    parse_float=_not_integer,
+    parse_constant=_not_integer,
+)
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET: Final = re.compile(r"[\[\]{}]")
+
+
+def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                _refuse(what, f"nests deeper than {MAX_DEPTH} levels")
-        elif char in "]}":
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise _Refused(f"nests deeper than {MAX_DEPTH} levels")
 
 
-def _check_strings(value: Json, what: str) -> None:
-    pending: list[Json] = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            _check_surrogates(item, what)
-        elif isinstance(item, dict):
-            for key, member in item.items():
-                _check_surrogates(key, what)
-                pending.append(member)
-        elif isinstance(item, list):
-            pending.extend(item)
+def _canonical_in_general(value: object) -> bytes:
+    import rfc8785
 
-
-def _check_surrogates(text: str, what: str) -> None:
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        _refuse(what, "holds half of a surrogate pair")
+    try:
+        return rfc8785.dumps(value)  # type: ignore[arg-type]  # object: checked by the library
+    except rfc8785.CanonicalizationError:
+        raise MalformedError("the value has no canonical JSON form") from None
 
 
 def _is_plain(value: object) -> bool:
