@@ -88,8 +88,8 @@ class _Decoder(Generic[_Event]):
         left = self._run_left
         size = len(data) - 2
         # One whole run of content, its length on two bytes: how a streamed token arrives.
-        usual = 0 < size <= left and size < 0x4000 and type(data) is bytes
-        if usual and data[0] << 8 | data[1] == size | 0x4000:
+        usual = 0 < size <= left and size < 0x4000
+        if usual and data[0] << 8 | data[1] == size | 0x4000 and isinstance(data, bytes):
             self._run_left = left - size
             self._base += len(self._data)
             self._data = data

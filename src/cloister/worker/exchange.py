@@ -88,7 +88,7 @@ class Exchange:
         length = (b"content-length", str(len(body)).encode())
         self.start(status, (*headers, length), model=model)
         if body:
-            await self.writer.data(body)
+            self.writer.hold(body)
         await self.finish()
 
     async def refuse(self, problem: Problem) -> None:

@@ -82,6 +82,16 @@ class ResponseWriter:
         )
         self.blocked_since = 0.0
 
+    def hold(self, data: bytes) -> None:
+        """Take content that is sent together with the end.
+
+        Lengths of chunks are in clear. Sealed by itself, a whole answer would show its length
+        to the byte; sealed with trailers and padding it shows how many buckets it fills.
+        """
+        encoded = self._encoder.data(data)
+        self._hash.update(encoded)
+        self._pending += encoded
+
     def end_content(self) -> bytes:
         """End the content and return the SHA-256 of everything up to here."""
         terminator = self._encoder.end_content()

@@ -494,3 +494,68 @@ def test_no_content_is_not_the_end_of_content() -> None:
 def replaced(**changes: Any) -> RequestHead:
     names = ("method", "scheme", "authority", "path", "headers")
     return RequestHead(**{name: getattr(HEAD, name) for name in names} | changes)
+
+
+def runs_after_a_head(limits: Limits | None = None) -> tuple[ResponseEncoder, ResponseDecoder]:
+    """An encoder and a decoder that have both passed a head and a first run."""
+    encoder, decoder = ResponseEncoder(), ResponseDecoder(limits or Limits())
+    head = ResponseHead(status=200, headers=())
+    assert decoder.receive(encoder.head(head)) == [head]
+    assert decoder.receive(encoder.data(b"first")) == [Data(data=b"first")]
+    return encoder, decoder
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 254, 16_383, 16_384, 32_762])
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_one_run_per_read_is_taken_whole_however_its_length_is_written(
+    size: int, width: int
+) -> None:
+    if size >= 1 << (8 * width - 2):
+        return
+    _, decoder = runs_after_a_head()
+    for text in (b"a" * size, b"b" * size):
+        length = (size | {1: 0, 2: 1, 4: 2, 8: 3}[width] << (8 * width - 2)).to_bytes(width, "big")
+        assert joined(decoder.receive(length + text)) == [Data(data=text)]
+    assert decoder.content_end is None
+    assert decoder.receive(b"\x00") == []
+    assert decoder.content_end == 3 + 6 + 2 * (size + width) + 1
+
+
+def test_what_is_left_of_the_limit_is_counted_over_all_runs() -> None:
+    encoder, decoder = runs_after_a_head(Limits(body_bytes=5 + 100 + 100))
+    for _ in range(2):
+        assert len(decoder.receive(encoder.data(b"x" * 100))) == 1
+    with pytest.raises(MalformedError) as caught:
+        decoder.receive(encoder.data(b"x"))
+    assert caught.value.code == TOO_LARGE
+    with pytest.raises(MalformedError):
+        decoder.receive(encoder.data(b"x" * 100))
+
+
+def test_runs_taken_whole_and_in_parts_follow_each_other() -> None:
+    encoder, decoder = runs_after_a_head()
+    message = b"".join(encoder.data(bytes([65 + index]) * 200) for index in range(4))
+    pieces = [message[:202], message[202:300], message[300:606], message[606:]]
+    content = b"".join(
+        event.data
+        for piece in pieces
+        for event in decoder.receive(piece)
+        if isinstance(event, Data)
+    )
+    assert content == b"A" * 200 + b"B" * 200 + b"C" * 200 + b"D" * 200
+    assert decoder.receive(encoder.end(TRAILERS)) == [EndOfContent(trailers=TRAILERS)]
+    with pytest.raises(MalformedError):
+        decoder.receive(encoder_run(100))
+
+
+def encoder_run(size: int) -> bytes:
+    """A run of content on its own."""
+    return encode_varint(size) + b"x" * size
+
+
+def test_no_run_is_taken_after_the_end_of_the_message() -> None:
+    _, decoder = runs_after_a_head()
+    with pytest.raises(MalformedError):
+        decoder.finish()
+    with pytest.raises(MalformedError):
+        decoder.receive(encoder_run(100))

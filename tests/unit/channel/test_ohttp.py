@@ -462,3 +462,28 @@ def test_any_bytes_like_object_will_do(kind: Any) -> None:
     whole.receive(kind(client.seal(kind(b"hi"))))
     assert whole.finish() == b"hi"
     assert client.open_response(kind(whole.respond(kind(b"yo")))) == b"yo"
+
+
+def test_several_chunks_in_one_read_are_not_taken_for_one() -> None:
+    """The lengths of the first chunk and of the whole read differ in one bit only."""
+    sender, request = exchange()
+    sealer = request.respond_chunked()
+    opener = sender.response_opener()
+    assert opener.receive(sealer.start()) == []
+    texts = [b"a" * 100, b"b" * (16_384 - 2 - 16)]
+    frames = b"".join(sealer.chunk(text) for text in texts)
+    assert frames[0] << 8 | frames[1] == (len(frames) - 2) | 0x4000
+    assert opener.receive(frames) == texts
+
+
+def test_one_chunk_per_read_is_refused_when_it_is_changed_and_so_is_all_after_it() -> None:
+    sender, request = exchange()
+    sealer = request.respond_chunked()
+    opener = sender.response_opener()
+    opener.receive(sealer.start())
+    assert opener.receive(sealer.chunk(b"x" * 100)) == [b"x" * 100]
+    bad, good = bytearray(sealer.chunk(b"y" * 100)), sealer.chunk(b"z" * 100)
+    bad[-1] ^= 1
+    refuses(lambda: opener.receive(bytes(bad)))
+    refuses(lambda: opener.receive(good))
+    refuses(opener.finish)
