@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 QUESTION: Final = "What is Cloister?"
 READY_TIMEOUT_S: Final = 300.0
+PICTURE_WIDTH: Final = 100
 
 
 @dataclass(slots=True)
@@ -64,6 +65,9 @@ def demo(
     model: Model = "demo",
     model_sha256: ModelDigest = None,
     state: State = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Also save what is shown, as SVG.")
+    ] = None,
 ) -> None:
     """Start a sealed worker here, check it, and talk to it."""
     from rich.console import Console
@@ -71,13 +75,20 @@ def demo(
     interactive = (
         sys.stdin.isatty() and sys.stdout.isatty() and not (once or as_json or os.getenv("CI"))
     )
-    console = Console(highlight=False, quiet=as_json)
+    console = Console(
+        highlight=False,
+        quiet=as_json,
+        record=picture is not None,
+        width=PICTURE_WIDTH if picture else None,
+    )
     watch = Stopwatch()
     directory = state_directory() if state is None else state
     with _started(console, watch, directory, model, model_sha256) as (url, trust):
         code = _checked(
             console, watch, url, trust, question, as_json=as_json, interactive=interactive
         )
+    if picture is not None:
+        console.save_svg(str(picture), title="cloister demo")
     if code:
         raise typer.Exit(code)
 

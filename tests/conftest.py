@@ -1,0 +1,82 @@
+"""What the whole suite shares: which tests need what, and no silence about those not run.
+
+Tests that need a program or a kernel feature carry a marker. Where it is missing they are
+skipped, and the summary says so in words. Tests that need the internet, a TEE, a GPU or a long
+time run only when their marker is asked for with ``-m``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", max_examples=100, deadline=None)
+settings.register_profile("long", max_examples=20_000, deadline=None)
+settings.load_profile("default")
+
+ON_REQUEST = ("network", "tee", "gpu", "slow")
+EVIDENCE = Path(__file__).parents[2] / "shared" / "evidence"
+
+not_run: dict[str, int] = {}
+
+
+@cache
+def missing_tpm() -> str | None:
+    programs = [name for name in ("swtpm", "swtpm_setup") if shutil.which(name) is None]
+    return f"{' and '.join(programs)} not installed" if programs else None
+
+
+@cache
+def missing_sandbox() -> str | None:
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return "bubblewrap is not installed"
+    done = subprocess.run(
+        [bwrap, "--unshare-user", "--ro-bind", "/", "/", "true"], capture_output=True, check=False
+    )
+    return None if done.returncode == 0 else "this machine refuses user namespaces (a chroot?)"
+
+
+@cache
+def missing_node() -> str | None:
+    absent = [name for name in ("node", "npm") if shutil.which(name) is None]
+    return f"{' and '.join(absent)} not installed" if absent else None
+
+
+@cache
+def missing_evidence() -> str | None:
+    return None if EVIDENCE.is_dir() else f"no evidence at {EVIDENCE}"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "tpm": missing_tpm,
+    "sandbox": missing_sandbox,
+    "node": missing_node,
+    "evidence": missing_evidence,
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked_for = str(config.getoption("-m"))
+    for item in items:
+        for marker in ON_REQUEST:
+            if item.get_closest_marker(marker) and marker not in asked_for:
+                item.add_marker(pytest.mark.skip(reason=f"runs with -m {marker}"))
+        for marker, probe in NEEDS.items():
+            if item.get_closest_marker(marker) and (reason := probe()):
+                item.add_marker(pytest.mark.skip(reason=reason))
+                not_run[f"{marker}: {reason}"] = not_run.get(f"{marker}: {reason}", 0) + 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not not_run:
+        return
+    terminalreporter.section("NOT PROVEN HERE", sep="!", red=True, bold=True)
+    for reason, count in sorted(not_run.items()):
+        terminalreporter.line(f"{count} tests did not run; {reason}")
