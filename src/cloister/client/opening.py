@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EVENT_STREAM = b"text/event-stream"
 _DONE = b"[DONE]"
+# Pieces of content that are hashed in one call: a call costs as much as hashing a token.
+_HASHED_TOGETHER = 64
 
 
 class ResponseOpening:
@@ -41,6 +43,7 @@ class ResponseOpening:
         "_request_hash",
         "_settings",
         "_trailers",
+        "_unhashed",
         "exchange",
         "head",
     )
@@ -71,6 +74,7 @@ class ResponseOpening:
         )
         self._hash = hashlib.sha256()
         self._hashing = True
+        self._unhashed: list[bytes] = []
         self._consumed = 0
         self._held: list[bytes] = []
         self._holds_done = False
@@ -108,6 +112,7 @@ class ResponseOpening:
         try:
             for event in self._decoder.finish():
                 self._take(event)
+            self._hash_pieces()
             self._check_receipt()
         except MalformedError as error:
             raise _not_bhttp(error) from error
@@ -123,8 +128,9 @@ class ResponseOpening:
         except MalformedError as error:
             raise _not_bhttp(error) from error
         if decoder.content_end is None:
-            self._hash.update(plaintext)
-            self._consumed += len(plaintext)
+            self._unhashed.append(plaintext)
+            if len(self._unhashed) == _HASHED_TOGETHER:
+                self._hash_pieces()
         elif self._hashing:
             self._end_hash(plaintext, decoder.content_end)
         for event in events:
@@ -146,8 +152,15 @@ class ResponseOpening:
 
     def _end_hash(self, plaintext: bytes, content_end: int) -> None:
         """Hash up to the end of the content; trailers and padding are not covered."""
+        self._hash_pieces()
         self._hash.update(memoryview(plaintext)[: content_end - self._consumed])
         self._hashing = False
+
+    def _hash_pieces(self) -> None:
+        pieces = b"".join(self._unhashed)
+        self._unhashed.clear()
+        self._hash.update(pieces)
+        self._consumed += len(pieces)
 
     def _hold_done(self, content: list[bytes]) -> list[bytes]:
         if self._held:
