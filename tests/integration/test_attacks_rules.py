@@ -22,18 +22,17 @@ import pytest
 
 from cloister.client import (
     ClientSettings,
-    Connection,
-    Httpx2Transport,
     OpenAI,
     ReverifyLimits,
     connect,
 )
 from cloister.client.settings import Effects
-from cloister.client.trust import make_trust
 from cloister.errors import AppraisalError, ChannelError
-from cloister.testing.fake_engine import Answer, FakeEngine
+from cloister.testing.fake_engine import FakeEngine
 from cloister.verifier import policy as policies
 from cloister.worker.api_keys import ApiKeyFile
+from cloister.worker.idempotency import IdempotencyMemory
+from cloister.worker.replay import Admission
 from cloister.worker.settings import (
     KeySettings,
     RateLimit,
@@ -103,7 +102,9 @@ def test_a_clock_that_stands_still_does_not_keep_a_key_alive() -> None:
         assert len(at.live.engine.requests) == 1
 
 
-def test_copies_that_arrive_together_run_once() -> None:
+def test_copies_that_arrive_together_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the memory of encapsulated keys alone, without that of idempotency keys."""
+    monkeypatch.setattr(IdempotencyMemory, "admit", lambda *_: Admission.NEW)
     with scene() as at:
         client = at.client()
         answered(client)
@@ -122,7 +123,10 @@ def test_copies_that_arrive_together_run_once() -> None:
         assert at.live.prompts == ["hello", "once"]
 
 
-def test_a_full_memory_rotates_the_key_and_forgets_nothing_that_still_opens() -> None:
+def test_a_full_memory_rotates_the_key_and_forgets_nothing_that_still_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(IdempotencyMemory, "admit", lambda *_: Admission.NEW)
     keys = KeySettings(replay_capacity=3, min_rotation_s=0)
     quick = ClientSettings(reverify=ReverifyLimits(delay_s=0.001))
     with scene(WorkerSettings(keys=keys)) as at:
@@ -201,15 +205,8 @@ def test_clients_verify_again_when_the_policys_age_is_over() -> None:
     offset = 0.0
     effects = Effects(wall=time.time, steady=lambda: time.monotonic() + offset)
     with scene() as at:
-        trust = make_trust(
-            policy=dataclasses.replace(policies.development(), max_age_s=600),
-            reference_values=at.live.attester.reference_values,
-            roots=at.live.attester.roots,
-        )
-        transport = Httpx2Transport(at.url, trust, effects=effects, trust_env=False)
-        with Connection(
-            transport, httpx2.Client(transport=transport, base_url=at.url, trust_env=False)
-        ) as client:
+        young = dataclasses.replace(policies.development(), max_age_s=600)
+        with at.sealing(effects, policy=young) as client:
             for elapsed, reports in ((0, 1), (590, 1), (610, 2)):
                 offset = elapsed
                 answered(client)
@@ -361,19 +358,25 @@ def test_receipts_kept_are_bounded_in_number() -> None:
 
 
 def test_a_receipts_hashes_do_not_confirm_a_guessed_prompt() -> None:
-    engine = FakeEngine(script=lambda *_: Answer.text("the same answer"))
-    with scene(engine=engine) as at:
-        client = at.client()
-        receipts = [answered(client).extensions["cloister"].receipt for _ in range(2)]
-        hashes = [
-            [event["body_hash"] for event in receipt.document["event_log"] if "body_hash" in event]
-            for receipt in receipts
-        ]
-        assert len(hashes[0]) == 2
-        assert not set(hashes[0]) & set(hashes[1])
-        body = at.live.engine.requests[0].body
-        guess = hashlib.sha256(body).hexdigest()
-        assert all(guess not in digest for digest in (*hashes[0], *hashes[1]))
+    """Two requests alike in all that a guesser could know: only the random bytes differ."""
+    now = time.time()
+    alike = {
+        "idempotency-key": "k",
+        "x-cloister-cache-secret": base64.urlsafe_b64encode(b"s" * 32).rstrip(b"=").decode(),
+    }
+    with scene() as at, at.sealing(Effects(wall=lambda: now)) as client:
+        answers = [ask(client, headers=alike) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 409]
+        received, returned = (
+            [answer.extensions["cloister"].receipt.event(kind)["body_hash"] for answer in answers]
+            for kind in ("request.received", "response.returned")
+        )
+        assert received[0] != received[1]
+        guess = hashlib.sha256(at.live.engine.requests[0].body).hexdigest()
+        assert all(guess not in digest for digest in (*received, *returned))
+        # The worker adds as much to its answer, in a field that the hash covers.
+        nonces = {answer.headers["x-cloister-nonce"] for answer in answers}
+        assert [len(base64.urlsafe_b64decode(nonce + "=")) for nonce in nonces] == [32, 32]
 
 
 def test_the_model_that_answered_is_in_the_receipt() -> None:

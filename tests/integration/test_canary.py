@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,30 @@ def test_a_crash_leaves_nothing(watch: Watch, crash_after: int, stream: bool) ->
     watch.ready()
     watch.says()
     assert watch.post() is not None
+
+
+class Faulty(tuple[str, ...]):
+    """Tokens among which something is wrong, and says what it was working on."""
+
+    def __getitem__(self, index: Any) -> Any:
+        token = super().__getitem__(index)
+        if token == "fault":
+            raise RuntimeError(f"cannot generate {self!r}")
+        return token
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_fault_that_nobody_foresaw_leaves_nothing(watch: Watch, stream: bool) -> None:
+    watch.says(tokens=Faulty((watch.marker, " and", "fault")))
+    response = watch.post(watch.question(stream=stream))
+    assert response is None or response.status_code == 500 or "error" in response.text
+
+    def script(_: str, body: Mapping[str, Any]) -> Answer:
+        raise ValueError(body)
+
+    watch.at.live.engine.script = script
+    watch.refused(500, watch.question(stream=stream))
+    assert "request.failed" in watch.at.live.stream.getvalue()
 
 
 def test_cancellation_leaves_nothing(watch: Watch) -> None:

@@ -25,8 +25,9 @@ from urllib.parse import urlsplit
 import httpx2
 
 from cloister.channel.ohttp import KeyConfig, parse_key_configs
-from cloister.client import Connection, connect
+from cloister.client import Connection, Httpx2Transport, connect, make_trust
 from cloister.client.connect import Options, TrustOptions, open_connection
+from cloister.client.settings import Effects
 from cloister.evidence.component import Component, ComponentKind
 from cloister.evidence.report import EvidenceItem
 from cloister.strictjson import JsonObject
@@ -259,6 +260,17 @@ class Scene:
         """As `client`, but the worker is verified at the first request only."""
         settings: Options = {**self.trust, "trust_env": False, **options}  # type: ignore[typeddict-item]  # tests pass what `Options` names
         return self._clients.enter_context(open_connection(self.url, **settings))
+
+    @contextlib.contextmanager
+    def sealing(self, effects: Effects, **trust: Any) -> Iterator[Connection]:
+        """A client whose clocks and random bytes are the test's."""
+        beliefs: TrustOptions = {**self.trust, **trust}  # type: ignore[typeddict-item]  # as above
+        transport = Httpx2Transport(
+            self.url, make_trust(**beliefs), effects=effects, trust_env=False
+        )
+        http = httpx2.Client(transport=transport, base_url=self.url, trust_env=False)
+        with Connection(transport, http) as connection:
+            yield connection
 
     @property
     def reports(self) -> int:
