@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 QUESTION: Final = "What is Cloister?"
 READY_TIMEOUT_S: Final = 300.0
-PICTURE_WIDTH: Final = 100
+PICTURE_WIDTH: Final = 118
 
 
 @dataclass(slots=True)
