@@ -58,8 +58,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _run_here(name: str, arguments: argparse.Namespace) -> None:
-    """Run one benchmark in this process and store its report."""
+def _run_here(name: str, arguments: argparse.Namespace) -> bool:
+    """Run one benchmark in this process and store its report; say whether it is complete."""
     benchmark: Benchmark = importlib.import_module(f"benchmarks.{name}").run
     wait = not (arguments.quick or arguments.no_wait)
     quiet = Quiet(patience=PATIENCE) if wait else None
@@ -78,6 +78,9 @@ def _run_here(name: str, arguments: argparse.Namespace) -> None:
         seconds=time.monotonic() - started,
         quick=arguments.quick,
     )
+    for failure in report.failures:
+        print(f"{name}: {failure}", file=sys.stderr)
+    return not report.failures
 
 
 def _run_apart(name: str, arguments: argparse.Namespace) -> bool:
@@ -103,19 +106,19 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     if arguments.child:
         try:
-            _run_here(arguments.names[0], arguments)
+            return 0 if _run_here(arguments.names[0], arguments) else 1
         except Exception:
             traceback.print_exc()
             return 1
-        return 0
     arguments.out = arguments.out.resolve()
     failed = []
     for name in arguments.names:
         print(f"== {name}", file=sys.stderr, flush=True)
-        if _run_apart(name, arguments):
-            print(results.table(results.read(arguments.out / f"{name}.json")), flush=True)
-        else:
+        if not _run_apart(name, arguments):
             failed.append(name)
+        stored = arguments.out / f"{name}.json"
+        if stored.exists():
+            print(results.table(results.read(stored)), flush=True)
     if arguments.write_docs:
         _write_docs(arguments)
     if failed:

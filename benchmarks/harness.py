@@ -272,4 +272,6 @@ class Report:
     method: str
     figures: tuple[Figure, ...]
     remarks: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    """Parts that could not be measured, and why; the others are good all the same."""
     raw: Mapping[str, Rounds] = field(default_factory=dict)

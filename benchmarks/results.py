@@ -84,7 +84,7 @@ def write(
         "title": report.title,
         "method": report.method,
         "figures": [_encode_figure(figure) for figure in report.figures],
-        "remarks": list(report.remarks),
+        "remarks": [*report.remarks, *(f"Not measured: {one}" for one in report.failures)],
         "environment": dict(environment),
         "seconds": seconds,
         "quick": quick,

@@ -51,7 +51,7 @@ def _serve(state: Path, runtime: Path) -> float:
     """Start a worker, wait until it announces itself, end it; return seconds until ready."""
     command = [str(_PROGRAM), "serve", "--port", "0", "--state", str(state)]
     command += ["--operator-socket", str(runtime / "operator.sock")]
-    command += ["--api-keys", str(runtime / "keys"), "--kit", str(runtime / "kit")]
+    command += ["--kit", str(runtime / "kit")]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
