@@ -27,6 +27,7 @@ from cloister.errors import AppraisalError, ChannelError, FetchError, TruncatedE
 from cloister.testing.fake_engine import Answer, FakeEngine
 from cloister.worker.settings import Limits, Padding, WorkerSettings
 from support.hostile import (
+    SwapAnswers,
     cut_reply,
     cut_request,
     deliver_then_forge_unknown_key,
@@ -202,6 +203,7 @@ def test_header_fields_and_content_type_changed_on_the_way_are_not_believed() ->
         )
         changed = answered(client)
         assert changed.headers.keys() == honest.headers.keys()
+        assert not {"x-added", "set-cookie", "location"} & changed.headers.keys()
         assert changed.headers["content-type"] == "application/json"
         assert changed.headers["x-receipt-id"] != "rcpt-0"
         assert not client.http.cookies
@@ -216,6 +218,15 @@ def test_an_answer_changed_anywhere_is_noticed() -> None:
         for position in (0, 31, 32, 40, 400, -40, -1):
             at.proxy.on_reply = flip_reply(position)
             refused(client)
+
+
+def test_answers_exchanged_between_requests_are_noticed() -> None:
+    with scene() as at:
+        client = at.client()
+        answered(client)
+        at.proxy.on_reply = SwapAnswers()
+        answered(client)  # the first has nothing to be exchanged with
+        refused(client)
 
 
 def test_a_request_changed_anywhere_starts_nothing() -> None:

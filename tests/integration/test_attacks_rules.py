@@ -103,7 +103,11 @@ def test_a_clock_that_stands_still_does_not_keep_a_key_alive() -> None:
 
 
 def test_copies_that_arrive_together_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the memory of encapsulated keys alone, without that of idempotency keys."""
+    """By the memory of encapsulated keys alone, without that of idempotency keys.
+
+    All have several chunks and have passed the look at their heads before the first one ends.
+    """
+    text = "once " + "x" * 40_000
     monkeypatch.setattr(IdempotencyMemory, "admit", lambda *_: Admission.NEW)
     with scene() as at:
         client = at.client()
@@ -119,8 +123,8 @@ def test_copies_that_arrive_together_run_once(monkeypatch: pytest.MonkeyPatch) -
             return answers[0]
 
         at.proxy.forge = several
-        assert ask(client, "once").status_code in {200, 409}
-        assert at.live.prompts == ["hello", "once"]
+        assert ask(client, text).status_code in {200, 409}
+        assert at.live.prompts == ["hello", text]
 
 
 def test_a_full_memory_rotates_the_key_and_forgets_nothing_that_still_opens(

@@ -8,6 +8,7 @@ search would find them is shown first, place by place.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import logging
 import os
@@ -343,8 +344,9 @@ def test_what_comes_in_clear_is_not_repeated(watch: Watch) -> None:
 
 def test_a_channel_that_fails_says_nothing_of_what_it_carried(watch: Watch) -> None:
     proxy = watch.at.proxy
-    for forged in (200, 400, 502):
-        proxy.forge = forge_page(forged, "application/problem+json", watch.marker.encode())
+    pages = (watch.marker, json.dumps({"type": watch.marker, "title": watch.marker}))
+    for forged, page in itertools.product((200, 400, 502), pages):
+        proxy.forge = forge_page(forged, "application/problem+json", page.encode())
         assert watch.post() is None
     proxy.forge = None
     for keep in (0, 1, 2):
