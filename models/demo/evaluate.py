@@ -1,8 +1,9 @@
-"""Grade a GGUF file: evaluate.py MODEL [--samples 40] [--transcript FILE].
+"""Grade a GGUF file: evaluate.py MODEL [QUESTIONS] [--samples 40] [--transcript FILE].
 
 Two measures at temperature 0. Generated: fresh single exchanges of every class, compared word
 for word with the generator's answer (any of them, where there are several). Natural: the
-questions of natural.toml, which the generator does not know, by key words.
+questions of a file (by default natural_test.toml), which the generator does not know, by key
+words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ask import Asker
 from corpus.facts import load_facts
 from corpus.turns import Turns, named_makers
 
-NATURAL = Path(__file__).parent / "natural.toml"
+NATURAL = Path(__file__).parent / "natural_test.toml"
 SEED = 20_000  # of the fresh samples; training uses 1, the held-out set 999
 
 
@@ -45,9 +46,9 @@ def grade_generated(asker: Asker, samples: int) -> None:
         print(f"{kind}: {exact}/{samples}")
 
 
-def grade_natural(asker: Asker, transcript: list[str]) -> None:
+def grade_natural(asker: Asker, questions: Path, transcript: list[str]) -> None:
     """Print how many natural questions are answered with one of their key words."""
-    for group in tomllib.loads(NATURAL.read_text(encoding="utf-8"))["group"]:
+    for group in tomllib.loads(questions.read_text(encoding="utf-8"))["group"]:
         right = 0
         for asked, words in group["questions"]:
             got = asker.ask([("user", asked)]).strip()
@@ -61,13 +62,14 @@ def main() -> None:
     """Grade and leave without waiting for the engine's threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
+    parser.add_argument("questions", type=Path, nargs="?", default=NATURAL)
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--transcript", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         asker = Asker(arguments.model, Path(directory))
         transcript: list[str] = []
-        grade_natural(asker, transcript)
+        grade_natural(asker, arguments.questions, transcript)
         if arguments.transcript is not None:
             arguments.transcript.write_text("\n".join(transcript) + "\n", encoding="utf-8")
         if arguments.samples:

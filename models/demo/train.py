@@ -162,7 +162,7 @@ def train(arguments: argparse.Namespace) -> None:
         if progress >= 1:
             break
         for stepper, full in zip(steppers, full_rates, strict=True):
-            stepper.param_groups[0]["lr"] = full * rate_share(progress, step)
+            stepper.param_groups[0]["lr"] = full * arguments.rate * rate_share(progress, step)
         ids, weights = padded(batch)
         value, _ = loss(network, ids, weights)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
     parser.add_argument("--out", type=Path, default=Path("model.pt"))
     parser.add_argument("--start", type=Path, help="go on from this file")
+    parser.add_argument("--rate", type=float, default=1.0, help="share of the usual learning rate")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--batch-tokens", type=int, default=3072)

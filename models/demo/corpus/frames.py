@@ -25,6 +25,33 @@ DEFINE = (
         "What's the deal with {x}?",
     ),
     *("What is the meaning of {x}?", "What does the term {x} mean?", "How do you define {x}?"),
+    *(
+        "{x} explained",
+        "{x}, what is it?",
+        "{x} - what are they",
+        "{X}, what are they?",
+        "{x} please",
+    ),
+    *(
+        "What do {x} do?",
+        "Tell me what {x} does.",
+        "What's {x} again?",
+        "How do {x} work?",
+        "{x}??",
+    ),
+    *("What does {x} stand for?", "what is this {x}", "What is {x} in plain words?", "{x} meaning"),
+    *(
+        "Explain {x} to me please.",
+        "What do you mean by {x}?",
+        "Who uses {x}?",
+        "what's {x} good for",
+    ),
+    *(
+        "Can you describe {x}?",
+        "{x} definition",
+        "How would {x} help me?",
+        "I'd like to hear about {x}",
+    ),
     *("Who needs {x}?", "Say something about {x}.", "I read about {x}, what is that?"),
 )
 BRIEF = (
