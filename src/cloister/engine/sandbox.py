@@ -48,7 +48,8 @@ _EXPLANATIONS: Final = (
         b"namespace",
         "the kernel refuses user namespaces to this process: allow them "
         "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
-        "kernel.apparmor_restrict_unprivileged_userns=0), or run where nesting is permitted",
+        "kernel.apparmor_restrict_unprivileged_userns=0), or run where nesting is permitted "
+        "(in a chroot it never is)",
     ),
     (b"uid map", "the kernel refuses a user mapping to this process (is it in a container?)"),
     (b"Unknown option", "this bubblewrap is too old: 0.5 or later is needed"),
