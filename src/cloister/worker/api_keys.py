@@ -85,7 +85,7 @@ def parse_table(data: bytes) -> ApiKeyTable:
             raise ValueError
         hash_key = base64.b64decode(document["hash_key"], validate=True)
         entries = tuple(_entry(item) for item in document["keys"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise ConfigurationError(
             "the API key file is not a table of API keys", code="keys.malformed"
         ) from None
@@ -206,7 +206,7 @@ class Gatekeeper:
 
     With no key ever made, anybody is served if `open_when_empty` (the worker listens on the
     loopback only), and nobody otherwise. A table that was there and cannot be read any more
-    leaves the last one in force.
+    leaves the last one in force; one that cannot be read from the first opens nothing.
     """
 
     def __init__(
@@ -223,15 +223,16 @@ class Gatekeeper:
         self._log = log
         self._stamp = self._file_stamp()  # before reading: a change in between is noticed later
         self._table = None if path is None else load_table(path)
+        self._unread = False  # a table is there, and what it says is not known
         self._in_force: dict[bytes, ApiKeyEntry] = {}
         self._index()
         self._checked = steady()
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever made."""
+        """Whether no key was ever made, as far as anybody can tell."""
         self._reload()
-        return self._table is None or not self._table.entries
+        return not self._unread and (self._table is None or not self._table.entries)
 
     @property
     def open(self) -> bool:
@@ -244,6 +245,7 @@ class Gatekeeper:
         ``b""`` stands for everybody on an open worker. The time this takes depends on the
         presented key only through a keyed hash of it.
         """
+        self._reload()
         if self.open:
             return b""
         if api_key is None or self._table is None:
@@ -269,12 +271,13 @@ class Gatekeeper:
         try:
             table = load_table(self._path)
         except ConfigurationError as error:
+            self._unread = True
             self._log.event("keys.reload_failed", code=error.code)
             return
         if table is None:
             self._log.event("keys.reload_failed", code="keys.gone")
             return
-        self._table = table
+        self._table, self._unread = table, False
         self._index()
         self._log.event("keys.reloaded", in_force=len(self._in_force))
 
@@ -282,11 +285,12 @@ class Gatekeeper:
         entries = () if self._table is None else self._table.entries
         self._in_force = {entry.mac: entry for entry in entries if entry.revoked is None}
 
-    def _file_stamp(self) -> tuple[int, int, int] | None:
+    def _file_stamp(self) -> tuple[int, ...] | None:
         if self._path is None:
             return None
         try:
             status = self._path.stat()
         except OSError:
             return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
+        # The change time, because a mode or an owner that is put right changes nothing else.
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

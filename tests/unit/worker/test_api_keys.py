@@ -88,6 +88,35 @@ def test_changes_are_noticed_while_it_runs(tmp_path: Path) -> None:
     assert keeper.credential(key.encode()) is None
 
 
+@pytest.mark.parametrize("open_when_empty", [True, False])
+def test_a_revoked_key_opens_nothing_while_it_runs(tmp_path: Path, open_when_empty: bool) -> None:
+    path, steady = tmp_path / "keys.json", Steady()
+    entry, key = ApiKeyFile(path).add("ann", at=0)
+    keeper = gate(path, steady, open_when_empty=open_when_empty)
+    assert keeper.credential(key.encode()) is not None
+    _, second = ApiKeyFile(path).add("bob", at=0)
+    ApiKeyFile(path).revoke(entry.key_id, at=1)
+    steady.now += 1
+    assert keeper.credential(key.encode()) is None
+    assert keeper.credential(second.encode()) is not None
+
+
+def test_a_table_that_cannot_be_read_closes_an_open_worker(tmp_path: Path) -> None:
+    path, steady = tmp_path / "keys.json", Steady()
+    keeper = gate(path, steady)
+    assert keeper.credential(None) == b""
+    _, key = ApiKeyFile(path).add("ann", at=0)
+    path.chmod(0o644)
+    steady.now += 1
+    assert not keeper.open
+    assert keeper.credential(None) is None
+    assert keeper.credential(key.encode()) is None
+    path.chmod(0o600)  # the operator notices: nothing but the mode has changed
+    steady.now += 1
+    assert keeper.credential(None) is None
+    assert keeper.credential(key.encode()) is not None
+
+
 def test_revoking_the_last_key_does_not_open_the_worker(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     entry, _ = ApiKeyFile(path).add("ann", at=0)
@@ -143,6 +172,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         {"hash_key": "!"},
         {"keys": [{"id": "x"}]},
         {"keys": [{"id": "x", "name": "x", "mac": "zz", "created": 0, "revoked": None}]},
+        {"keys": [{"id": "x", "name": "x", "mac": "", "created": 1e999, "revoked": None}]},
     ],
 )
 def test_malformed_tables(tmp_path: Path, change: dict[str, object]) -> None:
