@@ -197,7 +197,9 @@ _DECODER: Final = json.JSONDecoder(
     parse_float=_not_integer,
     parse_constant=_not_integer,
 )
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and content with no closing quote: otherwise a string without end would be read
+# again from every escaped quote in it, which takes hours for a megabyte.
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(r"[\[\]{}]")
 
 

@@ -69,6 +69,13 @@ def test_nesting_up_to_the_limit_and_brackets_in_strings() -> None:
     assert parse(json.dumps(["[" * 200, '\\"[[' * 100]).encode()) is not None
 
 
+@pytest.mark.timeout(30)  # reading any part of it twice takes hours
+@pytest.mark.parametrize("string", [b'\\"' * 500_000, b'"' * 1_000_000, b"\\" * 1_000_001])
+def test_a_string_without_end_takes_no_longer_than_it_is_long(string: bytes) -> None:
+    with pytest.raises(MalformedError):
+        parse_json(b"[" * 65 + b'"' + string, limit=2_000_000, what="the document")
+
+
 def test_an_object_is_asked_for() -> None:
     with pytest.raises(MalformedError, match="not a JSON object"):
         parse_json_object(b"[]", limit=10, what="x")
