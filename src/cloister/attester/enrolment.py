@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from cloister.attester.credential import SealedCredential, make_credential
+from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
 from cloister.evidence.tpm import (
     Alg,
@@ -202,7 +203,10 @@ class EnrolmentCa:
         certificate = _parse_ek_certificate(data)
         _require_ek_purpose(certificate)
         _require_chain(certificate, intermediates, self._manufacturers, at)
-        key = certificate.public_key()
+        try:
+            key = certificate.public_key()
+        except (ValueError, UnsupportedAlgorithm):
+            key = None
         if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
             raise AuthenticationError(
                 "the endorsement key is neither RSA nor ECC", code="enrolment.ek_certificate"
@@ -270,14 +274,12 @@ def _public_key(area: PublicArea) -> ec.EllipticCurvePublicKey:
 
 def _parse_ek_certificate(data: bytes) -> x509.Certificate:
     try:
-        certificate = x509.load_der_x509_certificate(_strip_padding(data))
-        _ = certificate.extensions
-    except (ValueError, x509.DuplicateExtension):
+        return parse_certificate(_strip_padding(data))
+    except MalformedError:
         raise AuthenticationError(
             "the certificate of the TPM's endorsement key does not decode",
             code="enrolment.ek_certificate",
         ) from None
-    return certificate
 
 
 def _strip_padding(data: bytes) -> bytes:

@@ -144,16 +144,23 @@ class SimulatedEnrolmentCa:
         return Roots(enrolment_cas=(self.certificate,))
 
     def certify_ca(
-        self, public_key: ec.EllipticCurvePublicKey, name: x509.Name
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        name: x509.Name,
+        *,
+        may_certify: bool = True,
     ) -> x509.Certificate:
-        """Issue the certificate of a CA: this one's own, or an intermediate's."""
+        """Issue the certificate of a CA: this one's own, or an intermediate's.
+
+        Without `may_certify` it is a CA whose key is for other uses.
+        """
         usage = x509.KeyUsage(
             digital_signature=False,
             content_commitment=False,
             key_encipherment=False,
             data_encipherment=False,
             key_agreement=False,
-            key_cert_sign=True,
+            key_cert_sign=may_certify,
             crl_sign=True,
             encipher_only=False,
             decipher_only=False,

@@ -299,6 +299,41 @@ def certificate_that_does_not_decode(bad: World) -> None:
 
 
 @case("ak_uncertified", "tpm.certificate")
+def certificate_of_a_version_that_does_not_exist(bad: World) -> None:
+    patch_certificate(bad, b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05")
+
+
+@case("ak_uncertified", "tpm.certificate")
+def certificate_with_an_issuer_that_does_not_decode(bad: World) -> None:
+    patch_certificate(bad, b"\x0c\x16Simulated enrolment CA", b"\x03\x16Simulated enrolment CA")
+
+
+@case("ak_uncertified", "tpm.certificate")
+def certificate_with_a_name_of_a_kind_nobody_reads(bad: World) -> None:
+    directory_of_parties = x509.UnrecognizedExtension(
+        x509.SubjectAlternativeName.oid, b"\x30\x04\xa5\x02\x05\x00"
+    )
+    bad.endorsed_by(with_extension(bad, directory_of_parties))
+
+
+@case("ak_uncertified", "tpm.certificate")
+def certificate_of_a_key_of_an_unknown_type(bad: World) -> None:
+    ecdsa = b"\x06\x07\x2a\x86\x48\xce\x3d\x02"
+    patch_certificate(bad, ecdsa + b"\x01", ecdsa + b"\x09")
+
+
+@case("ak_uncertified", "tpm.certificate")
+def key_certified_by_a_ca_whose_key_has_other_uses(bad: World) -> None:
+    middle = SimulatedEnrolmentCa(now=NOW, name="Middle")
+    bad.endorsed_by(
+        middle.certify(bad.attester.tpm.key.public_key()),
+        bad.attester.ca.certify_ca(
+            middle.key.public_key(), middle.certificate.subject, may_certify=False
+        ),
+    )
+
+
+@case("ak_uncertified", "tpm.certificate")
 def certificate_under_another_media_type(bad: World) -> None:
     quote = bad.report.evidence[ITEM_QUOTE]
     endorsement = Endorsement(media_type="text/plain", data=quote.endorsements[0].data)
@@ -372,6 +407,15 @@ def certificate_of_a_ca(bad: World) -> None:
 def key_on_another_curve(bad: World) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     bad.endorsed_by(bad.attester.ca.certify(key.public_key()))
+
+
+def patch_certificate(bad: World, old: bytes, new: bytes) -> None:
+    """Change the encoding of the attestation key's certificate."""
+    quote = bad.report.evidence[ITEM_QUOTE]
+    (whole,) = quote.endorsements
+    assert old in whole.data
+    changed = dataclasses.replace(whole, data=whole.data.replace(old, new))
+    bad.replace_item(ITEM_QUOTE, dataclasses.replace(quote, endorsements=(changed,)))
 
 
 # the quote

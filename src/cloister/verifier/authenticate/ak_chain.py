@@ -10,17 +10,20 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
+    Policy,
     PolicyBuilder,
     Store,
     VerificationError,
 )
 
+from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.roots import Roots, fingerprint
-from cloister.errors import AuthenticationError
+from cloister.errors import AuthenticationError, MalformedError
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, Endorsement
 
 TCG_KP_AIK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.3")
@@ -40,14 +43,11 @@ def parse_chain(endorsements: tuple[Endorsement, ...]) -> tuple[x509.Certificate
         if endorsement.media_type != MEDIA_TYPE_CERTIFICATE:
             continue
         try:
-            certificate = x509.load_der_x509_certificate(endorsement.data)
-            # Extensions are decoded on first use; a malformed one must show here, not later.
-            _ = certificate.extensions
-        except (ValueError, x509.DuplicateExtension):
+            chain.append(parse_certificate(endorsement.data))
+        except MalformedError:
             raise AuthenticationError(
                 "A certificate in the report does not decode.", code="ak_uncertified"
             ) from None
-        chain.append(certificate)
     if not chain:
         raise AuthenticationError(
             "The report brings no certificate for the key that signed the quote.",
@@ -61,9 +61,10 @@ def authenticate_chain(
 ) -> x509.Certificate:
     """Check that the AK certificate `chain[0]` is current and chains to a pinned root.
 
-    Signatures, validity of every certificate at `at`, basic constraints and unknown critical
-    extensions are checked (RFC 5280 section 6.1). Revocation is not: an enrolment CA issues
-    AK certificates that live for days, and publishes no list. Returns the pinned root.
+    Signatures, validity of every certificate at `at`, basic constraints, the key usage of CAs and
+    unknown critical extensions are checked (RFC 5280 section 6.1). Revocation is not: an
+    enrolment CA issues AK certificates that live for a day or so, and publishes no list. Returns
+    the pinned root.
 
     Raises:
         AuthenticationError: codes ``ak_expired``, ``ak_root_unpinned``, ``ak_uncertified``.
@@ -111,7 +112,7 @@ def p256_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     """
     try:
         key = certificate.public_key()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return key
@@ -131,8 +132,10 @@ def _verified_root(
         return None
     # No extension but basic constraints is demanded of either: TCG's profiles leave subject and
     # alternative name to the issuer. What an AK certificate needs is checked by name above.
-    authority = ExtensionPolicy.permit_all().require_present(
-        x509.BasicConstraints, Criticality.AGNOSTIC, None
+    authority = (
+        ExtensionPolicy.permit_all()
+        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
+        .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_certify)
     )
     verifier = (
         PolicyBuilder()
@@ -146,6 +149,14 @@ def _verified_root(
         return verifier.verify(leaf, list(intermediates)).chain[-1]
     except VerificationError:
         return None
+
+
+def _may_certify(
+    _policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None
+) -> None:
+    """Refuse a CA whose key is for other uses (RFC 5280 section 6.1.4, step n)."""
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("this key must not sign certificates")
 
 
 def _diagnose(
