@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -158,6 +159,56 @@ async def test_a_head_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
             async with connected(port) as (reader, writer):
                 writer.write(start)
                 assert await closed(reader)
+
+
+@pytest.mark.parametrize(
+    ("answered", "after"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n"),
+        (b"POST /ohttp HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"POST /ohttp HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
+    ],
+    ids=["an empty line", "more of a body", "the rest of a body never comes"],
+)
+async def test_a_connection_between_requests_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, answered: bytes, after: bytes
+) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 1)
+    async with listening() as (_, port), connected(port) as (reader, writer):
+        writer.write(answered)
+        assert b"HTTP/1.1" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(after)
+        assert await closed(reader)
+
+
+async def test_a_connection_that_is_not_read_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "UNREAD_S", 1)
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 1)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+
+    async def served(port: int) -> bool:
+        async with connected(port) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            with contextlib.suppress(OSError):
+                return bool(await reader.read(1))
+        return False
+
+    async with listening() as (_, port):
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.connect(("127.0.0.1", port))
+            silent.setblocking(False)
+            asked = b"GET /ohttp-keys HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await asyncio.get_running_loop().sock_sendall(silent, asked)
+            assert not await served(port)
+            async with asyncio.timeout(10):
+                while not await served(port):
+                    await asyncio.sleep(0.1)
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

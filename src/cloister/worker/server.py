@@ -22,6 +22,9 @@ MAX_HEADERS: Final = 64
 MAX_CONNECTIONS: Final = 4096
 HEAD_TIMEOUT_S: Final = 10.0
 KEEP_ALIVE_S: Final = 75
+UNREAD_S: Final = 60
+"""A peer that takes nothing of what was sent for this long is cut off by the kernel; closing
+alone would wait for it for ever. As `Limits.send_s`, for what is not an answer."""
 BACKLOG: Final = 1024
 
 
@@ -53,6 +56,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Parse, and count what brings neither a body nor an end of it."""
         self._body_seen = False
         super().data_received(data)
+        if self._timer is None and not self._answering():
+            self._arm()  # whatever this was, it ended the server's own wait for a next request
         if self._body_seen:
             self._without_body = 0
             return
@@ -90,6 +95,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The request is whole."""
         self._body_seen = True
         super().on_message_complete()
+
+    def _answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def _reading_body(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
@@ -165,8 +174,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by every connection: a sealed piece must not wait for the next one.
+        # Both inherited by every connection. A sealed piece must not wait for the next one.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_S * 1000)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except BaseException:
