@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 
 import cloister
-from cloister.client import open_connection
+from cloister.client import ClientSettings, open_connection
 from cloister.errors import FetchError
 from support.fake_worker import FakeVerifier, FakeWorker, events_answer
 from support.serve import served
@@ -152,6 +153,33 @@ def test_exceptions_from_the_environments_proxy(
     assert proxy.passed == []
     cloister.connect(url, verifier=FakeVerifier()).close()
     assert len(proxy.passed) == 1
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Where connections are accepted, and nothing is ever said."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_a_report_is_not_waited_for_for_ever(silent: str) -> None:
+    settings = ClientSettings(report_s=0.2)
+
+    def ask() -> None:
+        with pytest.raises(FetchError) as caught:
+            cloister.connect(silent, verifier=FakeVerifier(), settings=settings)
+        assert caught.value.code == "fetch.unreachable"
+
+    async with asyncio.timeout(5):
+        with pytest.raises(FetchError) as caught:
+            await cloister.aconnect(silent, verifier=FakeVerifier(), settings=settings)
+        assert caught.value.code == "fetch.unreachable"
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    await asyncio.to_thread(thread.join, 5)
+    assert not thread.is_alive()
 
 
 def test_timeouts_end_a_wait(worker: FakeWorker) -> None:

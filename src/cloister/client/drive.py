@@ -306,8 +306,15 @@ def _outer_get(command: Fetch, extensions: Extensions) -> OuterRequest:
         url=command.url,
         headers=(("accept", "application/json"), ("accept-encoding", "identity")),
         pieces=None,
-        extensions=extensions,
+        extensions={**extensions, "timeout": _within(extensions.get("timeout"), command.seconds)},
     )
+
+
+def _within(timeouts: object, seconds: float) -> dict[str, float]:
+    """The caller's `timeouts`, if any, so that no single wait outlasts the whole fetch."""
+    given = timeouts if isinstance(timeouts, Mapping) else {}
+    longest = {name: given.get(name) for name in ("connect", "read", "write", "pool")}
+    return {name: seconds if at is None else min(at, seconds) for name, at in longest.items()}
 
 
 def _outer_post(command: Post, extensions: Extensions) -> OuterRequest:
