@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 from cloister.errors import ConfigurationError, MalformedError
+from cloister.evidence.component import parse_digest
 from cloister.strictjson import Json, JsonObject, canonical, parse_json_object
 
 MAX_POLICY_BYTES: Final = 256 * 1024
@@ -83,7 +84,8 @@ class AppraisalPolicy:
             and self.accept_debug
             and not self.require_safe_clock
             and not self.require_model
-            and not any(isinstance(getattr(self, name), tuple | int) for name in _CHECKABLE)
+            # Nothing left out, and nothing denied: an empty list of denials compares nothing.
+            and not any(getattr(self, name) not in (UNCHECKED, ()) for name in _CHECKABLE)
         ):
             raise ConfigurationError("the policy checks nothing", code="policy.empty")
 
@@ -155,7 +157,7 @@ def load_toml(data: bytes) -> AppraisalPolicy:
         raise _malformed(f"has more than {MAX_POLICY_BYTES} bytes")
     try:
         members = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # of its own kind, of UTF-8's, or an endless number
         raise _malformed("is not TOML in UTF-8") from None
     return _from_mapping(members)
 
@@ -210,8 +212,19 @@ def _check_field(name: str, value: object) -> None:
             raise _malformed(f"needs a number of seconds for {name}")
     elif not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
         raise _malformed(f"needs a list of texts for {name}")
-    elif not value and name != "denied":
+    elif name == "denied":
+        _check_denied(value)
+    elif not value:
         raise _malformed(f"accepts nothing for {name}")
+
+
+def _check_denied(digests: tuple[str, ...]) -> None:
+    """A digest in another spelling would never be found, and so deny nothing."""
+    try:
+        for digest in digests:
+            parse_digest(digest, code="policy.malformed")
+    except MalformedError:
+        raise _malformed("denies something that is not sha256: and 64 hex characters") from None
 
 
 def _malformed(why: str) -> ConfigurationError:

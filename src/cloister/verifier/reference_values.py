@@ -164,7 +164,7 @@ def load_toml(data: bytes) -> ReferenceValues:
         return _from_json(tomllib.loads(data.decode("utf-8")))
     except MalformedError as error:
         raise ConfigurationError(str(error), code=_CODE) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # of its own kind, of UTF-8's, or an endless number
         raise ConfigurationError("the reference values are not TOML in UTF-8", code=_CODE) from None
 
 

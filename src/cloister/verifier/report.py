@@ -244,9 +244,16 @@ def _claims_document(
 def _consistent(document: ClaimsDocument, launch: TpmLaunch, ledger: Ledger) -> None:
     """Step 8: the worker's own words against what was measured before it could speak."""
     models = sorted(
-        component.digest for component in launch.components if component.kind is ComponentKind.MODEL
+        (component.name, component.digest)
+        for component in launch.components
+        if component.kind is ComponentKind.MODEL
     )
-    claimed = sorted(f"sha256:{model.sha256}" for model in document.models if model.sha256)
+    # Where a model was measured, one without a digest is one too many.
+    claimed = sorted(
+        (model.name, f"sha256:{model.sha256}")
+        for model in document.models
+        if models or model.sha256 is not None
+    )
     configurations = [
         component.configuration
         for component in launch.components

@@ -12,6 +12,7 @@ from cloister.errors import ConfigurationError
 from cloister.verifier import policy
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 
+A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 FIELDS = [field.name for field in dataclasses.fields(AppraisalPolicy)]
 
 
@@ -55,8 +56,8 @@ def test_presets_differ_in_development_alone() -> None:
 
 
 def test_the_id_is_that_of_the_meaning() -> None:
-    one = dataclasses.replace(policy.strict(), denied=("a", "b"))
-    other = dataclasses.replace(policy.strict(), denied=("b", "a"))
+    one = dataclasses.replace(policy.strict(), denied=(A, B))
+    other = dataclasses.replace(policy.strict(), denied=(B, A))
     assert one.policy_id == other.policy_id
     assert one.policy_id != policy.strict().policy_id
     assert policy.strict().policy_id.startswith("sha256:")
@@ -79,7 +80,9 @@ def test_a_policy_that_checks_nothing_cannot_be_made() -> None:
     with pytest.raises(ConfigurationError) as raised:
         loosest()
     assert raised.value.code == "policy.empty"
-    assert loosest(denied=()).unchecked
+    with pytest.raises(ConfigurationError):
+        loosest(denied=())
+    assert loosest(denied=(A,)).unchecked
     assert loosest(require_model=True).unchecked
     assert loosest(accept_development=False).unchecked
 
@@ -117,6 +120,8 @@ def test_unknown_fields_are_refused() -> None:
         ("isolation", [1]),
         ("memory_confidentiality", []),
         ("denied", [None]),
+        ("denied", ["sha256:" + "A" * 64]),
+        ("denied", ["a" * 64]),
     ],
 )
 def test_values_of_a_wrong_kind_are_refused(name: str, value: object) -> None:
@@ -126,7 +131,9 @@ def test_values_of_a_wrong_kind_are_refused(name: str, value: object) -> None:
     assert raised.value.code == "policy.malformed"
 
 
-@pytest.mark.parametrize("data", [b"{", b"[]", b'{"a":1,"a":2}', b"\xff", b" " * 300_000])
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b'{"a":1,"a":2}', b"\xff", b" " * 300_000, b"a = " + b"9" * 5000]
+)
 def test_other_bytes_are_no_policy(data: bytes) -> None:
     for load in (policy.load_json, policy.load_toml):
         with pytest.raises(ConfigurationError):

@@ -97,7 +97,9 @@ def test_other_bytes_are_no_reference_values(data: bytes) -> None:
     assert raised.value.code == "reference_values_malformed"
 
 
-@pytest.mark.parametrize("data", [b"", b"format", b"\xff", b'format = "cloister"\n'])
+@pytest.mark.parametrize(
+    "data", [b"", b"format", b"\xff", b'format = "cloister"\n', b"a = " + b"9" * 5000]
+)
 def test_other_bytes_are_no_reference_values_in_toml(data: bytes) -> None:
     with pytest.raises(ConfigurationError) as raised:
         reference_values.load_toml(data)

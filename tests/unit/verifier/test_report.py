@@ -1149,6 +1149,10 @@ def loose_claims() -> World:
     return bad
 
 
+def made_up_digest(kind: ComponentKind, name: str) -> str:
+    return made_up(kind, name).digest.removeprefix("sha256:")
+
+
 CLAIMS: dict[str, tuple[Callable[[], World], str, str]] = {
     "missing": (lambda: without(world(), ITEM_CLAIMS), "claims_unbound", "claims.bound"),
     "another one": (lambda: other_claims(world()), "claims_unbound", "claims.bound"),
@@ -1167,6 +1171,23 @@ CLAIMS: dict[str, tuple[Callable[[], World], str, str]] = {
     ),
     "another model": (
         lambda: claiming(models=(ModelClaim(name="demo", sha256="0" * 64),)),
+        "claims_mismatch",
+        "claims.consistent",
+    ),
+    "another name": (
+        lambda: claiming(
+            models=(ModelClaim(name="better", sha256=made_up_digest(ComponentKind.MODEL, "demo")),)
+        ),
+        "claims_mismatch",
+        "claims.consistent",
+    ),
+    "one model more, without a digest": (
+        lambda: claiming(
+            models=(
+                ModelClaim(name="demo", sha256=made_up_digest(ComponentKind.MODEL, "demo")),
+                ModelClaim(name="better", sha256=None),
+            )
+        ),
         "claims_mismatch",
         "claims.consistent",
     ),
