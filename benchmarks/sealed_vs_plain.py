@@ -269,7 +269,7 @@ def run(context: Context) -> Report:
         method=__doc__.partition("\n\n")[2].strip().replace("\n", " ")
         + " One event is one token, read as raw server-sent events through httpx2 on both sides. "
         "The engine has one thread in both arms and shares two cores with everything else; the "
-        "load client has its own process, in which both arms run.",
+        "load client has its own process, on uvloop, in which both arms run.",
         figures=tuple(figures),
         failures=tuple(failures),
         raw=raw,
