@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 EVENT_STREAM = b"text/event-stream"
 _DONE = b"[DONE]"
+# The end mark on a line of its own. Inside an event's JSON a line break is escaped.
+_DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
+_DONE_SIZE = len(b"\ndata: [DONE]")
 # Pieces of content that are hashed in one call: a call costs as much as hashing a token.
 _HASHED_TOGETHER = 64
 
@@ -26,8 +30,8 @@ class ResponseOpening:
     """Takes the bytes of one sealed response in any division; gives its head and content.
 
     Everything it gives is authenticated and in order, but the answer is whole only once `finish`
-    has returned. Readers of event streams stop at ``data: [DONE]``, so that event is held back
-    until the end, with the receipt, has been checked.
+    has returned. Readers of event streams stop at ``data: [DONE]``, so what completes that line,
+    and all after it, is held back until the end, with the receipt, has been checked.
     """
 
     __slots__ = (
@@ -42,6 +46,7 @@ class ResponseOpening:
         "_post",
         "_request_hash",
         "_settings",
+        "_tail",
         "_trailers",
         "_unhashed",
         "exchange",
@@ -78,6 +83,7 @@ class ResponseOpening:
         self._consumed = 0
         self._held: list[bytes] = []
         self._holds_done = False
+        self._tail = b""  # of an unfinished line given out, enough for an end mark begun there
         self._trailers: tuple[tuple[bytes, bytes], ...] = ()
 
     def receive(self, data: bytes) -> list[bytes]:
@@ -89,9 +95,7 @@ class ResponseOpening:
         content: list[bytes] = []
         for plaintext in self._opener.receive(data):
             self._decode(plaintext, content)
-        if self._holds_done and content and (self._held or _DONE in content[-1][-16:]):
-            return self._hold_done(content)
-        return content
+        return self._hold_done(content) if self._holds_done else content
 
     def finish(self) -> list[bytes]:
         """The transport's end: check that the answer is whole, and its receipt.
@@ -164,10 +168,14 @@ class ResponseOpening:
 
     def _hold_done(self, content: list[bytes]) -> list[bytes]:
         if self._held:
-            content = [*self._held, *content]
-            self._held = []
-        if _DONE in content[-1][-16:]:
-            self._held = [content.pop()]
+            self._held += content
+            return []
+        for index, piece in enumerate(content):
+            seen = self._tail + piece if self._tail else piece
+            if _DONE in seen and _DONE_LINE.search(seen):
+                self._held = content[index:]
+                return content[:index]
+            self._tail = b"" if piece.endswith(b"\n") else seen[-_DONE_SIZE:]
         return content
 
     def _check_receipt(self) -> None:

@@ -210,8 +210,19 @@ def test_streams_come_event_by_event() -> None:
     ]
 
 
-@pytest.mark.parametrize("last", [b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n"])
-def test_done_is_held_back_until_the_receipt_is_checked(last: bytes) -> None:
+@pytest.mark.parametrize(
+    "events",
+    [
+        [b"data: 1\n\n", b"data: [DONE]\n\n"],
+        [b"data: 1\n\n", b"data: [DONE]\r\n\r\n"],
+        [b"data: 1\n\n", b"data: [DONE]\n", b":" + b" " * 250 + b"\n\n"],
+        [b"data: 1\n\ndata: [D", b"ONE]\n\n"],
+        [b"data: 1\n\n", b"data: [DONE]\n\n:" + b" " * 250 + b"\n\n"],
+        [b"data:[DONE]\n\n"],
+    ],
+    ids=["lf", "crlf", "in two reads", "cut in the middle", "padding after it", "nothing else"],
+)
+def test_done_is_held_back_until_the_receipt_is_checked(events: list[bytes]) -> None:
     def read(worker: FakeWorker) -> tuple[list[bytes], Any]:
         transport = Httpx2Transport(WORKER, FakeVerifier(), inner=Httpx2Wire(worker))
         pieces: list[bytes] = []
@@ -219,15 +230,15 @@ def test_done_is_held_back_until_the_receipt_is_checked(last: bytes) -> None:
             exchange = response.extensions["cloister"]
             for piece in response.iter_raw():
                 pieces.append(piece)
-                if b"[DONE]" in piece:
+                if b"[DONE]\n" in b"".join(pieces).replace(b"\r", b""):
                     break
         return pieces, exchange
 
     def application(_: bhttp.RequestHead, __: bytes) -> Answer:
-        return events_answer([b"data: 1\n\n", last])
+        return events_answer(events)
 
     pieces, exchange = read(FakeWorker(application=application))
-    assert pieces == [b"data: 1\n\n", last]
+    assert b"".join(pieces) == b"".join(events)[: len(b"".join(pieces))]
     assert exchange.receipt_verified
     with pytest.raises(ChannelError) as caught:
         read(FakeWorker(application=application, receipts=False))
