@@ -114,7 +114,9 @@ def inspect_installation(python: Path) -> Installation:
     distributions: list[Distribution] = []
     owned: set[str] = set()
     editable_roots: list[str] = []
-    for folder in sorted({name.split("/")[0] for name in files if ".dist-info/" in name}):
+    # At the top alone: some packages bring others along, with their metadata, inside themselves.
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    for folder in sorted(folder for folder in folders if folder.endswith(".dist-info")):
         distribution, recorded, roots = _distribution(site, folder, files)
         distributions.append(distribution)
         owned |= recorded

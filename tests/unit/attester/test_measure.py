@@ -90,6 +90,14 @@ def test_entry_points_count(python: Path, tmp_path: Path) -> None:
     assert changed(before, measured(python, tmp_path)) == {"alpha-1.0.dist-info/entry_points.txt"}
 
 
+def test_packages_inside_a_package_count_for_it(python: Path, tmp_path: Path) -> None:
+    inside = "delta/_vendor/gamma-1.0.dist-info/METADATA"
+    install(python, "delta", {"delta/__init__.py": "", inside: "Name: gamma\nVersion: 1\n"})
+    before = measured(python, tmp_path)
+    (site_packages(python) / inside).write_text("Name: gamma\nVersion: 2\n")
+    assert changed(before, measured(python, tmp_path)) == {"delta"}
+
+
 def test_stray_files_show_as_unowned(python: Path, tmp_path: Path) -> None:
     before = measured(python, tmp_path)
     site = site_packages(python)
