@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from cloister.engine.demo_model import DEMO_MODEL_NAME, demo_model_path
 from cloister.engine.gguf import parse_gguf
@@ -83,7 +84,8 @@ def resolve_model(
                 code="configuration.model_unpinned",
             )
         path = _fetched(url, wanted, cache, fetcher)
-        name = name or Path(url).name.removesuffix(".gguf")
+        # The name is public: nothing of the query, which may hold a token.
+        name = name or Path(urlsplit(url).path).name.removesuffix(".gguf")
     else:
         path = _local(reference)
         name = name or (DEMO_MODEL_NAME if reference == DEMO else None)

@@ -61,6 +61,7 @@ def test_what_is_fetched_needs_its_digest_beforehand(reference: str, tmp_path: P
     assert "pw" not in str(caught.value)
     found = resolve_model(reference, sha256=DEMO_MODEL_SHA256, cache=tmp_path, fetcher=fetcher)
     assert found.path == tmp_path / f"{DEMO_MODEL_SHA256}.gguf"
+    assert found.name in {"file.Q8_0", "m"}
     again = resolve_model(reference, sha256=DEMO_MODEL_SHA256, cache=tmp_path, fetcher=fetcher)
     assert again == found
     assert len(fetcher.urls) == 1
