@@ -222,6 +222,15 @@ def test_state_directory_that_others_can_write_is_refused(
         state.chmod(0o700)
 
 
+def test_state_directory_that_cannot_be_made_is_refused(
+    plan: Callable[..., LaunchPlan], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="Not a directory") as caught:
+        launch(replace(plan(), state_dir=tmp_path / "file" / "state"))
+    assert caught.value.code == "launcher.state_dir"
+
+
 def test_nothing_is_left_when_measuring_fails(
     plan: Callable[..., LaunchPlan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -201,7 +201,7 @@ def launch(plan: LaunchPlan, *, now: Callable[[], datetime] = _now) -> LaunchedW
 
     Raises:
         BuildError: something cannot be measured.
-        ConfigurationError: the state directory is not the operator's alone.
+        ConfigurationError: the state directory is not the operator's alone, or none.
         UnsupportedError, TpmError: there is no software TPM.
         AuthenticationError: the enrolment CA does not certify the key.
     """
@@ -284,8 +284,13 @@ def run(plan: LaunchPlan, *, on_ready: Callable[[LaunchedWorker, dict[str, Any]]
 
 
 def _check_private(state_dir: Path) -> None:
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = state_dir.stat()
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = state_dir.stat()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{state_dir} cannot be made or used: {error.strerror}", code="launcher.state_dir"
+        ) from None
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise ConfigurationError(
             f"{state_dir} must belong to you, and nobody else may write to it (mode 0700)",

@@ -96,7 +96,11 @@ def serve(
     port: Port = DEFAULT_PORT,
     api_keys: Annotated[
         Path | None,
-        typer.Option("--api-keys", help="The table that `cloister keys` edits."),
+        typer.Option(
+            "--api-keys",
+            help="The table that `cloister keys` edits.",
+            envvar="CLOISTER_API_KEYS",
+        ),
     ] = None,
     rate_per_minute: Annotated[
         int, typer.Option("--rate-per-minute", min=0, help="Requests per API key; 0: no limit.")
