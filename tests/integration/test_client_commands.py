@@ -28,7 +28,7 @@ from cloister.client.trust import make_trust
 from cloister.errors import AppraisalError, ConfigurationError
 from cloister.testing.simulated_tpm import SimulatedAttester, default_components
 from cloister.verifier import policy as policies
-from support.fake_worker import FakeWorker, openai_like
+from support.fake_worker import FakeWorker, json_answer, openai_like
 from support.hostile import HostileProxy, cut_reply
 from support.serve import served
 
@@ -239,6 +239,19 @@ def test_chat_does_not_obey_what_a_model_says(
     assert "\x1b" not in out
     assert "\u202e" not in out
     assert "[red]c[/red]" in out
+
+
+def test_chat_does_not_obey_what_an_error_says(
+    run: Run, url: str, kit: Path, proxy: HostileProxy, attester: SimulatedAttester
+) -> None:
+    hostile = {"error": {"message": "\x1b[2Jmarker", "code": "\x1b[2Jmarker"}}
+    proxy.upstream = FakeWorker(
+        attester=attester, application=lambda _, __: json_answer(hostile, 400)
+    )
+    code, out, _ = run("chat", url, "--kit", kit, "--development", "--model", "m", stdin="a\n")
+    assert code == 1
+    assert out.count("marker") == 2
+    assert "\x1b" not in out
 
 
 # proxy

@@ -194,7 +194,7 @@ def _report(console: Console, error: Exception) -> int | None:
     import httpx2
 
     if isinstance(error, CloisterError):
-        console.print(f"{plain(str(error))} [{error.code}]", style="red", markup=False)
+        console.print(plain(f"{error} [{error.code}]"), style="red", markup=False)
         return exit_code(error)
     if isinstance(error, httpx2.TransportError):
         console.print(
