@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from cloister.channel.varint import encode_varint
 from cloister.testing.fake_engine import Answer, FakeEngine
+from cloister.worker.hashing import IN_A_THREAD_FROM
 from cloister.worker.settings import Limits, RateLimit, ReportSettings, WorkerSettings
 from support.asgi import Call, call
 from support.sealed import chat, seal, until
@@ -320,6 +322,31 @@ async def test_the_queue_for_reports_is_bounded() -> None:
         assert all(o.headers[b"retry-after"] for o in outers if o.status == 503)
         assert models.status == 200
         assert bench.evidence.made == 2
+
+
+async def test_a_device_that_hangs_is_asked_by_one_thread_only() -> None:
+    entered, answer = [], threading.Event()
+
+    class HangingEvidence(FakeEvidence):
+        def quote(self, statement_digest: bytes) -> Any:
+            entered.append(threading.current_thread())
+            answer.wait(5)
+            return super().quote(statement_digest)
+
+    settings = WorkerSettings(reports=ReportSettings(timeout_s=0.05))
+    async with running(settings, evidence=HangingEvidence()) as bench:
+        for _ in range(8):
+            outer = await call(bench.worker, "GET", "/v1/aci/attestation", query=NONCE)
+            assert outer.status == 503
+        large = chat("x" * 2 * IN_A_THREAD_FROM)  # needs a thread of its own
+        async with asyncio.timeout(3):
+            assert (await bench.peer.ask(document=large)).status == 200
+        assert len(entered) == 1
+        answer.set()
+        async with asyncio.timeout(3):
+            while outer.status != 200:
+                outer = await call(bench.worker, "GET", "/v1/aci/attestation", query=NONCE)
+        assert bench.evidence.made == 2  # those given up meanwhile were never asked for
 
 
 class BrokenEvidence(FakeEvidence):

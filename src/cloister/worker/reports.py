@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import parse_qsl
@@ -84,6 +85,9 @@ class ReportService:
         self._provenance = provenance
         self._rates = RateLimiter(settings.per_source, max_names=settings.max_sources)
         self._turn = asyncio.Lock()
+        # One thread of its own: a device that hangs must not take those of others with it, one
+        # for each request that gives up waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cloister-quote")
         self._waiting = 0
         self._cached: _Cached | None = None
 
@@ -122,7 +126,8 @@ class ReportService:
         if nonce is None and cached is not None and self._fresh(cached, generation):
             return cached.body, cached.digest
         digest = statement_digest(generation.digest, nonce)
-        items = await asyncio.to_thread(self._source.quote, digest)
+        loop = asyncio.get_running_loop()
+        items = await loop.run_in_executor(self._thread, self._source.quote, digest)
         body = AttestationReport(
             api_version=API_VERSION,
             keyset_digest=generation.digest,
