@@ -7,6 +7,7 @@ read anything else than what was checked here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -41,7 +42,10 @@ def decode_body(body: bytes) -> dict[str, Any]:
     """Decode a JSON object without repeated names; EngineError (`REQUEST_REFUSED`) otherwise."""
     try:
         decoded = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except EngineError:
         raise
@@ -67,6 +71,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise refuse("the body repeats a name in an object")
     return made
+
+
+def _finite(digits: str) -> float:
+    # What is too large for a float reads as infinity, which has no way back into JSON.
+    value = float(digits)
+    if math.isinf(value):
+        raise refuse("the body holds a number that is too large")
+    return value
 
 
 def _no_constant(_: str) -> float:

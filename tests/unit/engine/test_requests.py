@@ -39,6 +39,7 @@ def test_paths() -> None:
         b'{"a":{"b":1,"b":2}}',
         b'{"a":NaN}',
         b'{"a":-Infinity}',
+        b'{"a":[-1e999]}',
         b'\xef\xbb\xbf{"a":1}',
         b'{"a":"\xff"}',
         '{"a":1}'.encode("utf-16"),
