@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -50,9 +50,21 @@ def build_app(wanted: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
 
 
 def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and leave.",
+            is_eager=True,  # before it is noticed that no command was named
+            callback=lambda wanted: _print_version(wanted=wanted),
+        ),
+    ] = False,
 ) -> None:
-    if version:
+    """Options of the program itself; each acts in its callback."""
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version as installed
 
         typer.echo(f"cloister {installed('cloister')}")
