@@ -118,11 +118,16 @@ class Attestation:
         if report is None:
             raise RuntimeError("the driver answered a fetch with nothing")
         now = effects.wall()
-        self.result, self.nonce = None, nonce
-        self.result = self._verifier.appraise_report(
-            report, nonce=nonce, at=datetime.fromtimestamp(now, UTC)
-        )
-        attester = self.result.require_affirming()
+        self.nonce = nonce
+        try:
+            result = self._verifier.appraise_report(
+                report, nonce=nonce, at=datetime.fromtimestamp(now, UTC)
+            )
+        except Exception:
+            self.result = None
+            raise
+        self.result = result  # in one step: other threads may be reading the one before
+        attester = result.require_affirming()
         life = attester.expires_at.timestamp() - now
         self._affirmed = _Affirmed(attester=attester, until=effects.steady() + life)
         return attester

@@ -9,7 +9,7 @@ import httpx2
 from cloister.client.exchange import SealedExchange
 from cloister.client.httpx2_transport import AsyncHttpx2Transport, Httpx2Transport
 from cloister.client.link import Link
-from cloister.errors import FetchError
+from cloister.errors import CloisterError, FetchError
 
 if TYPE_CHECKING:
     from cloister.channel.receipt import Receipt
@@ -69,7 +69,7 @@ class Connection(_Shared):
             raise
         except httpx2.TransportError as error:
             raise unreachable(error) from error
-        except Exception:
+        except CloisterError:
             if link.attestation.result is None:
                 raise
         result = link.attestation.result
@@ -105,7 +105,7 @@ class AsyncConnection(_Shared):
             raise
         except httpx2.TransportError as error:
             raise unreachable(error) from error
-        except Exception:
+        except CloisterError:
             if link.attestation.result is None:
                 raise
         result = link.attestation.result

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+import httpx2
 import pytest
 
 from cloister.client.address import WorkerAddress
 from cloister.client.attestation import Attestation
 from cloister.client.commands import Command, Fetch, Pause
+from cloister.client.connection import Connection
+from cloister.client.httpx2_transport import Httpx2Transport
 from cloister.client.settings import ClientSettings, Effects, ReverifyLimits
-from cloister.errors import AppraisalError, ChannelError, FetchError
-from cloister.verifier.result import AffirmedAttester
+from cloister.errors import AppraisalError, ChannelError, FetchError, MalformedError
+from cloister.verifier.result import AffirmedAttester, AttestationResult
 from support.fake_worker import FakeVerifier, FakeWorker
-from support.wire import WireRequest
+from support.wire import Httpx2Wire, WireReply, WireRequest
 
 
 @dataclass
@@ -33,11 +36,12 @@ class Bench:
 
     def __init__(self, **limits: float) -> None:
         self.clocks = Clocks()
+        self.verifier = FakeVerifier()
         self.worker = FakeWorker(clock=lambda: self.clocks.wall, life=timedelta(hours=1))
         self.settings = ClientSettings(reverify=ReverifyLimits(**limits))  # type: ignore[arg-type]
         self.state = Attestation(
             address=WorkerAddress.parse("http://worker.test"),
-            verifier=FakeVerifier(),
+            verifier=self.verifier,
             settings=self.settings,
             effects=Effects(wall=lambda: self.clocks.wall, steady=lambda: self.clocks.steady),
         )
@@ -159,3 +163,55 @@ def test_a_report_that_does_not_arrive_leaves_what_was_affirmed() -> None:
         steps.throw(FetchError("not there"))
     assert bench.state.current() is attester
     assert bench.state.recent_refusal() is None
+
+
+def test_there_is_a_result_while_another_thread_verifies_again() -> None:
+    bench, seen = Bench(), []
+
+    def appraise(report: bytes, *, nonce: bytes, at: datetime) -> AttestationResult:
+        seen.append(bench.state.result)
+        return FakeVerifier().appraise_report(report, nonce=nonce, at=at)
+
+    bench.verifier.appraise_report = appraise  # type: ignore[method-assign]
+    attester = bench.verify()
+    first = bench.state.result
+    bench.verify(stale=attester)
+    assert seen == [None, first]
+    assert bench.state.result is not first
+
+
+def test_a_report_that_is_none_leaves_no_result() -> None:
+    bench = Bench()
+    attester = bench.verify()
+
+    def appraise(*_: object, **__: object) -> AttestationResult:
+        raise MalformedError("not a report")
+
+    bench.verifier.appraise_report = appraise  # type: ignore[method-assign]
+    with pytest.raises(MalformedError):
+        bench.verify(stale=attester)
+    assert bench.state.result is None
+
+
+def test_an_old_result_does_not_stand_in_for_a_verification_that_failed() -> None:
+    clocks = Clocks()
+    worker = FakeWorker(clock=lambda: clocks.wall, life=timedelta(hours=1))
+    broken = False
+
+    def wire(request: WireRequest) -> WireReply:
+        if broken:
+            raise RuntimeError("a fault of somebody's")
+        return worker(request)
+
+    transport = Httpx2Transport(
+        "http://worker.test",
+        FakeVerifier(),
+        inner=Httpx2Wire(wire),
+        effects=Effects(wall=lambda: clocks.wall, steady=lambda: clocks.steady),
+    )
+    with Connection(transport, httpx2.Client(transport=transport)) as connection:
+        connection.verify().require_affirming()
+        clocks.advance(3600)
+        broken = True
+        with pytest.raises(RuntimeError):
+            connection.verify()
