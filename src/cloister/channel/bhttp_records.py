@@ -6,7 +6,7 @@ Field names are compared and kept in lower case. Everything is bytes, as on the 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from cloister.errors import MalformedError
@@ -47,7 +47,7 @@ class RequestHead:
     scheme: bytes
     authority: bytes
     path: bytes
-    headers: Fields = ()
+    headers: Fields = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class InformationalResponse:
 class Data:
     """A run of content bytes; how content is divided into runs means nothing."""
 
-    data: bytes
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

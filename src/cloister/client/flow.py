@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
 from cloister.channel.bhttp import ResponseHead
@@ -40,7 +40,7 @@ class Opened:
 
     head: ResponseHead
     opening: ResponseOpening
-    early: tuple[bytes, ...]
+    early: tuple[bytes, ...] = field(repr=False)
     """Content that arrived together with the head."""
     ended: bool
     """Whether the whole answer was read, and `ResponseOpening.finish` called, already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 
 Field = tuple[bytes, bytes]
@@ -43,9 +43,9 @@ class InnerRequest:
     authority: bytes
     path: bytes
     """Path and query."""
-    headers: tuple[Field, ...]
+    headers: tuple[Field, ...] = field(repr=False)
     """Lower-case names; neither the date nor this message's nonce, which differ per sealing."""
-    body: bytes
+    body: bytes = field(repr=False)
 
     def fields(self, *, date: float, nonce: bytes) -> tuple[Field, ...]:
         """All header fields of one sealing at Unix time `date`, with 32 fresh random bytes."""

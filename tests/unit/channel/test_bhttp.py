@@ -559,3 +559,12 @@ def test_no_run_is_taken_after_the_end_of_the_message() -> None:
         decoder.finish()
     with pytest.raises(MalformedError):
         decoder.receive(encoder_run(100))
+
+
+def test_what_people_say_is_hidden_from_repr() -> None:
+    secret = b"secret-marker"
+    head = RequestHead(
+        method=b"POST", scheme=b"https", authority=b"a", path=b"/p", headers=((b"a", secret),)
+    )
+    assert "/p" in repr(head)
+    assert "secret-marker" not in repr([head, Data(data=secret)])

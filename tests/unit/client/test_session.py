@@ -27,6 +27,13 @@ def kem(session: Session) -> int:
     return int.from_bytes(sealed[1:3], "big")
 
 
+def test_prompts_and_credentials_are_hidden_from_repr() -> None:
+    secret = b"Bearer secret-marker"
+    inner = dataclasses.replace(INNER, headers=((b"authorization", secret),), body=secret)
+    assert "/v1/x" in repr(inner)
+    assert "secret-marker" not in repr(inner)
+
+
 def test_only_an_affirmed_attester_opens_a_session() -> None:
     worker = FakeWorker()
     attester = attester_of(worker)
