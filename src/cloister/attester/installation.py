@@ -237,8 +237,11 @@ def _distribution(
                 excluded.add(pth)
                 roots += found
     entries = [files[path] for path in recorded - excluded if path in files]
-    for root in roots:
-        entries += list_tree(root)
+    sources = {root: list_tree(root) for root in roots}
+    for listed in sources.values():
+        entries += listed
+    # An empty directory does not show in the digest, so it must not be on the worker's path.
+    roots = [root for root, listed in sources.items() if listed]
     return Distribution(name=name, version=version, entries=tuple(entries)), recorded, roots
 
 

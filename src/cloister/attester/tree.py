@@ -32,7 +32,7 @@ LATER_READS: Final = 1024 * 1024
 MAX_FILES: Final = 250_000
 """Files in one tree; beyond it somebody pointed at the wrong directory."""
 
-_BYTECODE: Final = re.compile(r"\.pyc(\.\d+)?")
+_BYTECODE: Final = re.compile(r".+\.pyc(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def _link(root: str, relative: str, path: str) -> Entry:
 def _is_bytecode(relative: str) -> bool:
     folder, _, name = relative.rpartition("/")
     in_cache = folder == "__pycache__" or folder.endswith("/__pycache__")
-    return in_cache and _BYTECODE.search(name) is not None
+    return in_cache and _BYTECODE.fullmatch(name) is not None
 
 
 def _path_bytes(path: str) -> bytes:

@@ -149,6 +149,14 @@ def test_editable_sources_are_measured_where_they_lie(python: Path, tmp_path: Pa
     assert changed(before, measured(python, tmp_path)) == {"gamma"}
 
 
+def test_empty_source_directory_is_not_on_the_path(python: Path, tmp_path: Path) -> None:
+    before = measured(python, tmp_path).installation.import_path
+    (tmp_path / "empty" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "empty" / "__pycache__" / "gamma.pyc").write_text("")
+    install_editable(python, "alpha", tmp_path / "empty")
+    assert measured(python, tmp_path).installation.import_path == before
+
+
 def test_path_file_of_an_ordinary_package_adds_nothing_to_the_path(
     python: Path, tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ def test_cached_bytecode_modes_and_times_do_not_count(tree: Path) -> None:
     (tree / "pkg-b.py").chmod(0o777)
     os.utime(tree / "pkg-b.py", (0, 0))
     assert digest(tree) == before
-    (cache / "other.so").write_bytes(b"not bytecode, so it counts")
+    (cache / "other.pyc.so").write_bytes(b"not bytecode, so it counts")
     assert digest(tree) != before
 
 
