@@ -244,6 +244,20 @@ async def test_a_client_that_stops_reading_is_given_up(monkeypatch: pytest.Monke
         await until(lambda: bench.worker.open_requests == 0)
 
 
+@pytest.mark.parametrize("read_first", [0, 2])
+async def test_time_runs_out_while_a_client_is_slow_to_read(read_first: int) -> None:
+    async with running(limits(generation_s=0.2)) as bench:
+        sealed = bench.peer.seal(document=chat(stream=True))
+        call = bench.peer.start(sealed)
+        await call.pieces(read_first)
+        call.reading.clear()
+        await asyncio.sleep(0.4)
+        call.reading.set()
+        inner = sealed.opened(await call.result())
+        check_receipt(sealed, inner, bench.peer.keyset)
+        assert inner.events[-1]["error"]["code"] == "timeout"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_time_runs_out(stream: bool) -> None:
     engine = FakeEngine(script=lambda *_: Answer(stall_after=2))

@@ -33,6 +33,7 @@ class ResponseWriter:
         "_sealed",
         "_sealer",
         "_send",
+        "_unsent",
         "blocked_since",
         "ended",
         "pieces",
@@ -48,6 +49,7 @@ class ResponseWriter:
         self._encoder = ResponseEncoder()
         self._hash = hashlib.sha256()
         self._pending = b""
+        self._unsent = b""
         self._collected: list[bytes] = []
         self._now = asyncio.get_running_loop().time
         self.started = False
@@ -74,12 +76,13 @@ class ResponseWriter:
         if sealer is None:
             self._collected.append(encoded)
             return
+        # What a cancelled send leaves here goes with the next: pieces open in their order only.
+        self._unsent += sealer.chunk(encoded)
         self.blocked_since = self._now()
         if not self.started:
             await self._start()
-        await self._send(
-            {"type": "http.response.body", "body": sealer.chunk(encoded), "more_body": True}
-        )
+        await self._send({"type": "http.response.body", "body": self._unsent, "more_body": True})
+        self._unsent = b""
         self.blocked_since = 0.0
 
     def hold(self, data: bytes) -> None:
@@ -106,7 +109,7 @@ class ResponseWriter:
         self.blocked_since = self._now()
         if self._sealer is not None:
             await self._start()
-            body = self._sealer.chunk(last, final=True)
+            body = self._unsent + self._sealer.chunk(last, final=True)
         else:
             body = self._sealed.respond(b"".join([*self._collected, last]))
             await self._start(len(body))
@@ -115,7 +118,6 @@ class ResponseWriter:
     async def _start(self, length: int | None = None) -> None:
         if self.started:
             return
-        self.started = True
         media_type = wire.CHUNKED_RESPONSE_TYPE if self._chunked else wire.RESPONSE_TYPE
         headers = [(b"content-type", media_type), (b"cache-control", b"no-store")]
         if length is not None:
@@ -124,3 +126,4 @@ class ResponseWriter:
             # Proxies that collect answers would undo the flush after each event.
             headers.append((b"x-accel-buffering", b"no"))
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self.started = True
