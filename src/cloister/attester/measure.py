@@ -41,7 +41,7 @@ class Subject:
     model: Path | None
     model_name: str = ""
     native: Mapping[str, Path] = field(default_factory=dict)
-    """Native programs and libraries by name: the engine's library, the sandbox program."""
+    """Native libraries by name: the engine's. The sandbox program is the system's, not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

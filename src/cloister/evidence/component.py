@@ -42,7 +42,7 @@ class ComponentKind(enum.StrEnum):
     UNOWNED = "unowned"
     """A file in the installation that belongs to no distribution."""
     NATIVE = "native"
-    """The engine's native library, or another native program the worker starts."""
+    """The engine's native library."""
     MODEL = "model"
     CONFIGURATION = "configuration"
 
