@@ -1,9 +1,10 @@
 """The official OpenAI SDK's own clients, with a verifying transport inside.
 
 Nothing of the SDK is wrapped or hidden: the objects returned are of the classes ``openai.OpenAI``
-and ``openai.AsyncOpenAI`` themselves. Three things are set on each instance: requests carry the
+and ``openai.AsyncOpenAI`` themselves. Four things are set on each instance: requests carry the
 SDK's idempotency key, the same on each of its retries, so that a retry never runs a prompt twice;
-``copy`` and ``with_options`` hand all this on; and `connection_of` finds what is underneath.
+``copy`` and ``with_options`` hand all this on; `connection_of` finds what is underneath; and web
+sockets, which the SDK opens past its HTTP client, have nowhere to go.
 """
 
 from __future__ import annotations
@@ -30,6 +31,16 @@ _ATTRIBUTE = "cloister"
 _IDEMPOTENCY_HEADER = "Idempotency-Key"
 _OURS = frozenset(Options.__annotations__)
 _SDK = TypeVar("_SDK")
+
+
+class _NotSealed:
+    """Stands where the SDK looks for the address of its web sockets; using it is a TypeError.
+
+    They would carry the API key and all that is said to a worker that nobody verified.
+    """
+
+    def __repr__(self) -> str:
+        return "web sockets, which are not sealed"
 
 
 class SdkOptions(Options, total=False):
@@ -155,6 +166,7 @@ def _prepared(client: _SDK, connection: Connection | AsyncConnection) -> _SDK:
         ("_idempotency_header", _IDEMPOTENCY_HEADER),
         ("copy", sealed_copy),
         ("with_options", sealed_copy),
+        ("websocket_base_url", _NotSealed()),
         (_ATTRIBUTE, connection),
     ):
         setattr(client, name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -173,6 +174,27 @@ def test_another_base_url_is_refused() -> None:
         ask(client.with_options(base_url="http://other.test/v1"))
     assert isinstance(caught.value.__cause__, ChannelError)
     assert {request.url.split("/")[2] for request in proxy.seen} == {"worker.test"}
+
+
+def test_web_sockets_would_not_be_sealed_and_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[object] = []
+    for name in ("websockets", "websockets.sync", "websockets.sync.client"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(
+        sys.modules["websockets.sync.client"],
+        "connect",
+        lambda url, **_: reached.append(url),
+        raising=False,
+    )
+    worker = FakeWorker(application=openai_like)
+    with blocking(worker) as client:
+        for one in (client, client.with_options(websocket_base_url="ws://worker.test/v1")):
+            for connect in (one.realtime.connect(model="tiny"), one.responses.connect()):
+                with pytest.raises(TypeError, match="not sealed"):
+                    connect.enter()
+    with pytest.raises(TypeError, match="not sealed"):
+        httpx2.URL(asynchronous(worker).websocket_base_url)  # type: ignore[arg-type]
+    assert reached == []
 
 
 def test_connection_of_other_objects() -> None:
