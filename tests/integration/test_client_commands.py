@@ -278,6 +278,10 @@ class Running:
         async with self._connection:
             await self._server.serve()
 
+    def replace_transport(self, transport: httpx2.AsyncBaseTransport) -> None:
+        """Put something else where requests would be sealed."""
+        self._connection.http = httpx2.AsyncClient(transport=transport)
+
     def __enter__(self) -> Running:
         self._thread.start()
         while not self._server.started:
@@ -309,6 +313,27 @@ def test_any_client_speaks_through_the_proxy(local: Running, proxy: HostileProxy
     head = dict(worker.opened[0][0].headers)
     assert head[b"authorization"] == b"Bearer sk-mine"
     assert worker.opened[0][0].path == b"/v1/models"
+
+
+def test_a_caller_who_leaves_stops_the_request(local: Running) -> None:
+    left = threading.Event()
+
+    class Slow(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            if request.url.path == "/v1/models":
+                return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                left.set()
+                raise
+            return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    local.replace_transport(Slow())
+    assert httpx2.get(f"{local.url}/v1/models").status_code == 200
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{local.url}/v1/chat/completions", json={}, timeout=0.5)
+    assert left.wait(5)
 
 
 def test_the_page_shows_what_was_checked(local: Running) -> None:

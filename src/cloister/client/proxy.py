@@ -10,9 +10,10 @@ Other users of the same machine can use it; it guards the wire, not the machine.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 from starlette.applications import Starlette
@@ -94,13 +95,16 @@ class LocalProxy:
             ]
         )
         try:
-            answer = await self._connection.http.send(outgoing, stream=True)
+            sending = self._connection.http.send(outgoing, stream=True)
+            answer = await _unless_gone(request, sending)
         except CloisterError as error:
             # Verified and refused stays refused; what did not arrive may be tried again.
             retry = isinstance(error, FetchError | httpx2.TransportError)
             return _error(502, str(error), error.code, retry=retry)
         except httpx2.TransportError as error:
             return _error(502, f"the worker cannot be reached ({type(error).__name__})", "fetch")
+        if answer is None:
+            return _error(499, "the caller left", "proxy.caller_left")  # nobody reads it
         return StreamingResponse(
             _content(answer), status_code=answer.status_code, headers=self._headers(answer)
         )
@@ -158,6 +162,30 @@ async def _read(request: Request, limit: int) -> bytes | None:
         if len(body) > limit:
             return None
     return bytes(body)
+
+
+async def _unless_gone(
+    request: Request, sending: Coroutine[Any, Any, httpx2.Response]
+) -> httpx2.Response | None:
+    """What `sending` returns; ``None``, and `sending` cancelled, when the caller leaves first.
+
+    Whoever leaves does not want the answer, so the worker must not go on computing it.
+    """
+    answering = asyncio.ensure_future(sending)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return answering.result() if answering.done() else None
+    finally:
+        leaving.cancel()
+        if not answering.done():
+            answering.cancel()
+            await asyncio.wait({answering})
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _content(answer: httpx2.Response) -> AsyncIterator[bytes]:
