@@ -25,6 +25,7 @@ run: setup  ## Start a sealed worker, verify it, ask it a question; chat on a te
 	@$(BIN)/cloister demo
 
 test: setup  ## Everything but the long runs (under ten minutes)
+	@scripts/setup tests
 	@$(BIN)/python -m pytest
 
 lint: setup  ## Style

@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -286,8 +287,25 @@ async def test_the_configuration_is_known_before_and_says_how_it_is_isolated() -
         await unsafe.aclose()
 
 
+@pytest.fixture
+def everybodys() -> Iterator[Path]:
+    """Cloister and its engine where every user may read them: a checkout may lie below /root."""
+    import xllamacpp
+
+    engine = Path(xllamacpp.__file__).parent
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for package in (SOURCE / "cloister", engine, engine.with_name("xllamacpp.libs")):
+            if package.is_dir():
+                shutil.copytree(package, directory / package.name)
+        for path in directory.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield directory
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run unprivileged")
-async def test_it_works_for_an_ordinary_user() -> None:
+async def test_it_works_for_an_ordinary_user(everybodys: Path) -> None:
     drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     suits = "import sys; assert sys.version_info >= (3, 11); open(sys._base_executable).close()"
     interpreter = next(
@@ -300,11 +318,8 @@ async def test_it_works_for_an_ordinary_user() -> None:
     )
     if interpreter is None:
         pytest.skip("no Python 3.11 that an ordinary user may run")
-    import xllamacpp
-
-    paths = [str(SOURCE), str(Path(xllamacpp.__file__).parents[1])]
     code = (
-        f"import asyncio, os, sys\nsys.path[:0] = {paths!r}\n"
+        f"import asyncio, os, sys\nsys.path[:0] = {[str(everybodys)]!r}\n"
         "from cloister.engine.llama import LlamaEngine\n"
         "from cloister.engine.models import resolve_model\n"
         "from cloister.engine.protocol import MODELS, EngineRequest\n"
