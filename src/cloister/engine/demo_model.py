@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 DEMO_MODEL_NAME: Final = "cloister-demo"
-DEMO_MODEL_SHA256: Final = "33525ea1ff861935d2d458edfecc7645033430e8da4e51d2964b5eeea83426e1"
+DEMO_MODEL_SHA256: Final = "16c4363e08626c0e5367190db879fe654ed96dc04ad6a5dacecb92d5bdf18758"
 _FILE_NAME: Final = "cloister-demo-Q8_0.gguf"
 
 
