@@ -184,7 +184,7 @@ def _manufacture_in(work: Path) -> None:
         *("--create-ek-cert", "--pcr-banks", "sha256", "--logfile", str(work / "setup.log")),
     )
     try:
-        done = subprocess.run(  # noqa: S603 - as above
+        done = subprocess.run(  # noqa: S603 - a fixed program, found on a fixed path
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

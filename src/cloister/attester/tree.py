@@ -152,7 +152,7 @@ def _link(root: str, relative: str, path: str) -> Entry:
     inside = resolved.startswith(os.path.realpath(root) + os.sep)
     if inside or not os.path.exists(resolved):  # noqa: PTH110 - hot path
         return Entry(relative, path, target)
-    if not os.path.isfile(resolved):  # noqa: PTH113
+    if not os.path.isfile(resolved):  # noqa: PTH113 - hot path
         raise _refused(path, "is a link to something outside that is not a file")
     return Entry(relative, path, target, external=True)
 
