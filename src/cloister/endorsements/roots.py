@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,15 +17,59 @@ from cloister.errors import ConfigurationError
 MAX_ROOTS: Final = 64
 
 
+class Vendor(enum.StrEnum):
+    """Whose word a pinned root stands for, and about what."""
+
+    AMD = "amd"
+    """AMD root keys (ARK), one for each product line: SEV-SNP reports."""
+    INTEL = "intel"
+    """Intel SGX root CA: SGX and TDX quotes, and the collateral they are judged by."""
+    AWS_NITRO = "aws_nitro"
+    NVIDIA_DEVICE = "nvidia_device"
+    """NVIDIA device identity root: reports of GPUs and NVSwitches."""
+    NVIDIA_RIM = "nvidia_rim"
+    """Root of the signers of NVIDIA's reference integrity manifests."""
+    AZURE_VTPM = "azure_vtpm"
+    GOOGLE_VTPM = "google_vtpm"
+    TPM_MANUFACTURER = "tpm_manufacturer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """One pinned root of a vendor."""
+
+    vendor: Vendor
+    certificate: x509.Certificate
+    development: bool = False
+    """Whether this is the root of a simulated vendor: what chains to it proves nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roots:
     """The certificates that evidence may chain to.
 
     Pinning an enrolment CA means to trust it to certify only keys that it saw live in a TPM
-    whose endorsement certificate it checked.
+    whose endorsement certificate it checked. `cloister.endorsements.pinned` has the vendors'
+    roots; `simulated vendors <cloister.testing>` have roots of their own, marked as development.
     """
 
-    enrolment_cas: tuple[x509.Certificate, ...]
+    enrolment_cas: tuple[x509.Certificate, ...] = ()
+    anchors: tuple[Anchor, ...] = ()
+    intermediates: tuple[x509.Certificate, ...] = ()
+    """Certificates that complete chains which evidence brings in part. Nothing is trusted on
+    their account: each is checked like one that came with the evidence."""
+
+    def vendor(self, *vendors: Vendor) -> tuple[Anchor, ...]:
+        """The pinned roots of `vendors`."""
+        return tuple(anchor for anchor in self.anchors if anchor.vendor in vendors)
+
+    def merged(self, other: Roots) -> Roots:
+        """Everything that either of the two pins."""
+        return Roots(
+            enrolment_cas=_once(self.enrolment_cas + other.enrolment_cas),
+            anchors=tuple(dict.fromkeys(self.anchors + other.anchors)),
+            intermediates=_once(self.intermediates + other.intermediates),
+        )
 
     @classmethod
     def from_pem(cls, data: bytes) -> Roots:
@@ -82,6 +128,10 @@ def fingerprint(certificate: x509.Certificate) -> str:
 def name_of(certificate: x509.Certificate) -> str:
     """The subject for people to read; an empty one reads ``(unnamed)``."""
     return certificate.subject.rfc4514_string() or "(unnamed)"
+
+
+def _once(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    return tuple(dict.fromkeys(certificates))
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:

@@ -11,9 +11,11 @@ import dataclasses
 import enum
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
 from cloister.errors import ConfigurationError, MalformedError
@@ -46,6 +48,26 @@ UNCHECKED: Final = Unchecked.UNCHECKED
 T = TypeVar("T")
 Checked: TypeAlias = T | Unchecked
 
+UP_TO_DATE: Final = "UpToDate"
+
+TCB_STATUSES: Final = (
+    UP_TO_DATE,
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+"""Intel's states of a platform that a policy may accept; ``Revoked`` is none of them."""
+
+TCB_COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
+"""Parts of AMD's TCB_VERSION that `AppraisalPolicy.snp_minimum_tcb` may name."""
+
+SNP_PRODUCTS: Final = ("milan", "genoa", "turin")
+
+MinimumTcb: TypeAlias = Mapping[str, Mapping[str, int]]
+"""For each AMD product, the lowest accepted number of each part of its TCB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppraisalPolicy:
@@ -70,6 +92,40 @@ class AppraisalPolicy:
     denied: Checked[tuple[str, ...]]
     """Digests (``sha256:…``) of keysets, components or certificates that are refused whatever
     else holds (`aci/1` section 3.4)."""
+    require_endorsements: bool
+    """Whether what vouches for evidence has to be there: collateral, revocation lists, RIMs,
+    certificates of attestation keys. Otherwise evidence is judged on what it contains, and the
+    result lists what is missing among what is not proven."""
+    accept_migration: bool
+    """Whether a guest that may be migrated to another machine may affirm."""
+    accept_devtools: bool
+    """Whether a GPU in its DevTools mode, which opens its memory to the host, may affirm."""
+    require_cc_gpu: bool
+    """Whether every GPU must be in confidential mode."""
+    required_gpus: Checked[int]
+    """How many genuine GPUs must be bound to the worker, at least."""
+    max_evidence_age_s: Checked[int]
+    """Seconds since evidence that carries its own time was made."""
+    max_collateral_age_s: Checked[int]
+    """Seconds since collateral was issued; it has to be current by its own dates besides."""
+    tcb_statuses: Checked[tuple[str, ...]]
+    """Intel's TCB states that are accepted, of `TCB_STATUSES`."""
+    tcb_grace_s: Checked[int]
+    """Seconds for which ``OutOfDate`` is accepted after Intel's next TCB level appeared. Unchecked:
+    none, which is the strictest."""
+    tcb_accepted_advisories: Checked[tuple[str, ...]]
+    """Advisories (``INTEL-SA-…``) that may be open on a platform whose state is not ``UpToDate``
+    but accepted."""
+    tcb_denied_advisories: Checked[tuple[str, ...]]
+    """Advisories that must not be open, whatever the state."""
+    tcb_minimum_evaluation_number: Checked[int]
+    """Lowest ``tcbEvaluationDataNumber`` of Intel's collateral: no falling back to older data."""
+    snp_minimum_tcb: Checked[MinimumTcb]
+    """Lowest accepted TCB of an AMD processor, by product (`SNP_PRODUCTS`) and component."""
+    snp_vmpls: Checked[tuple[int, ...]]
+    """Privilege levels (0 to 3) from which an SNP report may have been asked for."""
+    chip_ids: Checked[tuple[str, ...]]
+    """Hexadecimal ids of the only processors accepted (AMD CHIP_ID, Intel PPID)."""
 
     def __post_init__(self) -> None:
         """Refuse a policy that is none: wrong types, empty sets, nothing checked. Sort the sets."""
@@ -79,11 +135,17 @@ class AppraisalPolicy:
             if isinstance(value, tuple):
                 # Sets in all but type: equal policies are equal values with equal digests.
                 object.__setattr__(self, field.name, tuple(sorted(set(value))))
+            elif isinstance(value, Mapping):
+                object.__setattr__(self, field.name, _frozen(value))
         if (
             self.accept_development
             and self.accept_debug
             and not self.require_safe_clock
             and not self.require_model
+            and not self.require_endorsements
+            and not self.require_cc_gpu
+            and self.accept_migration
+            and self.accept_devtools
             # Nothing left out, and nothing denied: an empty list of denials compares nothing.
             and not any(getattr(self, name) not in (UNCHECKED, ()) for name in _CHECKABLE)
         ):
@@ -111,10 +173,7 @@ class AppraisalPolicy:
 
     def dump_toml(self) -> str:
         """The policy as TOML; booleans, integers, strings and lists read alike in both."""
-        return "".join(
-            f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
-            for name, value in self.to_json().items()
-        )
+        return "".join(f"{name} = {_toml(value)}\n" for name, value in self.to_json().items())
 
 
 def strict() -> AppraisalPolicy:
@@ -129,7 +188,30 @@ def strict() -> AppraisalPolicy:
         max_keyset_lifetime_s=DAY,
         max_age_s=HOUR,
         denied=(),
+        require_endorsements=True,
+        accept_migration=False,
+        accept_devtools=False,
+        require_cc_gpu=True,
+        required_gpus=UNCHECKED,
+        max_evidence_age_s=UNCHECKED,
+        max_collateral_age_s=UNCHECKED,
+        tcb_statuses=(UP_TO_DATE,),
+        tcb_grace_s=UNCHECKED,
+        tcb_accepted_advisories=(),
+        tcb_denied_advisories=(),
+        tcb_minimum_evaluation_number=UNCHECKED,
+        snp_minimum_tcb=UNCHECKED,
+        snp_vmpls=(0, 1, 2, 3),
+        chip_ids=UNCHECKED,
     )
+
+
+def as_captured(policy: AppraisalPolicy) -> AppraisalPolicy:
+    """`policy` for evidence on its own, judged on what it contains.
+
+    Recorded evidence often comes without collateral or manifests, and nobody waits for it.
+    """
+    return dataclasses.replace(policy, require_endorsements=False)
 
 
 def development() -> AppraisalPolicy:
@@ -162,10 +244,40 @@ def load_toml(data: bytes) -> AppraisalPolicy:
     return _from_mapping(members)
 
 
-_BOOLEANS: Final = ("accept_development", "accept_debug", "require_safe_clock", "require_model")
-_TEXTS: Final = ("memory_confidentiality", "isolation", "denied")
-_SECONDS: Final = ("max_keyset_lifetime_s", "max_age_s")
-_CHECKABLE: Final = (*_TEXTS, *_SECONDS)
+_BOOLEANS: Final = (
+    "accept_development",
+    "accept_debug",
+    "require_safe_clock",
+    "require_model",
+    "require_endorsements",
+    "accept_migration",
+    "accept_devtools",
+    "require_cc_gpu",
+)
+_TEXTS: Final = (
+    "memory_confidentiality",
+    "isolation",
+    "denied",
+    "tcb_statuses",
+    "tcb_accepted_advisories",
+    "tcb_denied_advisories",
+    "chip_ids",
+)
+_SECONDS: Final = (
+    "max_keyset_lifetime_s",
+    "max_age_s",
+    "max_evidence_age_s",
+    "max_collateral_age_s",
+    "tcb_grace_s",
+)
+_NUMBERS: Final = ("required_gpus", "tcb_minimum_evaluation_number")
+_LEVELS: Final = ("snp_vmpls",)
+_MINIMUMS: Final = ("snp_minimum_tcb",)
+_CHECKABLE: Final = (*_TEXTS, *_SECONDS, *_NUMBERS, *_LEVELS, *_MINIMUMS)
+_MAY_BE_EMPTY: Final = ("denied", "tcb_accepted_advisories", "tcb_denied_advisories")
+
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,64}")
+_ADVISORY: Final = re.compile(r"[A-Z][A-Z0-9-]{3,63}")
 
 
 def _from_mapping(members: Mapping[str, object]) -> AppraisalPolicy:
@@ -186,7 +298,7 @@ def _from_value(name: str, value: object) -> object:
         return value
     if value == UNCHECKED.value:
         return UNCHECKED
-    if name in _TEXTS and isinstance(value, list):
+    if name in (*_TEXTS, *_LEVELS) and isinstance(value, list):
         return tuple(value)
     return value
 
@@ -198,7 +310,15 @@ def _to_json(value: object) -> Json:
         return list(value)
     if isinstance(value, bool | int):
         return value
+    if isinstance(value, Mapping):
+        return {product: dict(minimum) for product, minimum in value.items()}
     raise TypeError("a policy holds booleans, seconds and texts")
+
+
+def _toml(value: Json) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _check_field(name: str, value: object) -> None:
@@ -208,14 +328,66 @@ def _check_field(name: str, value: object) -> None:
     elif value is UNCHECKED:
         return
     elif name in _SECONDS:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SECONDS:
+        if not _is_integer(value, 1, MAX_SECONDS):
             raise _malformed(f"needs a number of seconds for {name}")
-    elif not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
+    elif name in _NUMBERS:
+        if not _is_integer(value, 1, 1 << 32):
+            raise _malformed(f"needs a number above zero for {name}")
+    elif name in _LEVELS:
+        _check_levels(name, value)
+    elif name in _MINIMUMS:
+        _check_minimum(name, value)
+    else:
+        _check_texts(name, value)
+
+
+def _check_texts(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
         raise _malformed(f"needs a list of texts for {name}")
-    elif name == "denied":
-        _check_denied(value)
-    elif not value:
+    if not value and name not in _MAY_BE_EMPTY:
         raise _malformed(f"accepts nothing for {name}")
+    if name == "denied":
+        _check_denied(value)
+    elif name == "tcb_statuses" and not set(value) <= set(TCB_STATUSES):
+        raise _malformed(f"may only name these states for {name}: {', '.join(TCB_STATUSES)}")
+    elif name == "chip_ids" and not all(_HEX.fullmatch(text) for text in value):
+        raise _malformed(f"needs lower-case hexadecimal for {name}")
+    elif name.endswith("_advisories") and not all(_ADVISORY.fullmatch(text) for text in value):
+        raise _malformed(f"needs names such as INTEL-SA-00837 for {name}")
+
+
+def _check_levels(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(_is_integer(level, 0, 3) for level in value):
+        raise _malformed(f"needs a list of levels from 0 to 3 for {name}")
+    if not value:
+        raise _malformed(f"accepts nothing for {name}")
+
+
+def _check_minimum(name: str, value: object) -> None:
+    """Every product has its own table, so that no processor passes for want of one."""
+    if not isinstance(value, Mapping) or not value or not set(value) <= set(SNP_PRODUCTS):
+        raise _malformed(f"needs a table of {', '.join(SNP_PRODUCTS)} for {name}")
+    for minimum in value.values():
+        if (
+            not isinstance(minimum, Mapping)
+            or not minimum
+            or not set(minimum) <= set(TCB_COMPONENTS)
+            or not all(_is_integer(level, 0, 255) for level in minimum.values())
+        ):
+            raise _malformed(
+                f"needs numbers from 0 to 255 for each of {', '.join(TCB_COMPONENTS)} in {name}"
+            )
+
+
+def _is_integer(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _frozen(value: MinimumTcb) -> MinimumTcb:
+    """A copy that nobody else holds and nobody can change."""
+    return MappingProxyType(
+        {product: MappingProxyType(dict(minimum)) for product, minimum in sorted(value.items())}
+    )
 
 
 def _check_denied(digests: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import NoReturn
 
 from cloister.errors import AppraisalError, UnsupportedError
+from cloister.strictjson import JsonObject
 
 
 class Finding(enum.StrEnum):
@@ -46,6 +47,9 @@ class Claim:
     code: str | None = None
     device: str = "cpu0"
     """EAR submodule the claim belongs to: ``cpu0``, ``gpu0``, …"""
+    value: str | None = None
+    """What was found, as one word: ``pass``, ``fail``, or a vendor's own (``UpToDate``); ``None``
+    where nothing was looked at. Says what the evidence shows; `finding` says what it is worth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,20 @@ class AffirmedAttester:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AffirmedEvidence:
+    """Evidence on its own that was affirmed: a quote or report, without a worker's keys.
+
+    Made by `AttestationResult.require_affirmed_evidence` alone. No channel accepts it: it names
+    no key to seal anything to.
+    """
+
+    platform: str
+    development: bool
+    facts: JsonObject = field(repr=False)
+    """The decoded fields, all of them authenticated, under the vendors' names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttestationResult:
     """Everything that was checked about one report, and the overall finding.
 
@@ -85,6 +103,8 @@ class AttestationResult:
     policy_id: str
     """Digest of the policy that was applied: ``sha256:<hex>``."""
     attester: AffirmedAttester | None = field(default=None, repr=False)
+    facts: JsonObject = field(default_factory=dict, repr=False)
+    """Fields of the evidence as decoded, under the vendors' names; worth what `verdict` says."""
 
     @property
     def verdict(self) -> Finding:
@@ -110,8 +130,24 @@ class AttestationResult:
             AppraisalError: a claim is contraindicated or only a warning; carries this result.
             UnsupportedError: nothing failed, but something could not be decided.
         """
-        if self.verdict is Finding.AFFIRMING and self.attester is not None:
-            return self.attester
+        self._raise_unless_affirming()
+        if self.attester is None:
+            raise UnsupportedError(
+                "the evidence is affirmed, but it names no keys to talk to",
+                code="verifier.no_keys",
+            )
+        return self.attester
+
+    def require_affirmed_evidence(self) -> AffirmedEvidence:
+        """Return what evidence on its own affirmed; raises as `require_affirming` does."""
+        self._raise_unless_affirming()
+        return AffirmedEvidence(
+            platform=self.platform, development=self.development, facts=self.facts
+        )
+
+    def _raise_unless_affirming(self) -> None:
+        if self.verdict is Finding.AFFIRMING:
+            return
         failures = self.failures
         if not failures:
             raise UnsupportedError("the verifier checked nothing", code="verifier.nothing_checked")

@@ -15,8 +15,8 @@ SOURCE = Path(cloister.__file__).parent
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "codes.md").read_text()
 
 BY_POSITION = {"refuse": 1, "undecided": 1, "_unchanged": 1}
-ELSEWHERE = {"verifier.nothing_checked"}
-"""A mistake of the caller's, which no report can cause."""
+ELSEWHERE = {"verifier.nothing_checked", "verifier.no_keys"}
+"""Mistakes of the caller's, which no report can cause."""
 ONLY_IN_CALLERS = {"tpm_public_malformed"}
 """For enrolment, which parses public areas; no report holds one."""
 
