@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Mapping
 
 import pytest
 
@@ -147,3 +148,73 @@ def test_other_bytes_are_no_policy(data: bytes) -> None:
     for load in (policy.load_json, policy.load_toml):
         with pytest.raises(ConfigurationError):
             load(data)
+
+
+GOOD: dict[str, list[object]] = {
+    "tcb_statuses": [("UpToDate", "SWHardeningNeeded"), UNCHECKED],
+    "tcb_accepted_advisories": [(), ("INTEL-SA-00837",), UNCHECKED],
+    "tcb_denied_advisories": [(), ("INTEL-SA-00837",), UNCHECKED],
+    "tcb_grace_s": [1, UNCHECKED],
+    "tcb_minimum_evaluation_number": [17, UNCHECKED],
+    "required_gpus": [8, UNCHECKED],
+    "snp_vmpls": [(0,), UNCHECKED],
+    "snp_minimum_tcb": [{"milan": {"snp": 24}, "turin": {"fmc": 1, "microcode": 81}}, UNCHECKED],
+    "chip_ids": [("00ff",), UNCHECKED],
+}
+BAD: dict[str, list[object]] = {
+    "tcb_statuses": [(), ("Revoked",), ("uptodate",), "UpToDate", (1,)],
+    "tcb_accepted_advisories": [("intel",), ("",), 1],
+    "tcb_denied_advisories": [("INTEL SA",)],
+    "tcb_grace_s": [0, -1, True, "1"],
+    "tcb_minimum_evaluation_number": [0, True, 1.5],
+    "required_gpus": [0, False],
+    "snp_vmpls": [(), (4,), (-1,), (True,), 0],
+    "snp_minimum_tcb": [
+        {},
+        {"milan": {}},
+        {"naples": {"snp": 1}},
+        {"milan": {"ucode": 1}},
+        {"milan": {"snp": 256}},
+        {"milan": {"snp": True}},
+        {"milan": 1},
+        (),
+    ],
+    "chip_ids": [(), ("00FF",), ("0",), ("zz",)],
+    "accept_migration": [1, "no", UNCHECKED],
+    "require_endorsements": [None, UNCHECKED],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in GOOD.items() for value in values]
+)
+def test_fields_of_the_platforms(name: str, value: object) -> None:
+    made = dataclasses.replace(policy.strict(), **{name: value})  # type: ignore[arg-type]
+    assert policy.load_json(made.dump_json().encode()) == made
+    assert policy.load_toml(made.dump_toml().encode()) == made
+    assert (name in made.unchecked) == (value is UNCHECKED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+)
+def test_fields_that_mean_nothing_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        dataclasses.replace(policy.strict(), **{name: value})  # type: ignore[arg-type]
+    assert raised.value.code == "policy.malformed"
+
+
+def test_a_minimum_cannot_be_changed_behind_the_policys_back() -> None:
+    minimum = {"milan": {"snp": 24}}
+    made = dataclasses.replace(policy.strict(), snp_minimum_tcb=minimum)
+    before = made.policy_id
+    minimum["milan"]["snp"] = 0
+    assert made.policy_id == before
+    assert isinstance(made.snp_minimum_tcb, Mapping)
+    with pytest.raises(TypeError):
+        made.snp_minimum_tcb["milan"]["snp"] = 0  # type: ignore[index]
+
+
+def test_recorded_evidence_is_judged_on_what_it_contains_and_on_all_of_that() -> None:
+    loose, tight = policy.as_captured(policy.strict()).to_json(), policy.strict().to_json()
+    assert {name for name in tight if tight[name] != loose[name]} == {"require_endorsements"}
