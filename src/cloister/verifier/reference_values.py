@@ -6,6 +6,9 @@ that are both accepted, say), of which exactly one must have been measured. The 
 components were measured does not matter: the log fixes it, and the registers fix the log.
 
 Made ahead of time from an installation and a model by ``cloister measure``, on any machine.
+
+On a hardware platform the whole image is measured into the vendor's registers; what these may
+hold is listed beside the components (`cloister.verifier.platform_references`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,12 @@ from cloister.strictjson import (
     expect_object,
     expect_str,
     parse_json_object,
+)
+from cloister.verifier.platform_references import (
+    MAX_REFERENCES,
+    PlatformReference,
+    collect_references,
+    parse_reference,
 )
 
 FORMAT: Final = "cloister/reference-values/1"
@@ -67,7 +76,14 @@ class ReferenceValues:
     equal digests; make one with `from_components`, `merged` or a load function.
     """
 
-    components: tuple[ReferenceComponent, ...]
+    components: tuple[ReferenceComponent, ...] = ()
+    platforms: tuple[PlatformReference, ...] = ()
+    """Accepted states of hardware platforms, one of which must match whole."""
+
+    @classmethod
+    def from_platforms(cls, *references: PlatformReference) -> ReferenceValues:
+        """Reference values for workers whose whole image the hardware measures."""
+        return cls(platforms=collect_references(references))
 
     @classmethod
     def from_components(cls, components: Iterable[Component]) -> ReferenceValues:
@@ -83,7 +99,11 @@ class ReferenceValues:
         )
 
     @classmethod
-    def collect(cls, entries: Iterable[ReferenceComponent]) -> ReferenceValues:
+    def collect(
+        cls,
+        entries: Iterable[ReferenceComponent],
+        platforms: Iterable[PlatformReference] = (),
+    ) -> ReferenceValues:
         """Sort `entries`, joining the digests of those with one kind, name and version."""
         digests: dict[tuple[ComponentKind, str, str], set[str]] = {}
         for entry in entries:
@@ -95,7 +115,8 @@ class ReferenceValues:
                     kind=kind, name=name, version=version, digests=tuple(sorted(accepted))
                 )
                 for (kind, name, version), accepted in sorted(digests.items())
-            )
+            ),
+            platforms=collect_references(platforms),
         )
 
     def merged(self, other: ReferenceValues) -> ReferenceValues:
@@ -103,7 +124,9 @@ class ReferenceValues:
 
         A component that only one of them names is required by the result, as everything is.
         """
-        return self.collect((*self.components, *other.components))
+        return self.collect(
+            (*self.components, *other.components), (*self.platforms, *other.platforms)
+        )
 
     def accepted(self) -> dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]]:
         """The alternatives for every kind and name."""
@@ -121,14 +144,17 @@ class ReferenceValues:
     def to_json(self) -> JsonObject:
         """The document as a JSON object."""
         components: list[Json] = [entry.to_json() for entry in self.components]
-        return {"format": FORMAT, "components": components}
+        document: JsonObject = {"format": FORMAT, "components": components}
+        if self.platforms:
+            document["platforms"] = [entry.to_json() for entry in self.platforms]
+        return document
 
     def dump_json(self) -> str:
         """The document as text, one component a line, for people and version control."""
-        lines = ",\n".join(
-            "  " + json.dumps(entry.to_json(), ensure_ascii=False) for entry in self.components
-        )
-        return f'{{"format": {json.dumps(FORMAT)}, "components": [\n{lines}\n]}}\n'
+        members = [f'"format": {json.dumps(FORMAT)}', f'"components": {_lines(self.components)}']
+        if self.platforms:
+            members.append(f'"platforms": {_lines(self.platforms)}')
+        return f"{{{', '.join(members)}}}\n"
 
     def dump_toml(self) -> str:
         """The document as TOML."""
@@ -139,6 +165,9 @@ class ReferenceValues:
                 "[[components]]\n"
                 + "".join(f"{name} = {_toml(value)}\n" for name, value in members.items())
             )
+        if not self.components:
+            tables.append("components = []\n")
+        tables.extend(reference.dump_toml() for reference in self.platforms)
         return "\n".join(tables)
 
 
@@ -170,16 +199,18 @@ def load_toml(data: bytes) -> ReferenceValues:
 
 def _from_json(members: Mapping[str, object]) -> ReferenceValues:
     what = "the reference values"
-    expect_keys(members, what, required={"format", "components"})
+    expect_keys(members, what, required={"format", "components"}, optional={"platforms"})
     if members["format"] != FORMAT:
         raise MalformedError(f"{what} are not in the format {FORMAT}")
     listed = expect_list(members["components"], "components", limit=MAX_COMPONENTS)
-    if not listed:
+    others = expect_list(members.get("platforms", []), "platforms", limit=MAX_REFERENCES)
+    if not listed and not others:
         raise MalformedError(f"{what} name no components, so nothing could be compared")
     entries = [_component(entry) for entry in listed]
-    values = ReferenceValues.collect(entries)
-    if len(values.components) != len(entries):
-        raise MalformedError(f"{what} list one kind, name and version twice")
+    references = [parse_reference(entry) for entry in others]
+    values = ReferenceValues.collect(entries, references)
+    if len(values.components) != len(entries) or len(values.platforms) != len(references):
+        raise MalformedError(f"{what} list one entry twice")
     return values
 
 
@@ -200,6 +231,11 @@ def _component(value: object) -> ReferenceComponent:
         version=expect_str(members["version"], "a version", limit=1024),
         digests=tuple(sorted({parse_digest(digest, code=_CODE) for digest in digests})),
     )
+
+
+def _lines(entries: Iterable[ReferenceComponent | PlatformReference]) -> str:
+    lines = ",\n".join("  " + json.dumps(entry.to_json(), ensure_ascii=False) for entry in entries)
+    return f"[\n{lines}\n]"
 
 
 def _toml(value: object) -> str:

@@ -104,3 +104,65 @@ def test_other_bytes_are_no_reference_values_in_toml(data: bytes) -> None:
     with pytest.raises(ConfigurationError) as raised:
         reference_values.load_toml(data)
     assert raised.value.code == "reference_values_malformed"
+
+
+def reference(**changes: object) -> dict[str, object]:
+    return {
+        "platform": "snp",
+        "name": "image 1",
+        "registers": {"measurement": ["aa" * 48, "bb" * 48], "host_data": ["00" * 32]},
+        **changes,
+    }
+
+
+def platforms(*entries: object) -> bytes:
+    return document(platforms=list(entries))
+
+
+def test_platforms_survive_both_formats() -> None:
+    values = reference_values.load_json(platforms(reference(), reference(name="image 2")))
+    alone = ReferenceValues.from_platforms(*values.platforms)
+    for made in (values, alone):
+        assert reference_values.load_json(made.dump_json().encode()) == made
+        assert reference_values.load_toml(made.dump_toml().encode()) == made
+    assert values.digest != VALUES.digest
+    assert alone.merged(values).platforms == values.platforms
+
+
+def test_a_platform_matches_whole_or_not_at_all() -> None:
+    one = reference_values.load_json(platforms(reference())).platforms[0]
+    good = {"measurement": b"\xbb" * 48, "host_data": bytes(32), "chip_id": b"any"}
+    assert one.matches(good)
+    assert one.differing({**good, "measurement": b"\xcc" * 48}) == ("measurement",)
+    assert one.differing({"measurement": good["measurement"]}) == ("host_data",)
+    assert not one.matches({})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        reference(platform="sparc"),
+        reference(registers={}),
+        reference(registers={"host_data": ["00" * 32]}),
+        reference(registers={"measurement": []}),
+        reference(registers={"measurement": ["AA"]}),
+        reference(registers={"measurement": ["a"]}),
+        reference(registers={"measurement": "aa"}),
+        reference(registers={"measurement": [1]}),
+        reference(platform="tdx", registers={"mr_td": ["aa" * 48]}),
+        reference(platform="sgx", registers={"mrsigner": ["aa" * 32]}),
+        reference(platform="azure-snp", registers={"pcr4": ["aa" * 32], "pcr11": ["aa" * 32]}),
+        {"platform": "snp"},
+        reference(more=1),
+    ],
+)
+def test_a_reference_that_leaves_room_for_other_software(broken: object) -> None:
+    reference_values.load_json(platforms(reference()))
+    with pytest.raises(ConfigurationError) as raised:
+        reference_values.load_json(platforms(reference(name="other"), broken))
+    assert raised.value.code == "reference_values_malformed"
+
+
+def test_a_platform_listed_twice() -> None:
+    with pytest.raises(ConfigurationError):
+        reference_values.load_json(platforms(reference(), reference()))

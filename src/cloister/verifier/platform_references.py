@@ -1,0 +1,132 @@
+"""Reference values of hardware platforms: accepted values of the registers that name software.
+
+One `PlatformReference` is one accepted state: every register it lists must hold one of the
+values listed for it. Several are alternatives, of which one must match whole; a measurement of
+one image never combines with a register of another.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from cloister.errors import MalformedError
+from cloister.strictjson import (
+    Json,
+    JsonObject,
+    expect_keys,
+    expect_list,
+    expect_object,
+    expect_str,
+)
+
+MAX_REFERENCES: Final = 256
+MAX_REGISTERS: Final = 64
+MAX_VALUES: Final = 256
+
+_FIRMWARE_TO_APPLICATION: Final = tuple(
+    f"pcr{number}" for number in (*range(8), 9, 11, 12, 13, 14, 15)
+)
+
+IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
+    {
+        "snp": (("measurement",),),
+        "tdx": (("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),),
+        "sgx": (("mrenclave",), ("mrsigner", "isvprodid", "isvsvn")),
+        "nitro": (("pcr0",),),
+        "azure-snp": (("measurement", *_FIRMWARE_TO_APPLICATION),),
+        "azure-tdx": (("mr_td", *_FIRMWARE_TO_APPLICATION),),
+        "gcp-vtpm": (_FIRMWARE_TO_APPLICATION,),
+        "tpm": (_FIRMWARE_TO_APPLICATION,),
+    }
+)
+"""For each platform, the sets of registers of which a reference must list one: fewer would leave
+room for other software (docs/design.md section 5)."""
+
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,128}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformReference:
+    """One accepted state of one platform."""
+
+    platform: str
+    """A key of `IDENTITY`."""
+    name: str
+    """What it is the state of, for people: an image and its version."""
+    registers: Mapping[str, tuple[str, ...]]
+    """Vendors' register names, each with its accepted values in lower-case hexadecimal."""
+
+    def matches(self, found: Mapping[str, bytes]) -> bool:
+        """Whether every register listed holds one of its values."""
+        return not self.differing(found)
+
+    def differing(self, found: Mapping[str, bytes]) -> tuple[str, ...]:
+        """The registers that hold something else, or are missing."""
+        return tuple(
+            name
+            for name, accepted in self.registers.items()
+            if name not in found or found[name].hex() not in accepted
+        )
+
+    def to_json(self) -> JsonObject:
+        """The entry as the document writes it."""
+        registers: JsonObject = {name: list[Json](v) for name, v in self.registers.items()}
+        return {"platform": self.platform, "name": self.name, "registers": registers}
+
+    def dump_toml(self) -> str:
+        """The entry as a TOML table."""
+        lines = [
+            "[[platforms]]\n",
+            f"platform = {json.dumps(self.platform)}\n",
+            f"name = {json.dumps(self.name, ensure_ascii=False)}\n",
+            "[platforms.registers]\n",
+            *(f"{name} = {json.dumps(list(v))}\n" for name, v in self.registers.items()),
+        ]
+        return "".join(lines)
+
+
+def collect_references(references: Iterable[PlatformReference]) -> tuple[PlatformReference, ...]:
+    """Sort `references` and leave out repetitions, so that equal sets are equal values."""
+    sorted_ones = {
+        json.dumps(reference.to_json(), sort_keys=True): reference for reference in references
+    }
+    return tuple(reference for _, reference in sorted(sorted_ones.items()))
+
+
+def parse_reference(value: object) -> PlatformReference:
+    """Read one entry of a reference values document.
+
+    Raises MalformedError, and nothing else.
+    """
+    what = "a platform of the reference values"
+    members = expect_object(value, what)
+    expect_keys(members, what, required={"platform", "name", "registers"})
+    platform = expect_str(members["platform"], "a platform", limit=32)
+    if platform not in IDENTITY:
+        raise MalformedError(f"{what} is none of {', '.join(IDENTITY)}")
+    listed = expect_object(members["registers"], "registers")
+    if len(listed) > MAX_REGISTERS:
+        raise MalformedError(f"{what} has more than {MAX_REGISTERS} registers")
+    registers = {name: _values(listed[name]) for name in sorted(listed)}
+    if not any(set(identity) <= registers.keys() for identity in IDENTITY[platform]):
+        needed = " or ".join(", ".join(identity) for identity in IDENTITY[platform])
+        raise MalformedError(
+            f"{what} does not say what software runs on {platform}: it has to list {needed}"
+        )
+    return PlatformReference(
+        platform=platform,
+        name=expect_str(members["name"], "a name", limit=256),
+        registers=MappingProxyType(registers),
+    )
+
+
+def _values(value: object) -> tuple[str, ...]:
+    listed = expect_list(value, "a register's values", limit=MAX_VALUES)
+    if not listed or not all(isinstance(text, str) and _HEX.fullmatch(text) for text in listed):
+        raise MalformedError("a register of the reference values has no list of hexadecimal")
+    return tuple(sorted({str(text) for text in listed}))
