@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -38,16 +38,49 @@ SEPARATOR_DATA: Final = bytes(4)
 
 
 class EventType(enum.IntEnum):
-    """Event types used here (PC Client PFP section 10.4.1); logs may hold many others."""
+    """Event types (PC Client PFP section 10.4.1); logs may hold others."""
 
+    EV_POST_CODE = 0x00000001
     EV_NO_ACTION = 0x00000003
     EV_SEPARATOR = 0x00000004
+    EV_ACTION = 0x00000005
+    EV_EVENT_TAG = 0x00000006
+    EV_S_CRTM_CONTENTS = 0x00000007
+    EV_S_CRTM_VERSION = 0x00000008
+    EV_CPU_MICROCODE = 0x00000009
+    EV_PLATFORM_CONFIG_FLAGS = 0x0000000A
+    EV_TABLE_OF_DEVICES = 0x0000000B
+    EV_COMPACT_HASH = 0x0000000C
     EV_IPL = 0x0000000D
+    EV_IPL_PARTITION_DATA = 0x0000000E
+    EV_NONHOST_CODE = 0x0000000F
+    EV_NONHOST_CONFIG = 0x00000010
+    EV_NONHOST_INFO = 0x00000011
+    EV_OMIT_BOOT_DEVICE_EVENTS = 0x00000012
+    EV_EFI_VARIABLE_DRIVER_CONFIG = 0x80000001
+    EV_EFI_VARIABLE_BOOT = 0x80000002
+    EV_EFI_BOOT_SERVICES_APPLICATION = 0x80000003
+    EV_EFI_BOOT_SERVICES_DRIVER = 0x80000004
+    EV_EFI_RUNTIME_SERVICES_DRIVER = 0x80000005
+    EV_EFI_GPT_EVENT = 0x80000006
+    EV_EFI_ACTION = 0x80000007
+    EV_EFI_PLATFORM_FIRMWARE_BLOB = 0x80000008
+    EV_EFI_HANDOFF_TABLES = 0x80000009
+    EV_EFI_PLATFORM_FIRMWARE_BLOB2 = 0x8000000A
+    EV_EFI_HANDOFF_TABLES2 = 0x8000000B
+    EV_EFI_VARIABLE_BOOT2 = 0x8000000C
+    EV_EFI_GPT_EVENT2 = 0x8000000D
+    EV_EFI_HCRTM_EVENT = 0x80000010
+    EV_EFI_VARIABLE_AUTHORITY = 0x800000E0
+    EV_EFI_SPDM_FIRMWARE_BLOB = 0x800000E1
+    EV_EFI_SPDM_FIRMWARE_CONFIG = 0x800000E2
+    EV_EFI_SPDM_DEVICE_POLICY = 0x800000E3
+    EV_EFI_SPDM_DEVICE_AUTHORITY = 0x800000E4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One ``TCG_PCR_EVENT2``."""
+    """One ``TCG_PCR_EVENT2``, or one ``TCG_PCR_EVENT`` of a log with SHA-1 alone."""
 
     pcr: int
     type: int
@@ -64,6 +97,9 @@ class EventLog:
     banks: Mapping[int, int]
     """Digest size in bytes by ``TPM_ALG_ID``."""
     events: tuple[Event, ...]
+    """All but the header of a crypto-agile log."""
+    legacy: bool = False
+    """Whether this is a log in the old format, of SHA-1 digests."""
 
 
 def parse_event_log(data: bytes) -> EventLog:
@@ -71,19 +107,31 @@ def parse_event_log(data: bytes) -> EventLog:
 
     Raises MalformedError (code ``eventlog_malformed``), and nothing else.
     """
-    if len(data) > MAX_LOG_BYTES:
-        raise MalformedError(
-            f"the event log has {len(data)} bytes; at most {MAX_LOG_BYTES} are accepted",
-            code="eventlog_malformed",
-        )
-    reader = ByteReader(data, what="the event log", code="eventlog_malformed", byteorder="little")
+    reader = _reader(data)
     banks = _header(reader)
-    events: list[Event] = []
-    while reader.remaining:
-        if len(events) == MAX_EVENTS:
-            raise reader.fail(f"has more than {MAX_EVENTS} events")
-        events.append(_event(reader, banks))
-    return EventLog(raw=data, banks=banks, events=tuple(events))
+    return EventLog(raw=data, banks=banks, events=_events(reader, banks, _event))
+
+
+def parse_legacy_event_log(data: bytes) -> EventLog:
+    """Decode a log of ``TCG_PCR_EVENT`` alone: SHA-1 digests, no header (PFP section 10.2.1).
+
+    Firmware and kernels without the crypto-agile format hand these out. SHA-1 digests can be
+    forged to fit other data, so that such a log proves little; whoever parses it says so. At least
+    one event, no trailing bytes, at most `MAX_EVENTS` events.
+
+    Raises MalformedError (code ``eventlog_malformed``), and nothing else.
+    """
+    reader = _reader(data)
+    banks = {int(Alg.SHA1): 20}
+    events = _events(reader, banks, _legacy_event)
+    if not events:
+        raise reader.fail("is empty")
+    return EventLog(raw=data, banks=banks, events=events, legacy=True)
+
+
+def is_crypto_agile(data: bytes) -> bool:
+    """Whether `data` begins with the header of a crypto-agile log; says nothing of the rest."""
+    return data[_SIGNATURE_OFFSET : _SIGNATURE_OFFSET + 16] == SPEC_ID_SIGNATURE
 
 
 def encode_event_log(events: Iterable[Event]) -> bytes:
@@ -144,6 +192,28 @@ def replay(log: EventLog, *, bank: int = Alg.SHA256) -> dict[int, bytes]:
     return registers
 
 
+def _reader(data: bytes) -> ByteReader:
+    if len(data) > MAX_LOG_BYTES:
+        raise MalformedError(
+            f"the event log has {len(data)} bytes; at most {MAX_LOG_BYTES} are accepted",
+            code="eventlog_malformed",
+        )
+    return ByteReader(data, what="the event log", code="eventlog_malformed", byteorder="little")
+
+
+def _events(
+    reader: ByteReader,
+    banks: Mapping[int, int],
+    parse: Callable[[ByteReader, Mapping[int, int]], Event],
+) -> tuple[Event, ...]:
+    events: list[Event] = []
+    while reader.remaining:
+        if len(events) == MAX_EVENTS:
+            raise reader.fail(f"has more than {MAX_EVENTS} events")
+        events.append(parse(reader, banks))
+    return tuple(events)
+
+
 def _header(reader: ByteReader) -> dict[int, int]:
     pcr, kind, digest = reader.integer(4), reader.integer(4), reader.take(20)
     if pcr != 0 or kind != EventType.EV_NO_ACTION or digest != bytes(20):
@@ -196,8 +266,18 @@ def _event(reader: ByteReader, banks: Mapping[int, int]) -> Event:
     return Event(pcr=pcr, type=kind, digests=digests, data=data)
 
 
+def _legacy_event(reader: ByteReader, banks: Mapping[int, int]) -> Event:
+    pcr, kind = reader.integer(4), reader.integer(4)
+    if pcr >= PCR_COUNT:
+        raise reader.fail(f"has an event for register {pcr}, which does not exist")
+    digests = {algorithm: reader.take(size) for algorithm, size in banks.items()}
+    data = reader.sized(prefix=4, limit=MAX_EVENT_BYTES)
+    return Event(pcr=pcr, type=kind, digests=digests, data=data)
+
+
 _EVENT_HEAD: Final = Struct("<III")  # register, type, number of digests
 _ALGORITHM: Final = Struct("<H")
+_SIGNATURE_OFFSET: Final = 32  # register, type, SHA-1 digest, size of the header's data
 
 
 def _encode_header() -> bytes:
