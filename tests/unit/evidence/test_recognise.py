@@ -60,7 +60,7 @@ def recorded() -> list[tuple[Path, Kind]]:
 )
 def test_recorded_evidence() -> None:
     files = recorded()
-    assert len(files) > 300
+    assert len(files) > 250
     wrong = [
         (path, found)
         for path, kind in files
