@@ -22,6 +22,18 @@ TPM_GENERATED: Final = 0xFF544347
 
 TPM_ST_ATTEST_QUOTE: Final = 0x8018
 
+TPM_ST_ATTEST: Final[Mapping[int, str]] = {
+    0x8014: "nv",
+    0x8015: "command_audit",
+    0x8016: "session_audit",
+    0x8017: "certify",
+    TPM_ST_ATTEST_QUOTE: "quote",
+    0x8019: "time",
+    0x801A: "creation",
+    0x801C: "nv_digest",
+}
+"""What an attested structure is about (Part 2 section 10.12.10)."""
+
 MAX_STRUCTURE_BYTES: Final = 8192
 """Longest structure accepted; an RSA-4096 public area with its name stays below 1200 bytes."""
 
@@ -183,6 +195,15 @@ class PublicArea:
             MalformedError: the name algorithm is one this module cannot compute.
         """
         return self.name_algorithm.to_bytes(2, "big") + _hash(self.name_algorithm, self.raw)
+
+
+def attest_kind(data: bytes) -> tuple[int, int]:
+    """``magic`` and ``type`` of a ``TPMS_ATTEST``, whose rest is not looked at.
+
+    Raises MalformedError (code ``quote_malformed``), and nothing else.
+    """
+    reader = _reader(data, "the TPM quote", "quote_malformed")
+    return reader.integer(4), reader.integer(2)
 
 
 def parse_quote(data: bytes) -> Quote:
