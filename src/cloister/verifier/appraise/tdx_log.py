@@ -6,7 +6,7 @@ RTMRs, and the data of its events only where those digests cover them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cloister.errors import MalformedError
@@ -41,12 +41,7 @@ def judge_ccel(
     except MalformedError as error:
         ledger.refuse(EVENT_LOG, error.code, f"The event log does not decode: {error}.")
         return
-    faults = [
-        f"event {number}: {fault}"
-        for number, event in enumerate(log.events, start=1)
-        if (fault := payload_fault(event, Alg.SHA384)) is not None
-    ]
-    covered = sum(measured_bytes(event, Alg.SHA384) is not None for event in log.events)
+    faults, covered = payload_faults(log.events)
     record_log(EVENT_LOG, unlike=unlike_registers(log.events, rtmrs), faults=faults, ledger=ledger)
     record_payloads(PAYLOADS, faults=faults, covered=covered, events=len(log.events), ledger=ledger)
 
@@ -60,7 +55,23 @@ def unlike_registers(events: Sequence[Event], rtmrs: tuple[bytes, ...]) -> tuple
     if len(rtmrs) != RTMR_COUNT:
         raise ValueError(f"a quote has {RTMR_COUNT} runtime registers")
     replayed = replay_rtmrs(events)
-    return tuple(number for number, (one, other) in enumerate(zip(replayed, rtmrs)) if one != other)
+    return tuple(number for number in range(RTMR_COUNT) if replayed[number] != rtmrs[number])
+
+
+def payload_faults(events: Iterable[Event]) -> tuple[list[str], int]:
+    """What is wrong with the data of events, and of how many the digest covers the data.
+
+    Raises:
+        KeyError: an event has no SHA-384 digest.
+    """
+    faults: list[str] = []
+    covered = 0
+    for number, event in enumerate(events, start=1):
+        if measured_bytes(event, Alg.SHA384) is not None:
+            covered += 1
+        elif (fault := payload_fault(event, Alg.SHA384)) is not None:
+            faults.append(f"event {number}: {fault}")
+    return faults, covered
 
 
 def record_log(name: str, *, unlike: Sequence[int], faults: Sequence[str], ledger: Ledger) -> None:
