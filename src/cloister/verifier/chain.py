@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
+from cloister.endorsements.certificates import serial_number
 from cloister.endorsements.roots import Anchor, name_of
 
 MAX_DEPTH: Final = 8
@@ -250,7 +251,7 @@ def _listed(
             f"The revocation list of {name_of(issuer)!r} is not current at the time of"
             " verification.",
         )
-    if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+    if crl.get_revoked_certificate_by_serial_number(serial_number(certificate)) is not None:
         yield ChainFault.REVOKED, f"The certificate {name_of(certificate)!r} was revoked."
 
 

@@ -262,7 +262,7 @@ def _key(
 
 
 def _product(report: SnpReport, chain: Chain, key: EndorsementKey, ledger: Ledger) -> None:
-    """Step 5. A report that names no processor is of version 2, before which there was Milan."""
+    """Step 5. A report of version 2 names no processor: there the leaf's word stands alone."""
     root = key.root_name if chain.anchor is None else common_name(chain.certificates[-1].subject)
     if report.cpuid is not None and report.product is None:
         ledger.undecided(
