@@ -19,7 +19,9 @@ Whoever verifies many quotes therefore reads it once and keeps the result::
 
     signed = check_signatures(parse_collateral(data), roots=roots)  # once: MalformedError
     ...
-    authenticated = authenticate_signed(signed, roots=roots, at=at, ledger=ledger, prefix="tdx.")
+    authenticated = authenticate_signed(
+        signed, roots=roots, at=at, ledger=ledger, prefix="tdx."
+    )
 
 `authenticate_collateral` does both, and claims the same. Nothing is cached out of sight.
 
@@ -29,19 +31,24 @@ is not listed, and what TCB level follows (`cloister.verifier.appraise.intel_tcb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
-from cloister.endorsements.intel import Collateral, IntelCollateral, parse_members
+from cloister.endorsements.intel import (
+    SIGNATURE_BYTES,
+    Collateral,
+    IntelCollateral,
+    parse_members,
+)
 from cloister.endorsements.roots import Anchor, Roots, Vendor, name_of
 from cloister.errors import MalformedError
 from cloister.verifier.authenticated import Authenticated, _grant
@@ -79,11 +86,15 @@ class _Finding:
     """One claim that does not depend on time."""
 
     name: str
-    holds: bool
+    fault: tuple[str, str] | None
+    """Code and sentence of what is wrong, if anything is."""
     affirmed: str
-    code: str
-    refused: str
+    anchors: tuple[Anchor, ...] = ()
+    """Roots it rests on."""
 
+
+_Window: TypeAlias = tuple[str, datetime, datetime | None]
+"""A part of the collateral, from when and until when it is current."""
 
 _TOKEN: Final = object()
 
@@ -95,7 +106,7 @@ class SignedCollateral:
     compared at each use. It says nothing by itself: signatures may have been found false.
     """
 
-    __slots__ = ("_anchors", "_chains", "_findings", "collateral")
+    __slots__ = ("_findings", "_windows", "collateral")
 
     collateral: IntelCollateral
     """The decoded collateral, authentic or not."""
@@ -103,22 +114,20 @@ class SignedCollateral:
     def __init__(
         self,
         collateral: IntelCollateral,
-        chains: Sequence[tuple[str, Chain]],
-        findings: Sequence[_Finding],
-        anchors: Iterable[Anchor],
+        findings: tuple[_Finding, ...],
+        windows: tuple[_Window, ...],
         token: object = None,
     ) -> None:
         if token is not _TOKEN:
             raise TypeError("only check_signatures makes SignedCollateral")
         self.collateral = collateral
-        self._chains = tuple(chains)
-        self._findings = tuple(findings)
-        self._anchors = tuple(dict.fromkeys(anchors))
+        self._findings = findings
+        self._windows = windows
 
     @property
     def development(self) -> bool:
         """Whether any of it comes from a simulated Intel: such collateral proves nothing."""
-        return any(anchor.development for anchor in self._anchors)
+        return any(anchor.development for found in self._findings for anchor in found.anchors)
 
 
 def check_signatures(collateral: Collateral, *, roots: Roots) -> SignedCollateral:
@@ -128,7 +137,24 @@ def check_signatures(collateral: Collateral, *, roots: Roots) -> SignedCollatera
         MalformedError: a member does not decode. (A false signature is a finding, which
             `authenticate_signed` puts into the ledger.)
     """
-    raise NotImplementedError
+    parsed = parse_members(collateral)
+    tcb_chain = _chain(parsed.tcb_info_chain, roots)
+    same = parsed.qe_identity_chain == parsed.tcb_info_chain
+    qe_chain = tcb_chain if same else _chain(parsed.qe_identity_chain, roots)
+    crl_chain = _chain(parsed.pck_crl_chain, roots)
+    findings = (
+        _signer_chain((tcb_chain, qe_chain), parsed),
+        _signature(
+            TCB_INFO_SIG, tcb_chain.leaf, collateral.tcb_info_signature, collateral.tcb_info
+        ),
+        _signature(
+            QE_IDENTITY_SIG, qe_chain.leaf, collateral.qe_identity_signature, collateral.qe_identity
+        ),
+        _root_crl(parsed, roots),
+        _pck_crl(crl_chain, parsed),
+    )
+    windows = tuple(_windows(parsed, (tcb_chain, qe_chain, crl_chain)))
+    return SignedCollateral(parsed, findings, windows, _TOKEN)
 
 
 def authenticate_signed(
@@ -136,9 +162,14 @@ def authenticate_signed(
 ) -> Authenticated[IntelCollateral] | None:
     """Make every claim of `CLAIMS`, comparing dates with `at`; ``None`` unless all hold.
 
-    `roots` has to pin the root to which the signatures led, or else they count for nothing.
+    `roots` has to pin the roots to which the signatures led, or else they count for nothing.
     """
-    raise NotImplementedError
+    ledger.affirm(prefix + FORMAT, "The collateral decodes.")
+    pinned = roots.vendor(Vendor.INTEL)
+    # A list, so that every claim is made whatever the one before it found.
+    held = [_record(found, pinned, ledger, prefix) for found in signed._findings]
+    held.append(_time(signed._windows, at, ledger, prefix))
+    return _grant(signed.collateral) if all(held) else None
 
 
 def authenticate_collateral(
@@ -162,3 +193,153 @@ def refuse_malformed(error: MalformedError, *, ledger: Ledger, prefix: str) -> N
     ledger.refuse(
         prefix + FORMAT, MalformedError.default_code, f"The collateral does not decode: {error}."
     )
+
+
+def _chain(certificates: Sequence[x509.Certificate], roots: Roots) -> Chain:
+    """The way from the first certificate to a pinned root, whatever the date."""
+    leaf = certificates[0]
+    return authenticate_chain(
+        leaf,
+        (*certificates[1:], *roots.intermediates),
+        anchors=roots.vendor(Vendor.INTEL),
+        at=leaf.not_valid_before_utc,  # any date: only the path is used, `_windows` has the dates
+    )
+
+
+def _signer_chain(chains: Sequence[Chain], collateral: IntelCollateral) -> _Finding:
+    faults = (
+        _ca_fault(chain, (TCB_SIGNING_NAME,), collateral.root_crl, "signer of the collateral")
+        for chain in chains
+    )
+    return _Finding(
+        name=SIGNER_CHAIN,
+        fault=next((fault for fault in faults if fault is not None), None),
+        affirmed="A pinned root of Intel's issued the certificate that signs TCB data.",
+        anchors=tuple(chain.anchor for chain in chains if chain.anchor is not None),
+    )
+
+
+def _ca_fault(
+    chain: Chain,
+    names: Sequence[str],
+    root_crl: x509.CertificateRevocationList,
+    what: str,
+) -> tuple[str, str] | None:
+    """What is wrong with a certificate that a root has to have issued under one of `names`."""
+    if chain.anchor is None or len(chain.certificates) != _SIGNER_CHAIN_LENGTH:
+        return "bad_chain", f"No pinned root of Intel's issued the certificate of the {what}."
+    if _common_name(chain.leaf) not in names:
+        # A PCK certificate comes from the same root, and its key signs whatever a machine wants.
+        return (
+            "bad_chain",
+            f"The {what} is {name_of(chain.leaf)!r}, which Intel has for other uses.",
+        )
+    if root_crl.get_revoked_certificate_by_serial_number(chain.leaf.serial_number) is not None:
+        return "revoked", f"The certificate of the {what} was revoked."
+    return None
+
+
+def _signature(name: str, signer: x509.Certificate, signature: bytes, text: bytes) -> _Finding:
+    what = "TCB info" if name == TCB_INFO_SIG else "QE identity"
+    fault = "collateral_signature", f"The {what} is not what its signer signed."
+    return _Finding(
+        name=name,
+        fault=None if _signed(signer, signature, text) else fault,
+        affirmed=f"The {what} is word for word what its signer signed.",
+    )
+
+
+def _signed(signer: x509.Certificate, signature: bytes, text: bytes) -> bool:
+    """ECDSA on P-256 with SHA-256; `signature` is r ‖ s, big-endian, 64 bytes."""
+    if len(signature) != SIGNATURE_BYTES:
+        return False
+    half = SIGNATURE_BYTES // 2
+    r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
+    try:
+        key = signer.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
+            key.curve, ec.SECP256R1
+        ):
+            return False
+        key.verify(encode_dss_signature(r, s), text, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _root_crl(collateral: IntelCollateral, roots: Roots) -> _Finding:
+    crl = collateral.root_crl
+    anchors = (
+        anchor
+        for anchor in roots.vendor(Vendor.INTEL)
+        if crl.issuer == anchor.certificate.subject and signed_crl(crl, anchor.certificate)
+    )
+    anchor = next(anchors, None)
+    fault = "crl_signature", "No pinned root of Intel's signed the root's revocation list."
+    return _Finding(
+        name=ROOT_CRL_SIG,
+        fault=fault if anchor is None else None,
+        affirmed="A pinned root of Intel's signed its revocation list.",
+        anchors=() if anchor is None else (anchor,),
+    )
+
+
+def _pck_crl(chain: Chain, collateral: IntelCollateral) -> _Finding:
+    crl, signer = collateral.pck_crl, chain.leaf
+    fault = _ca_fault(chain, PCK_CA_NAMES, collateral.root_crl, "CA of the revocation list")
+    if fault is None and not (crl.issuer == signer.subject and signed_crl(crl, signer)):
+        fault = "crl_signature", "The revocation list of PCK certificates was not signed by its CA."
+    return _Finding(
+        name=PCK_CRL_SIG,
+        fault=fault,
+        affirmed="A PCK CA of Intel's signed the revocation list of PCK certificates.",
+        anchors=() if chain.anchor is None else (chain.anchor,),
+    )
+
+
+def _windows(collateral: IntelCollateral, chains: Sequence[Chain]) -> Iterator[_Window]:
+    for name, document in (
+        ("tcb_info", collateral.tcb_info),
+        ("qe_identity", collateral.qe_identity),
+    ):
+        yield name, document.issue_date, document.next_update
+    for name, crl in (("pck_crl", collateral.pck_crl), ("root_crl", collateral.root_crl)):
+        yield name, crl.last_update_utc, crl.next_update_utc
+    names = ("tcb_info_issuer_chain", "qe_identity_issuer_chain", "pck_crl_issuer_chain")
+    for name, chain in zip(names, chains, strict=True):
+        for certificate in chain.certificates:
+            yield name, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
+def _record(found: _Finding, pinned: Sequence[Anchor], ledger: Ledger, prefix: str) -> bool:
+    fault = found.fault
+    if fault is None and not all(anchor in pinned for anchor in found.anchors):
+        fault = "bad_chain", "The collateral was checked against a root that is not pinned here."
+    code, refused = fault or ("", "")
+    return ledger.check(
+        prefix + found.name,
+        holds=fault is None,
+        affirmed=found.affirmed,
+        code=code,
+        refused=refused,
+    )
+
+
+def _time(windows: Sequence[_Window], at: datetime, ledger: Ledger, prefix: str) -> bool:
+    stale = tuple(
+        dict.fromkeys(name for name, start, end in windows if end is None or not start <= at <= end)
+    )
+    return ledger.check(
+        prefix + TIME,
+        holds=not stale,
+        affirmed="All of the collateral is current at the time of verification.",
+        code="expired",
+        refused=f"Not current at the time of verification: {', '.join(stale)}.",
+        value=f"{FAIL} ({','.join(stale)})" if stale else PASS,
+    )
+
+
+def _common_name(certificate: x509.Certificate) -> str | None:
+    """The subject's common name, unless it has several."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else None
