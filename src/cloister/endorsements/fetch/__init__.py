@@ -1,0 +1,1 @@
+"""Fetching endorsements from vendors' services, over an injected transport."""
