@@ -1,0 +1,147 @@
+"""Chains to NVIDIA's roots, of devices and of manifests' signers: one set of claims for both.
+
+Three claims, named after a prefix: ``<prefix>chain``, ``<prefix>validity`` and, where revocation
+lists are there or have to be, ``<prefix>revocation``.
+
+NVIDIA publishes lists for some of the CAs only; the certificates that they issue say where. For
+all others there is OCSP, which is asked online and by nobody here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cloister.endorsements.nvidia import publishes_lists
+from cloister.endorsements.roots import Anchor, name_of
+from cloister.verifier.chain import Chain, ChainFault
+from cloister.verifier.ledger import Ledger
+
+CHAIN: Final = "chain"
+VALIDITY: Final = "validity"
+REVOCATION: Final = "revocation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocation:
+    """What is known about revocation, and how much has to be."""
+
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+    required: bool = False
+    """Whether a list must be there of every CA that publishes one."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to claim about it."""
+        return self.required or bool(self.crls)
+
+    def missing(self, chain: Chain) -> tuple[str, ...]:
+        """The CAs in `chain` that publish a list which is not there."""
+        listed = {crl.issuer for crl in self.crls}
+        return tuple(
+            name_of(issuer)
+            for certificate, issuer in pairwise(chain.certificates)
+            if publishes_lists(certificate) and issuer.subject not in listed
+        )
+
+
+def chain_claims(prefix: str, revocation: Revocation) -> tuple[str, ...]:
+    """Names of the claims that `record_chain` makes, in order."""
+    names = (CHAIN, VALIDITY, REVOCATION) if revocation.asked else (CHAIN, VALIDITY)
+    return tuple(f"{prefix}{name}" for name in names)
+
+
+def signing_key(leaf: x509.Certificate) -> ec.EllipticCurvePublicKey | None:
+    """The P-384 key of a certificate that signs, and issues no certificates; ``None`` otherwise."""
+    usages = []
+    for extension in leaf.extensions:
+        if isinstance(extension.value, x509.BasicConstraints) and extension.value.ca:
+            return None
+        if isinstance(extension.value, x509.KeyUsage):
+            usages.append(extension.value.digital_signature)
+    try:
+        key = leaf.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    if usages != [True] or not isinstance(key, ec.EllipticCurvePublicKey):
+        return None
+    return key if isinstance(key.curve, ec.SECP384R1) else None
+
+
+def chain_holds(chain: Chain, revocation: Revocation) -> bool:
+    """Whether nothing that `record_chain` would say is wrong."""
+    if not chain.holds or signing_key(chain.leaf) is None:
+        return False
+    return not (revocation.required and revocation.missing(chain))
+
+
+def record_chain(
+    prefix: str, chain: Chain, revocation: Revocation, ledger: Ledger, *, codes: str = ""
+) -> None:
+    """Make the claims of `chain_claims`; `codes` is put before the code of each fault."""
+    _record_issuers(f"{prefix}{CHAIN}", chain, ledger, codes)
+    expired = chain.fault(ChainFault.EXPIRED)
+    if expired is not None:
+        ledger.refuse(f"{prefix}{VALIDITY}", f"{codes}{expired[0]}", expired[1])
+    elif chain.anchor is not None:
+        ledger.affirm(f"{prefix}{VALIDITY}", "Every certificate of the chain is valid at the time.")
+    if revocation.asked and chain.anchor is not None:
+        _record_revocation(f"{prefix}{REVOCATION}", chain, revocation, ledger, codes)
+
+
+def redated(chain: Chain, *, anchors: Sequence[Anchor], at: datetime) -> Chain:
+    """`chain`, whose signatures held before, as it stands at another time and with other pins."""
+    if chain.anchor not in anchors:
+        sentence = "The chain was authenticated to a root that is no longer pinned."
+        return Chain(
+            certificates=chain.certificates,
+            anchor=None,
+            faults=((ChainFault.BAD_CHAIN, sentence),),
+        )
+    faults = tuple(
+        (ChainFault.EXPIRED, f"The certificate {name_of(certificate)!r} is not valid at the time.")
+        for certificate in chain.certificates
+        if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc
+    )
+    return dataclasses.replace(chain, faults=faults)
+
+
+def _record_issuers(name: str, chain: Chain, ledger: Ledger, codes: str) -> None:
+    bad = chain.fault(ChainFault.BAD_CHAIN)
+    if bad is not None:
+        ledger.refuse(name, f"{codes}{bad[0]}", bad[1])
+        return
+    ledger.check(
+        name,
+        holds=signing_key(chain.leaf) is not None,
+        affirmed=f"The certificate leads to a root of NVIDIA's that you pinned, over"
+        f" {len(chain.certificates) - 2} intermediate ones.",
+        code=f"{codes}{ChainFault.BAD_CHAIN}",
+        refused="The chain does not begin with the certificate of a P-384 key that signs reports.",
+    )
+
+
+def _record_revocation(
+    name: str, chain: Chain, revocation: Revocation, ledger: Ledger, codes: str
+) -> None:
+    fault = chain.fault(ChainFault.REVOKED, ChainFault.CRL_SIGNATURE)
+    missing = revocation.missing(chain) if revocation.required else ()
+    if fault is not None:
+        ledger.refuse(name, f"{codes}{fault[0]}", fault[1])
+    elif missing:
+        ledger.refuse(
+            name,
+            "endorsements_missing",
+            f"There is no revocation list of {missing[0]!r}, and the policy requires one.",
+            value="not_present",
+        )
+    else:
+        ledger.affirm(name, "No certificate of the chain is in the revocation lists given.")
