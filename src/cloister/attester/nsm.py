@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import io
 import struct
 import threading
 from collections.abc import Mapping
@@ -34,7 +33,8 @@ from cloister.attester.devices import (
     opened,
     system_ioctl,
 )
-from cloister.errors import FetchError
+from cloister.errors import FetchError, MalformedError
+from cloister.evidence.cbor import parse_cbor
 from cloister.evidence.items import ITEM_NITRO_DOCUMENT, MEDIA_TYPE_NITRO_DOCUMENT
 from cloister.evidence.report import EvidenceItem
 
@@ -171,13 +171,10 @@ class NitroAttester:
 
 
 def _decode(name: str, response: bytes) -> dict[str, Any]:
-    stream = io.BytesIO(response)
     try:
-        decoded = cbor2.load(stream)
-    except (cbor2.CBORDecodeError, ValueError, RecursionError):
+        decoded = parse_cbor(response, limit=MAX_RESPONSE_BYTES, depth=4, what="it")
+    except MalformedError:
         raise answer_error(_WHAT, "is not CBOR") from None
-    if stream.tell() != len(response):
-        raise answer_error(_WHAT, "goes on after its end")
     if decoded == name:  # a variant without fields
         return {}
     if not isinstance(decoded, dict) or len(decoded) != 1:
@@ -187,7 +184,7 @@ def _decode(name: str, response: bytes) -> dict[str, Any]:
     fields = decoded.get(name)
     if not isinstance(fields, dict):
         raise answer_error(_WHAT, f"does not answer {name}")
-    return fields
+    return {str(key): value for key, value in fields.items()}
 
 
 def _error_name(value: object) -> str:

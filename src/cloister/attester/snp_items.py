@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from cloister.attester.devices import answer_error
+from cloister.endorsements.certificates import parse_certificates
+from cloister.errors import MalformedError
 from cloister.evidence.items import (
     ITEM_SNP_REPORT,
     MEDIA_TYPE_SNP_CERTIFICATE_TABLE,
     MEDIA_TYPE_SNP_REPORT,
 )
-from cloister.evidence.report import Endorsement, EvidenceItem
+from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, Endorsement, EvidenceItem
+from cloister.evidence.snp import CertificateKind, parse_certificate_table
 
 REPORT_SIZE: Final = 1184
 """ATTESTATION_REPORT (AMD 56860, table 23)."""
@@ -34,8 +39,30 @@ def snp_items(report: bytes, table: bytes) -> dict[str, EvidenceItem]:
     }
 
 
+_ORDER: Final = (
+    CertificateKind.VCEK,
+    CertificateKind.VLEK,
+    CertificateKind.ASK,
+    CertificateKind.ARK,
+)
+
+
 def endorsements(table: bytes) -> tuple[Endorsement, ...]:
-    """What the host's certificate table holds; nothing where it is absent or all zero."""
+    """The certificates of the host's table, the chip's first; nothing where it holds none.
+
+    A table that does not decode, or whose chip certificate does not, goes out as it is: what to
+    make of it is the verifier's business, which believes neither form.
+    """
     if not any(table):
         return ()
-    return (Endorsement(media_type=MEDIA_TYPE_SNP_CERTIFICATE_TABLE, data=table),)
+    try:
+        found = {entry.kind: entry.data for entry in parse_certificate_table(table)}
+        return tuple(_der(found[kind]) for kind in _ORDER if kind in found)
+    except MalformedError:
+        return (Endorsement(media_type=MEDIA_TYPE_SNP_CERTIFICATE_TABLE, data=table),)
+
+
+def _der(certificate: bytes) -> Endorsement:
+    # Hosts put in DER or PEM, as their administrator found it.
+    (parsed,) = parse_certificates(certificate)[:1]
+    return Endorsement(media_type=MEDIA_TYPE_CERTIFICATE, data=parsed.public_bytes(Encoding.DER))

@@ -60,7 +60,9 @@ AK_ATTRIBUTES: Final = (
 class Command(enum.IntEnum):
     """``TPM_CC`` values (Part 2 section 6.5.2)."""
 
+    NV_DEFINE_SPACE = 0x12A
     CREATE_PRIMARY = 0x131
+    NV_WRITE = 0x137
     STARTUP = 0x144
     ACTIVATE_CREDENTIAL = 0x147
     NV_READ = 0x14E
@@ -164,6 +166,27 @@ class Tpm:
                 raise TpmError("the TPM returned an empty piece of an NV index", code="tpm.io")
             content += piece
         return bytes(content)
+
+    def nv_define(self, index: int, size: int) -> None:
+        """Make an NV index of `size` bytes that its owner may read and write."""
+        public = b"".join(
+            (
+                index.to_bytes(4, "big"),
+                Alg.SHA256.to_bytes(2, "big"),
+                (1 << 1 | 1 << 17).to_bytes(4, "big"),  # TPMA_NV: OWNERWRITE, OWNERREAD
+                sized(b""),
+                size.to_bytes(2, "big"),
+            )
+        )
+        parameters = sized(b"") + sized(public)
+        self._run(Command.NV_DEFINE_SPACE, (RH_OWNER,), parameters, sessions=_passwords(1))
+
+    def nv_write(self, index: int, data: bytes) -> None:
+        """Write `data`, at most `NV_CHUNK` bytes, to the start of an NV index of the owner's."""
+        if len(data) > NV_CHUNK:
+            raise ValueError(f"at most {NV_CHUNK} bytes are written at once")
+        parameters = sized(data) + bytes(2)
+        self._run(Command.NV_WRITE, (RH_OWNER, index), parameters, sessions=_passwords(1))
 
     def extend(self, pcr: int, digest: bytes) -> None:
         """Extend the 32-byte `digest` into register `pcr` of the SHA-256 bank."""
