@@ -73,6 +73,12 @@ MEDIA_TYPE_PCRS: Final = "application/vnd.cloister.pcrs+json"
 MEDIA_TYPE_GPU_EVIDENCE: Final = "application/vnd.cloister.nvidia-spdm"
 """SPDM GET_MEASUREMENTS request and its response with the signature, one after the other."""
 
+MEDIA_TYPE_CRL: Final = "application/pkix-crl"
+MEDIA_TYPE_COLLATERAL: Final = "application/vnd.cloister.intel-collateral+json"
+"""What Intel signs about a platform, as one object (`cloister.endorsements.intel`)."""
+MEDIA_TYPE_RIM: Final = "application/vnd.cloister.nvidia-rim+xml"
+"""These three vouch for an item and travel among its endorsements."""
+
 MAX_GPUS: Final = 16
 """GPUs of one machine; today's largest have eight."""
 

@@ -28,8 +28,6 @@ BOUND: Final = "gpu.bound"
 NONCE: Final = "gpu.asked_by_worker"
 COUNT: Final = "gpu.count"
 
-MEDIA_TYPE_RIM: Final = "application/vnd.cloister.nvidia-rim+xml"
-
 
 def has_gpus(evidence: Mapping[str, EvidenceItem], policy: AppraisalPolicy) -> bool:
     """Whether there is something to say about GPUs: evidence of one, or a policy that wants it."""

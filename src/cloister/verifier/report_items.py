@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cloister.endorsements.intel import Collateral, parse_collateral
 from cloister.errors import MalformedError
 from cloister.evidence import items
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, EvidenceItem
@@ -49,6 +50,46 @@ def _certificates(evidence: Items, name: str) -> tuple[bytes, ...]:
     return _endorsements(evidence, name, MEDIA_TYPE_CERTIFICATE)
 
 
+def _collateral(evidence: Items, name: str) -> Collateral | None:
+    found = _endorsements(evidence, name, items.MEDIA_TYPE_COLLATERAL)
+    return parse_collateral(found[0]) if found else None
+
+
+def _snp(evidence: Items) -> tuple[Verify, object]:
+    from cloister.verifier.platforms.snp import SnpEvidence, snp_evidence_from_table, verify_snp
+
+    name = items.ITEM_SNP_REPORT
+    report, certificates = _data(evidence, name), _certificates(evidence, name)
+    crls = _endorsements(evidence, name, items.MEDIA_TYPE_CRL)
+    for table in _endorsements(evidence, name, items.MEDIA_TYPE_SNP_CERTIFICATE_TABLE):
+        listed = snp_evidence_from_table(report, table)
+        certificates, crls = certificates + listed.certificates, crls + listed.crls
+    return verify_snp, SnpEvidence(report=report, certificates=certificates, crls=crls)
+
+
+def _tdx(evidence: Items) -> tuple[Verify, object]:
+    from cloister.verifier.platforms.tdx import TdxEvidence, verify_tdx
+
+    name = items.ITEM_TDX_QUOTE
+    return verify_tdx, TdxEvidence(
+        quote=_data(evidence, name),
+        collateral=_collateral(evidence, name),
+        certificates=_certificates(evidence, name),
+        ccel_event_log=_optional(evidence, items.ITEM_TDX_EVENT_LOG),
+    )
+
+
+def _sgx(evidence: Items) -> tuple[Verify, object]:
+    from cloister.verifier.platforms.sgx import SgxEvidence, verify_sgx
+
+    name = items.ITEM_SGX_QUOTE
+    return verify_sgx, SgxEvidence(
+        quote=_data(evidence, name),
+        collateral=_collateral(evidence, name),
+        certificates=_certificates(evidence, name),
+    )
+
+
 def _nitro(evidence: Items) -> tuple[Verify, object]:
     from cloister.verifier.platforms.nitro import NitroEvidence, verify_nitro
 
@@ -56,6 +97,9 @@ def _nitro(evidence: Items) -> tuple[Verify, object]:
 
 
 HARDWARE: Final[Mapping[str, HardwarePlatform]] = {
+    items.TEE_TYPE_SEV_SNP: HardwarePlatform(reference="snp", assemble=_snp),
+    items.TEE_TYPE_TDX: HardwarePlatform(reference="tdx", assemble=_tdx),
+    items.TEE_TYPE_SGX: HardwarePlatform(reference="sgx", assemble=_sgx),
     items.TEE_TYPE_NITRO: HardwarePlatform(reference="nitro", assemble=_nitro),
 }
 """By ``tee_type``."""
