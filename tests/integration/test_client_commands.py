@@ -25,6 +25,8 @@ from cloister.cli.verify import encode
 from cloister.client import open_async_connection
 from cloister.client.proxy import LocalProxy
 from cloister.client.trust import make_trust
+from cloister.endorsements.pinned import pinned_roots
+from cloister.endorsements.roots import Vendor
 from cloister.errors import AppraisalError, ConfigurationError
 from cloister.testing.simulated_tpm import SimulatedAttester, default_components
 from cloister.verifier import policy as policies
@@ -108,13 +110,22 @@ def test_a_kit_alone_never_admits_a_development_platform(
     assert caught.value.code == "trust.contradiction"
 
 
-def test_without_a_kit_everything_must_be_given(attester: SimulatedAttester) -> None:
+def test_without_roots_the_vendors_own_are_pinned(
+    attester: SimulatedAttester, tmp_path: Path
+) -> None:
+    pinned = make_trust(reference_values=attester.reference_values).roots
+    assert pinned == pinned_roots()
+    assert pinned.vendor(*Vendor)
+    assert not pinned.enrolment_cas
+    assert not any(anchor.development for anchor in pinned.anchors)
+    (tmp_path / "enrolment-ca.pem").write_bytes(attester.roots.to_pem())
+    both = make_trust(kit=tmp_path, reference_values=attester.reference_values).roots
+    assert both == pinned.merged(attester.roots)
+
+
+def test_without_a_kit_reference_values_must_be_given(attester: SimulatedAttester) -> None:
     make_trust(reference_values=attester.reference_values, roots=attester.roots)
-    for given in (
-        {},
-        {"roots": attester.roots},
-        {"reference_values": attester.reference_values},
-    ):
+    for given in ({}, {"roots": attester.roots}):
         with pytest.raises(ConfigurationError) as caught:
             make_trust(**given)
         assert caught.value.code == "trust.missing"

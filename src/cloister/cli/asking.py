@@ -38,7 +38,9 @@ References = Annotated[
 ]
 Root = Annotated[
     list[Path] | None,
-    typer.Option("--root", help="A pinned enrolment CA (PEM); may be repeated."),
+    typer.Option(
+        "--root", help="An enrolment CA (PEM) to pin besides the vendors' roots; may be repeated."
+    ),
 ]
 Development = Annotated[
     bool,
@@ -82,20 +84,18 @@ def trust_from(
 ) -> Trust:
     """Read what the options name. Raises ConfigurationError."""
     from cloister.client.trust import make_trust, read_policy, read_reference_values, read_roots
-    from cloister.endorsements.roots import Roots
+    from cloister.endorsements.pinned import pinned_roots
 
-    pinned = [read_roots(path) for path in root or ()]
+    pinned = pinned_roots()
+    for path in root or ():
+        pinned = pinned.merged(read_roots(path))
     return make_trust(
         kit=kit,
         policy=None if policy is None else read_policy(policy),
         reference_values=(
             None if reference_values is None else read_reference_values(reference_values)
         ),
-        roots=(
-            Roots(enrolment_cas=tuple(ca for roots in pinned for ca in roots.enrolment_cas))
-            if pinned
-            else None
-        ),
+        roots=pinned if root else None,
         development=development,
     )
 

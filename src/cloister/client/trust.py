@@ -54,10 +54,12 @@ def make_trust(
 ) -> Trust:
     """Put a `Trust` together from what is given, and from the directory `kit` for the rest.
 
-    A kit holds ``policy.toml``, ``reference-values.json`` and ``enrolment-ca.pem``. It may have
-    been written by the machine that serves, so its policy alone never admits a development
-    platform: that takes `development`, or a `policy` of the caller's own. Without any policy the
-    strict one applies, or with `development` the development one.
+    A kit holds ``policy.toml``, ``reference-values.json`` and, for workers on a TPM,
+    ``enrolment-ca.pem``. Without `roots`, the hardware vendors' own are pinned besides
+    (`cloister.endorsements.pinned`). A kit may have been written by the machine that serves, so
+    its policy alone never admits a development platform: that takes `development`, or a `policy`
+    of the caller's own. Without any policy the strict one applies, or with `development` the
+    development one.
 
     Raises:
         ConfigurationError: something is missing or cannot be read (codes ``trust.*`` and those
@@ -74,7 +76,7 @@ def make_trust(
     if reference_values is None:
         reference_values = read_reference_values(_in(directory, KIT_REFERENCE_VALUES))
     if roots is None:
-        roots = read_roots(_in(directory, KIT_ROOTS))
+        roots = _roots(directory)
     return Trust(policy=policy, reference_values=reference_values, roots=roots)
 
 
@@ -111,10 +113,19 @@ def _policy(directory: Path | None, *, development: bool) -> AppraisalPolicy:
     return read if development else dataclasses.replace(read, accept_development=False)
 
 
+def _roots(directory: Path | None) -> Roots:
+    """The vendors' roots, and the enrolment CA's that a kit names."""
+    from cloister.endorsements.pinned import pinned_roots
+
+    if directory is None or not (directory / KIT_ROOTS).exists():
+        return pinned_roots()
+    return pinned_roots().merged(read_roots(directory / KIT_ROOTS))
+
+
 def _in(directory: Path | None, name: str) -> Path:
     if directory is None:
         raise ConfigurationError(
-            "reference values and roots must be given, or a kit that holds them",
+            "reference values must be given, or a kit that holds them",
             code="trust.missing",
         )
     return directory / name
