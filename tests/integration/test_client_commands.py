@@ -125,9 +125,9 @@ def test_without_roots_the_vendors_own_are_pinned(
 
 def test_without_a_kit_reference_values_must_be_given(attester: SimulatedAttester) -> None:
     make_trust(reference_values=attester.reference_values, roots=attester.roots)
-    for given in ({}, {"roots": attester.roots}):
+    for roots in (None, attester.roots):
         with pytest.raises(ConfigurationError) as caught:
-            make_trust(**given)
+            make_trust(roots=roots)
         assert caught.value.code == "trust.missing"
     assert (
         make_trust(reference_values=attester.reference_values, roots=attester.roots).policy
