@@ -127,9 +127,11 @@ def read_pck(
         return PckReading(
             chain=None, extensions=None, fault=(ChainFault.BAD_CHAIN, f"Refused: {error}.")
         )
-    chain = authenticate_chain(
-        leaf, (*others, *roots.intermediates), anchors=roots.vendor(Vendor.INTEL), at=at
-    )
+    anchors = roots.vendor(Vendor.INTEL)
+    chain = authenticate_chain(leaf, others, anchors=anchors, at=at)
+    if chain.anchor is None:
+        # Quotes bring the whole chain, so that this is rarely needed.
+        chain = authenticate_chain(leaf, (*others, *roots.intermediates), anchors=anchors, at=at)
     try:
         extensions = parse_pck_extensions(leaf)
     except MalformedError as error:
