@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cloister.errors import MalformedError
-from cloister.evidence.ccel import RTMR_COUNT, parse_ccel, replay_rtmrs
+from cloister.evidence.ccel import RTMR_COUNT, CcelLog, parse_ccel, replay_rtmrs
 from cloister.evidence.eventlog import Event
 from cloister.evidence.tpm import Alg
 from cloister.verifier.authenticate.tpm_payload import measured_bytes, payload_fault
@@ -29,21 +29,23 @@ replay to the registers and data do not match their digests."""
 
 def judge_ccel(
     data: bytes, rtmrs: tuple[bytes, ...], *, authenticated: bool, ledger: Ledger
-) -> None:
+) -> CcelLog | None:
     """Decide the `LOG_CLAIMS` about the CCEL log in `data` against RTMR0 to RTMR3 of a quote.
 
     Where the quote was not `authenticated`, what would be affirmed is recorded as not decided.
-    The caller has promised the claims to `ledger` (`Ledger.expect`).
+    The caller has promised the claims to `ledger` (`Ledger.expect`). Returns the log where it
+    decodes, believed or not.
     """
     ledger = ledger if authenticated else ledger.stated()
     try:
         log = parse_ccel(data)
     except MalformedError as error:
         ledger.refuse(EVENT_LOG, error.code, f"The event log does not decode: {error}.")
-        return
+        return None
     faults, covered = payload_faults(log.events)
     record_log(EVENT_LOG, unlike=unlike_registers(log.events, rtmrs), faults=faults, ledger=ledger)
     record_payloads(PAYLOADS, faults=faults, covered=covered, events=len(log.events), ledger=ledger)
+    return log
 
 
 def unlike_registers(events: Sequence[Event], rtmrs: tuple[bytes, ...]) -> tuple[int, ...]:

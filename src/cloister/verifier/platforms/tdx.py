@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Final
 
 from cloister.endorsements.roots import Roots
+from cloister.evidence.ccel import CcelLog, replay_rtmrs
 from cloister.evidence.tdx import TdReport
-from cloister.strictjson import JsonObject
+from cloister.strictjson import Json, JsonObject
 from cloister.verifier.appraise import tdx as appraise
 from cloister.verifier.appraise.tdx_log import LOG_CLAIMS, judge_ccel
 from cloister.verifier.expected import Expected, check_names, compare
@@ -116,12 +117,13 @@ def verify_tdx(
         appraise.appraise_td(judged.authenticated, policy=policy, ledger=ledger)
     else:
         appraise.appraise_stated_td(report, policy=policy, ledger=ledger)
+    log = None
     if evidence.ccel_event_log is not None:
-        judge_ccel(
+        log = judge_ccel(
             evidence.ccel_event_log, report.rtmrs, authenticated=judged.proven, ledger=ledger
         )
     compare(expected, fields(report), ledger if judged.proven else ledger.stated())
-    return _outcome(judged, report)
+    return _outcome(judged, report, log)
 
 
 def fields(report: TdReport) -> dict[str, bytes | None]:
@@ -146,11 +148,11 @@ def registers(report: TdReport) -> dict[str, bytes]:
     return {name: value for name in REGISTER_NAMES if (value := found[name]) is not None}
 
 
-def _outcome(judged: JudgedQuote, report: TdReport) -> Outcome:
+def _outcome(judged: JudgedQuote, report: TdReport, log: CcelLog | None) -> Outcome:
     return Outcome(
         platform=PLATFORM,
         memory_confidentiality=MEMORY,
-        facts=judged.facts | _facts(report),
+        facts=judged.facts | _facts(report) | ({} if log is None else _log_facts(log, report)),
         development=judged.development,
         bound=report.report_data if judged.proven else None,
         registers=registers(report) if judged.proven else {},
@@ -167,3 +169,17 @@ def _facts(report: TdReport) -> JsonObject:
         "tee_tcb_svn2": report.tee_tcb_svn2,
     }
     return {name: value.hex() for name, value in values.items() if value is not None}
+
+
+def _log_facts(log: CcelLog, report: TdReport) -> JsonObject:
+    """Where the log leads, for the registers that it extends; events include its header."""
+    replayed = replay_rtmrs(log.events)
+    touched = sorted({event.pcr for event in log.events})
+    found: JsonObject = {
+        "events": len(log.events) + 1,
+        "sha384": {f"rtmr{number}": replayed[number].hex() for number in touched},
+    }
+    matches = {f"rtmr{number}": replayed[number] == report.rtmrs[number] for number in touched}
+    if not all(matches.values()):
+        found["matches"] = dict[str, Json](matches)
+    return {"eventlog_replay": found}
