@@ -55,7 +55,7 @@ FIELD_NAMES: Final = (
 
 REGISTER_NAMES: Final = ("measurement", "host_data", "id_key_digest", "author_key_digest")
 
-MAX_ENDORSEMENTS: Final = 32
+MAX_ENDORSEMENTS: Final = 16
 """Certificates and revocation lists that are looked at; a report needs four."""
 
 NOT_PROVEN: Final = (
