@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 
 from cloister.errors import MalformedError
@@ -24,7 +26,7 @@ _WRONG: Final = (
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
-    CryptographyDeprecationWarning,
+    UserWarning,  # of which the library's own warnings are kinds
 )
 
 # AMD certifies chips (VCEK, VLEK) under the serial number 0, which RFC 5280 section 4.1.2.2
@@ -34,6 +36,12 @@ _WRONG: Final = (
 # not tried, and a test tells when one refuses: then these certificates need a reader of our own
 # for what a chain asks of its leaf (names, dates, key, extensions, signature).
 _SERIAL_WARNING: Final = "Parsed a serial number which wasn't positive"
+# Google's CAs have common names of 79 characters and more, where X.520 allows 64; the library warns
+# of that on the first look at a name.
+_LENGTH_WARNING: Final = "Attribute's length must be"
+_LONG_NAME: Final = re.compile(
+    rb"\x06\x03\x55\x04.[\x0c\x13\x14](?:[\x41-\x7f]|\x81|\x82)", re.DOTALL
+)
 _FILTERS: Final = threading.Lock()
 _ATTEMPTS: Final = 8
 
@@ -43,7 +51,8 @@ def parse_certificate(data: bytes) -> x509.Certificate:
 
     The library decodes names and extensions on first use, and says what is wrong with them in
     exceptions of many kinds; here that happens at once. The public key is left to whoever wants
-    one of a certain type. A serial number of 0 is accepted. Nothing is authenticated.
+    one of a certain type. A serial number of 0 and names that are too long are accepted.
+    Nothing is authenticated.
 
     Raises MalformedError, and nothing else.
     """
@@ -94,6 +103,8 @@ def serial_number(certificate: x509.Certificate) -> int:
 
 
 def _decoded(certificate: x509.Certificate) -> x509.Certificate:
+    if _LONG_NAME.search(certificate.public_bytes(Encoding.DER)):
+        _quietly(lambda: (certificate.subject, certificate.issuer))
     _ = certificate.subject, certificate.issuer, certificate.extensions
     return certificate
 
@@ -109,7 +120,7 @@ def _has_positive_serial(data: bytes) -> bool:
 
 
 def _quietly(read: Callable[[], T]) -> T:
-    """Call `read` with the warning of serial numbers ignored.
+    """Call `read` with the warnings of serial numbers and long names ignored.
 
     Filters belong to the whole process. The lock keeps our own threads from mixing them up;
     a foreign thread that changes them at the same moment can at worst turn the warning on again
@@ -120,8 +131,9 @@ def _quietly(read: Callable[[], T]) -> T:
             warnings.filterwarnings(
                 "ignore", message=_SERIAL_WARNING, category=CryptographyDeprecationWarning
             )
+            warnings.filterwarnings("ignore", message=_LENGTH_WARNING, category=UserWarning)
             try:
                 return read()
-            except CryptographyDeprecationWarning:
+            except UserWarning:
                 continue
     return read()

@@ -14,7 +14,7 @@ from typing import Final
 
 from cryptography import x509
 
-from cloister.endorsements.certificates import parse_certificate
+from cloister.endorsements.certificates import parse_certificates
 from cloister.errors import ConfigurationError, MalformedError
 from cloister.strictjson import (
     decode_base64,
@@ -164,12 +164,7 @@ def _root(folder: Path, name: str) -> x509.Certificate:
     if path.is_absolute() or ".." in path.parts:
         raise MalformedError("a root of the case lies outside roots/")
     data = _read(folder.parent.parent / "roots" / path, MAX_FILE_BYTES)
-    if b"-----BEGIN" not in data:
-        return parse_certificate(data)
-    try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError:
-        raise MalformedError(f"{name} is no certificate") from None
+    return parse_certificates(data)[0]
 
 
 def _time(text: str) -> datetime:

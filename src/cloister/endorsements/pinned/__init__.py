@@ -13,6 +13,7 @@ from typing import Final
 
 from cryptography import x509
 
+from cloister.endorsements.certificates import parse_certificates
 from cloister.endorsements.roots import Anchor, Roots, Vendor, fingerprint
 
 PROVENANCE: Final = "PROVENANCE.toml"
@@ -31,7 +32,7 @@ def pinned_roots() -> Roots:
     intermediates: list[x509.Certificate] = []
     for entry in listed:
         data = (folder / entry["file"]).read_bytes()
-        certificate = x509.load_pem_x509_certificate(data)
+        (certificate,) = parse_certificates(data)
         if fingerprint(certificate) != f"sha256:{entry['sha256']}":
             raise RuntimeError(f"{entry['file']} is not the certificate that {PROVENANCE} lists")
         if entry["kind"] == "anchor":

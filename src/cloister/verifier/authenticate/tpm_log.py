@@ -105,6 +105,10 @@ class LogFindings:
         """Banks that were replayed."""
         return tuple(self.registers)
 
+    def replays(self, bank: int) -> bool:
+        """Whether the log has `bank`, and replays to every register of it that was signed."""
+        return bank in self.registers and all(wrong != bank for wrong, _pcr in self.mismatched)
+
 
 def authenticate_log(data: bytes, signed: PcrValues | None, ledger: Ledger) -> LogFindings:
     """Run every step, adding `CLAIMS` to `ledger`.

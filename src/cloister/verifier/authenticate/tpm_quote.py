@@ -98,6 +98,10 @@ class QuoteFindings:
     """The quote, if it decodes, whoever made it."""
     authenticated: Authenticated[SignedQuote] | None
     """The quote, if every step held."""
+    signed: bool = False
+    """Whether the key signed it, of whatever it is a quote."""
+    digest_matches: bool = False
+    """Whether the register values are those of its digest, whoever signed it."""
 
 
 def authenticate_quote(evidence: QuoteEvidence, key: AkKey | None, ledger: Ledger) -> QuoteFindings:
@@ -107,9 +111,14 @@ def authenticate_quote(evidence: QuoteEvidence, key: AkKey | None, ledger: Ledge
     if stated is None:
         return QuoteFindings(stated=None, authenticated=None)
     signed = key is not None and _signature(stated, key, ledger)
-    _registers(stated, ledger if signed else ledger.stated())
+    matches = _registers(stated, ledger if signed else ledger.stated())
     held = ledger.holds(*CLAIMS)
-    return QuoteFindings(stated=stated, authenticated=_grant(stated) if held else None)
+    return QuoteFindings(
+        stated=stated,
+        authenticated=_grant(stated) if held else None,
+        signed=signed,
+        digest_matches=matches,
+    )
 
 
 def signed_by(key: AkKey, signature: Signature, message: bytes) -> bool:
@@ -215,7 +224,7 @@ def _signature(stated: SignedQuote, key: AkKey, ledger: Ledger) -> bool:
     )
 
 
-def _registers(stated: SignedQuote, ledger: Ledger) -> None:
+def _registers(stated: SignedQuote, ledger: Ledger) -> bool:
     """Steps 4 and 5."""
     selections = stated.quote.selections
     signed = [(choice.hash_algorithm, pcr) for choice in selections for pcr in choice.pcrs]
@@ -233,17 +242,18 @@ def _registers(stated: SignedQuote, ledger: Ledger) -> None:
         refused="The registers that were signed are others than those whose values are given.",
         source=Source.HARDWARE_PROVEN,
     )
-    # Values of registers that were not signed cannot be compared with anything.
-    if same or set(signed) <= set(values):
-        digest = pcr_digest(selections, values, hash_algorithm=_digest_hash(stated.signature))
-        ledger.check(
-            PCR_DIGEST,
-            holds=digest == stated.quote.pcr_digest,
-            affirmed="The register values hash to the digest that was signed.",
-            code="pcr_digest_mismatch",
-            refused="The register values do not hash to the digest that was signed.",
-            source=Source.HARDWARE_PROVEN,
-        )
+    if not set(signed) <= set(values):
+        return False  # there is nothing to hash
+    digest = pcr_digest(selections, values, hash_algorithm=_digest_hash(stated.signature))
+    matches = ledger.check(
+        PCR_DIGEST,
+        holds=digest == stated.quote.pcr_digest,
+        affirmed="The register values hash to the digest that was signed.",
+        code="pcr_digest_mismatch",
+        refused="The register values do not hash to the digest that was signed.",
+        source=Source.HARDWARE_PROVEN,
+    )
+    return same and matches
 
 
 def _digest_hash(signature: Signature) -> int:

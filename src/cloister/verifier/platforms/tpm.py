@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from cryptography import x509
+
 from cloister.endorsements.ak import TCG_KP_AIK_CERTIFICATE, AkKey, parse_ak_public
 from cloister.endorsements.roots import Roots, Vendor
 from cloister.errors import MalformedError
@@ -75,7 +77,7 @@ def claim_names(
     """Names of all claims about `evidence`, in order."""
     names: list[str] = []
     if evidence.quote is not None:
-        names += _key_claims(evidence, policy)
+        names += key_claims(evidence.ak_public, evidence.ak, policy)
         names += tpm_quote.CLAIMS
     elif _needs_quote(evidence, policy, expected):
         names.append(QUOTE)
@@ -103,8 +105,17 @@ def verify_tpm(
     if evidence.quote is None:
         missing = _needs_quote(evidence, policy, expected)
         return _log_alone(evidence.event_log, ledger, missing=missing)
-    key, ak = _key(evidence, policy, roots, at, ledger)
-    genuine = ledger.holds(*_key_claims(evidence, policy))
+    key, ak = read_key(
+        evidence.ak_public,
+        evidence.ak,
+        vendor=Vendor.TPM_MANUFACTURER,
+        usages=(TCG_KP_AIK_CERTIFICATE,),
+        policy=policy,
+        roots=roots,
+        at=at,
+        ledger=ledger,
+    )
+    genuine = ledger.holds(*key_claims(evidence.ak_public, evidence.ak, policy))
     found = tpm_quote.authenticate_quote(evidence.quote, key, ledger)
     authenticated = genuine and found.authenticated is not None
     log = judge_log(evidence.event_log, (found,), authenticated=authenticated, ledger=ledger)
@@ -112,7 +123,7 @@ def verify_tpm(
     return Outcome(
         platform=CERTIFIED if evidence.ak is not None else UNCERTIFIED,
         memory_confidentiality=NO_MEMORY,
-        facts=_facts(found, log),
+        facts=facts(found, log),
         development=ak is not None and ak.development,
         bound=bound((found,)) if authenticated else None,
         registers=registers((found,)) if authenticated else {},
@@ -184,33 +195,38 @@ def unsaid(quote: QuoteFindings, log: LogFindings | None) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _key_claims(evidence: TpmEvidence, policy: AppraisalPolicy) -> tuple[str, ...]:
+def key_claims(
+    public: bytes | None, ak: AkEvidence | None, policy: AppraisalPolicy
+) -> tuple[str, ...]:
+    """Names of the claims that `read_key` makes, in order."""
     names: tuple[str, ...] = ()
-    if evidence.ak_public is not None:
-        names += (PUBLIC, ATTRIBUTES) if _in_tpm_form(evidence.ak_public) else (PUBLIC,)
-    if evidence.ak is not None:
+    if public is not None:
+        names += (PUBLIC, ATTRIBUTES) if _in_tpm_form(public) else (PUBLIC,)
+    if ak is not None:
         return (*names, *ak_chain.claim_names(policy))
-    if policy.require_endorsements or evidence.ak_public is None:
+    if policy.require_endorsements or public is None:
         return (*names, CERTIFICATE)
     return names
 
 
-def _in_tpm_form(public: bytes) -> bool:
-    """Whether the key came with the TPM's attributes; not whether it decodes."""
-    return not public.startswith((b"-----BEGIN", b"\x30"))
-
-
-def _key(
-    evidence: TpmEvidence,
+def read_key(
+    public: bytes | None,
+    ak: AkEvidence | None,
+    *,
+    vendor: Vendor,
+    usages: Sequence[x509.ObjectIdentifier],
     policy: AppraisalPolicy,
     roots: Roots,
     at: datetime,
     ledger: Ledger,
 ) -> tuple[AkKey | None, AkFindings | None]:
-    """The key to check the quote with, and what became of its certificate."""
-    key = None if evidence.ak_public is None else read_public(evidence.ak_public, ledger)
-    if evidence.ak is None:
-        if policy.require_endorsements or evidence.ak_public is None:
+    """The key to check a quote with, and what became of its certificate, if there is one.
+
+    The key counts for nothing unless every claim of `key_claims` holds.
+    """
+    key = None if public is None else _read_public(public, ledger)
+    if ak is None:
+        if policy.require_endorsements or public is None:
             ledger.refuse(
                 CERTIFICATE,
                 "endorsements_missing",
@@ -218,19 +234,24 @@ def _key(
             )
         return key, None
     found = ak_chain.authenticate_ak(
-        evidence.ak,
+        ak,
         key,
-        vendor=Vendor.TPM_MANUFACTURER,
-        usages=(TCG_KP_AIK_CERTIFICATE,),
+        vendor=vendor,
+        usages=usages,
         policy=policy,
         roots=roots,
         at=at,
         ledger=ledger,
     )
-    return (found.key if evidence.ak_public is None else key), found
+    return (found.key if public is None else key), found
 
 
-def read_public(data: bytes, ledger: Ledger) -> AkKey | None:
+def _in_tpm_form(public: bytes) -> bool:
+    """Whether the key came with the TPM's attributes; not whether it decodes."""
+    return not public.startswith((b"-----BEGIN", b"\x30"))
+
+
+def _read_public(data: bytes, ledger: Ledger) -> AkKey | None:
     """Decode a public key; with claims about it, and about the attributes if it has any."""
     try:
         public = parse_ak_public(data)
@@ -269,6 +290,7 @@ def _log_alone(event_log: bytes | None, ledger: Ledger, *, missing: bool) -> Out
     )
 
 
-def _facts(quote: QuoteFindings, log: LogFindings | None) -> JsonObject:
-    facts: JsonObject = {} if quote.stated is None else appraise.quote_facts(quote.stated)
-    return facts | ({} if log is None else tpm_log.log_facts(log))
+def facts(quote: QuoteFindings, log: LogFindings | None) -> JsonObject:
+    """Decoded fields of a quote and of what its log says."""
+    found: JsonObject = {} if quote.stated is None else appraise.quote_facts(quote.stated)
+    return found | ({} if log is None else tpm_log.log_facts(log))
