@@ -50,6 +50,9 @@ PROTECTED: Final = bytes.fromhex("a1013822")
 _TAG: Final = b"\xd2"
 """CBOR tag 18, COSE_Sign1; AWS leaves it out."""
 
+_BARE: Final = (_TAG, b"\x84")
+"""First bytes of an envelope: the tag, or a list of four."""
+
 _DEPTH: Final = 4
 
 
@@ -164,7 +167,7 @@ def unwrap_document(data: bytes) -> bytes:
     """
     if len(data) > MAX_WRAPPED_BYTES:
         raise _malformed(f"comes in {len(data)} bytes; at most {MAX_WRAPPED_BYTES} are accepted")
-    if data[:1] in (_TAG, b"\x84"):
+    if data[:1] in _BARE:
         return data
     if data[:1] == b"\xa1":
         return _nsm_answer(data)
@@ -226,7 +229,11 @@ def _base64(data: bytes) -> bytes:
     except ValueError:
         raise _malformed("is not base64") from None
     inner = decode_base64(text, limit=MAX_WRAPPED_BYTES, what="the attestation document")
-    return _nsm_answer(inner) if inner[:1] == b"\xa1" else inner
+    if inner[:1] == b"\xa1":
+        return _nsm_answer(inner)
+    if inner[:1] not in _BARE:
+        raise _malformed("comes in no known wrapper")
+    return inner
 
 
 _REQUIRED: Final = frozenset({"module_id", "digest", "timestamp", "certificate", "cabundle"})
