@@ -70,7 +70,7 @@ class SimulatedNitro:
         regional = self.certify("regional.nitro-enclaves", self.root, days=20, path_length=2)
         zonal = self.certify("zonal.nitro-enclaves", regional, days=6, path_length=1)
         instance = self.certify("instance.nitro-enclaves", zonal, days=1, path_length=0)
-        self.authorities = (self.root, regional, zonal, instance)
+        self.authorities: tuple[SimulatedAuthority, ...] = (self.root, regional, zonal, instance)
         """From the root down, as a document's ``cabundle`` has them."""
         self.enclave = self.certify_enclave(instance)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from cloister.endorsements.roots import Roots
 from cloister.errors import MalformedError
-from cloister.evidence.nitro import NitroDocument, parse_document, unwrap_document
+from cloister.evidence.nitro import DocumentKind, NitroDocument, parse_document, unwrap_document
 from cloister.strictjson import JsonObject
 from cloister.verifier.appraise import nitro as appraise
 from cloister.verifier.authenticate import nitro as authenticate
@@ -95,13 +95,15 @@ def _outcome(
 ) -> Outcome:
     anchor = None if found.chain is None else found.chain.anchor
     unlimited = isinstance(policy.max_evidence_age_s, Unchecked)
+    # Registers of an instance's NitroTPM have the same numbers, and other meanings.
+    proven = authenticated and document.kind is DocumentKind.ENCLAVE
     return Outcome(
         platform=PLATFORM,
         memory_confidentiality=MEMORY,
         facts=_facts(document, found),
         development=anchor is not None and anchor.development,
-        bound=document.user_data if authenticated else None,
-        registers=appraise.registers(document) if authenticated else {},
+        bound=document.user_data if proven else None,
+        registers=appraise.registers(document) if proven else {},
         not_proven=(*NOT_PROVEN, *((UNCHECKED_AGE,) if unlimited else ())),
     )
 
