@@ -75,7 +75,7 @@ def verdict(folder: Path, *, policy: AppraisalPolicy | None = None) -> JsonObjec
         case.name,
         RESULTS[result.verdict],
         reason(result),
-        layers(result, reader.LAYERS),
+        layers(result, reader.LAYERS) | _listed(result, getattr(reader, "FACT_LAYERS", ())),
         result.facts,
     )
 
@@ -95,6 +95,11 @@ def layers(result: AttestationResult, names: dict[tuple[str, str], str]) -> Json
         for claim in result.claims
         if (claim.device, claim.name) in names and claim.value is not None
     }
+
+
+def _listed(result: AttestationResult, names: tuple[str, ...]) -> JsonObject:
+    """Layers that are lists, and so facts rather than claims."""
+    return {name: result.facts[name] for name in names if name in result.facts}
 
 
 def _found(claim: Claim) -> Json:
