@@ -131,6 +131,10 @@ OUTSIDE_WORLD = ("endorsements/fetch/", "endorsements/cache.py")
 """Fetching and keeping endorsements; what parses and checks them may not import these."""
 
 
+EXCUSED = {"endorsements/certificates.py": {"threading"}}
+"""A lock around the process's filters of warnings, which is no input or output."""
+
+
 def touches_the_outside(path: Path) -> bool:
     return path.relative_to(SOURCE).as_posix().startswith(OUTSIDE_WORLD)
 
@@ -143,7 +147,8 @@ def test_checking_and_sealing_do_no_input_or_output(folder: str) -> None:
         if touches_the_outside(path):
             continue
         used = {top for _, top, _ in imports(ast.parse(path.read_text()))}
-        assert not used & forbidden, f"{path} does input or output"
+        excused = EXCUSED.get(path.relative_to(SOURCE).as_posix(), set())
+        assert not used & forbidden - excused, f"{path} does input or output"
 
 
 def test_what_parses_and_checks_imports_nothing_that_fetches_or_keeps() -> None:

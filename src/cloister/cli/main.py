@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("cloister.cli.serve", "Serve a model from a sealed worker."),
     "measure": ("cloister.cli.measure", "Compute reference values ahead of time."),
     "doctor": ("cloister.cli.doctor", "Say what this machine can attest, and what it lacks."),
+    "endorsements": (
+        "cloister.cli.endorsements",
+        "What vendors say about the hardware: fetch, keep, carry, renew.",
+    ),
     "keys": ("cloister.cli.keys", "API keys that the worker checks inside the seal."),
 }
 """Command → module with a function (or, for groups, a typer app) of that name."""

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import ConfigurationError
+from cloister.evidence.snp import Product, tcb_components
 
 MAX_ISSUER_CHAIN_BYTES: Final = 16 * 1024
 MAX_KEY_CHARACTERS: Final = 512
@@ -127,46 +128,30 @@ class Artefact:
         return ArtefactRequest(kind=self.kind, key=self.key, material=material)
 
 
-def amd_vcek(product: str, chip_id: bytes, tcb: AmdTcb) -> ArtefactRequest:
-    """The VCEK of a chip (AMD 57230 section 4.1).
+def amd_vcek(product: Product, chip_id: bytes, tcb: bytes) -> ArtefactRequest:
+    """The VCEK of a chip at a TCB (AMD 57230 section 4.1).
 
-    `product` is ``Milan``, ``Genoa`` (also for Bergamo and Siena) or ``Turin``; `chip_id` is
-    CHIP_ID of a report, 64 bytes, of which Turin uses the first 8.
+    `chip_id` is CHIP_ID of a report, 64 bytes, of which Turin uses the first 8; `tcb` is a
+    TCB_VERSION of 8 bytes, REPORTED_TCB of a report.
     """
-    if product == "Turin":
-        chip_id = chip_id[:8]
-    parts = [] if tcb.fmc is None else [("fmcSPL", tcb.fmc)]
-    parts += [
-        ("blSPL", tcb.boot_loader),
-        ("teeSPL", tcb.tee),
-        ("snpSPL", tcb.snp),
-        ("ucodeSPL", tcb.microcode),
-    ]
-    query = "&".join(f"{name}={value:02d}" for name, value in parts)
-    return ArtefactRequest(kind=ArtefactKind.AMD_VCEK, key=f"{product}/{chip_id.hex()}?{query}")
+    levels = tcb_components(tcb, product)
+    names = [one for one in _SPL_NAMES if one in levels]
+    query = "&".join(f"{_SPL_NAMES[name]}={levels[name]:02d}" for name in names)
+    chip = chip_id[: 8 if product is Product.TURIN else 64].hex()
+    return ArtefactRequest(kind=ArtefactKind.AMD_VCEK, key=f"{product.label}/{chip}?{query}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AmdTcb:
-    """Security patch levels, 0 to 255 each, as the service names them."""
-
-    boot_loader: int
-    tee: int
-    snp: int
-    microcode: int
-    fmc: int | None = None
-    """Turin only."""
-
-
-def amd_chain(product: str, *, vlek: bool = False) -> ArtefactRequest:
+def amd_chain(product: Product, *, vlek: bool = False) -> ArtefactRequest:
     """The CA certificates of a product line."""
     kind = ArtefactKind.AMD_VLEK_CHAIN if vlek else ArtefactKind.AMD_VCEK_CHAIN
-    return ArtefactRequest(kind=kind, key=product)
+    return ArtefactRequest(kind=kind, key=product.label)
 
 
-def amd_crl(product: str, *, vlek: bool = False) -> ArtefactRequest:
+def amd_crl(product: Product, *, vlek: bool = False) -> ArtefactRequest:
     """What the root key of a product line revoked: the ASK, or with `vlek` the ASVK."""
-    return ArtefactRequest(kind=ArtefactKind.AMD_CRL, key=f"{product}/{'vlek' if vlek else 'vcek'}")
+    return ArtefactRequest(
+        kind=ArtefactKind.AMD_CRL, key=f"{product.label}/{'vlek' if vlek else 'vcek'}"
+    )
 
 
 def intel_tcb_info(tee: str, fmspc: bytes, *, early: bool = False) -> ArtefactRequest:
@@ -219,6 +204,14 @@ def _update(*, early: bool) -> str:
     return "early" if early else "standard"
 
 
+_SPL_NAMES: Final = {
+    "fmc": "fmcSPL",
+    "bootloader": "blSPL",
+    "tee": "teeSPL",
+    "snp": "snpSPL",
+    "microcode": "ucodeSPL",
+}
+"""The service's names for the parts of a TCB, in the order of its addresses."""
 _SPL: Final = r"=(?:0[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])"
 _SPLS: Final = f"blSPL{_SPL}&teeSPL{_SPL}&snpSPL{_SPL}&ucodeSPL{_SPL}"
 _PRODUCT: Final = "(?:Milan|Genoa|Turin)"

@@ -6,47 +6,38 @@ again the verifier's.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
+from cloister.endorsements.amd import common_name, parse_endorsement_key
 from cloister.endorsements.artefact import (
     MAX_BYTES,
     MAX_ISSUER_CHAIN_BYTES,
     Artefact,
     ArtefactKind,
     ArtefactRequest,
+    amd_vcek,
 )
 from cloister.endorsements.certificates import parse_certificate
+from cloister.endorsements.intel import parse_crl
+from cloister.endorsements.intel_tcb_info import QE, TD_QE, parse_qe_identity, parse_tcb_info
 from cloister.errors import MalformedError
-from cloister.strictjson import expect_int, expect_object, expect_str, parse_json_object
+from cloister.evidence.rim import parse_rim
 
 MAX_CERTIFICATES: Final = 8
 _CODE: Final = "endorsement.malformed"
-_AMD: Final = "1.3.6.1.4.1.3704.1."
-_SPL_OIDS: Final = {
-    "blSPL": f"{_AMD}3.1",
-    "teeSPL": f"{_AMD}3.2",
-    "snpSPL": f"{_AMD}3.3",
-    "ucodeSPL": f"{_AMD}3.8",
-    "fmcSPL": f"{_AMD}3.9",
-}
-_HWID_OID: Final = f"{_AMD}4"
 _SIGNED_JSON: Final = re.compile(
     rb'\s*\{\s*"(?P<name>tcbInfo|enclaveIdentity)"\s*:\s*(?P<body>\{.*\})\s*,'
     rb'\s*"signature"\s*:\s*"(?P<signature>[0-9a-fA-F]{128})"\s*\}\s*',
     re.DOTALL,
-)
-_XML_CERTIFICATE: Final = re.compile(
-    rb"<(?:[A-Za-z0-9]+:)?X509Certificate>([A-Za-z0-9+/=\s]{1,16384})</"
 )
 
 
@@ -126,19 +117,6 @@ def parse_pem_chain(data: bytes) -> tuple[x509.Certificate, ...]:
     return tuple(parse_certificate(one.public_bytes(Encoding.DER)) for one in found)
 
 
-def parse_crl(data: bytes) -> x509.CertificateRevocationList:
-    """Decode one DER revocation list (RFC 5280 section 5).
-
-    Raises MalformedError, and nothing else.
-    """
-    try:
-        crl = x509.load_der_x509_crl(data)
-        _ = crl.issuer, crl.extensions, crl.last_update_utc, crl.next_update_utc
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        raise MalformedError("a revocation list does not decode") from None
-    return crl
-
-
 def parse_ocsp(data: bytes) -> ocsp.OCSPResponse:
     """Decode one DER OCSP response with exactly one answer (RFC 6960 section 4.2.1).
 
@@ -169,45 +147,21 @@ def parse_signed_json(data: bytes, name: str) -> SignedJson:
     return SignedJson(body=match["body"], signature=binascii.unhexlify(match["signature"]))
 
 
-def rim_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates inside a manifest's XML signature, leaf first; the XML is not parsed.
-
-    Raises MalformedError, and nothing else.
-    """
-    found = _XML_CERTIFICATE.findall(data)
-    if not 0 < len(found) <= MAX_CERTIFICATES or b"<!DOCTYPE" in data:
-        raise MalformedError(f"the manifest does not hold 1 to {MAX_CERTIFICATES} certificates")
-    try:
-        return tuple(parse_certificate(base64.b64decode(text)) for text in found)
-    except ValueError:
-        raise MalformedError("a certificate of the manifest is not base64") from None
-
-
 def _vcek(request: ArtefactRequest, data: bytes) -> Contents:
-    certificate = parse_certificate(data)
-    _, _, rest = request.key.partition("/")
-    hwid, _, query = rest.partition("?")
-    values = {
-        extension.oid.dotted_string: extension.value.value
-        for extension in certificate.extensions
-        if isinstance(extension.value, x509.UnrecognizedExtension)
-    }
-    # The hardware id comes bare or wrapped in an OCTET STRING, so only its end is fixed.
-    wrong = [] if values.get(_HWID_OID, b"").endswith(bytes.fromhex(hwid)) else ["chip"]
-    for part in query.split("&"):
-        name, _, level = part.partition("=")
-        if _der_integer(values.get(_SPL_OIDS[name], b"")) != int(level):
-            wrong.append(name)
-    if wrong:
-        raise _malformed(request, f"is about another {', '.join(wrong)}")
-    return _dates(certificate)
+    key = parse_endorsement_key(parse_certificate(data))
+    if key.hwid is None:
+        raise _malformed(request, "is the certificate of a VLEK")
+    found = amd_vcek(key.product, key.hwid, key.tcb)
+    if found != request:
+        raise _malformed(request, f"is {found.key}: another chip or TCB")
+    return _dates(key.certificate)
 
 
 def _amd_chain(request: ArtefactRequest, data: bytes) -> Contents:
     chain = parse_pem_chain(data)
     intermediate, root = chain[0], chain[-1]
     signer = "SEV-VLEK-" if request.kind is ArtefactKind.AMD_VLEK_CHAIN else "SEV-"
-    names = [_common_name(one.subject) for one in chain]
+    names = [common_name(one.subject) or "(unnamed)" for one in chain]
     if len(chain) != 2 or names != [f"{signer}{request.key}", f"ARK-{request.key}"]:
         raise _malformed(request, f"is a chain of {', '.join(names) or 'nothing'}")
     dates = [_dates(intermediate), _dates(root)]
@@ -224,8 +178,8 @@ def _crl(request: ArtefactRequest, data: bytes) -> Contents:
         "processor": "Intel SGX PCK Processor CA",
         "root": "Intel SGX Root CA",
     }.get(request.key) or f"ARK-{request.key.partition('/')[0]}"
-    if _common_name(crl.issuer) != wanted:
-        raise _malformed(request, f"is a revocation list of {_common_name(crl.issuer)!r}")
+    if common_name(crl.issuer) != wanted:
+        raise _malformed(request, f"is a revocation list of {common_name(crl.issuer)!r}")
     try:
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except x509.ExtensionNotFound:
@@ -235,28 +189,30 @@ def _crl(request: ArtefactRequest, data: bytes) -> Contents:
 
 def _tcb_info(request: ArtefactRequest, data: bytes) -> Contents:
     tee, fmspc, _ = request.key.split("/")
-    members = _body(data, "tcbInfo")
-    # Version 2 of the document had no `id`, and was about SGX alone.
-    found = expect_str(members.get("id", "SGX"), "id", limit=16)
-    described = expect_str(members.get("fmspc"), "fmspc", limit=12).lower()
-    if found != tee.upper() or described != fmspc:
-        raise _malformed(request, f"is about {found} of FMSPC {described!r}")
-    return _intel_dates(members)
+    found = parse_tcb_info(parse_signed_json(data, "tcbInfo").body)
+    if found.id != tee.upper() or found.fmspc.hex() != fmspc:
+        raise _malformed(request, f"is about {found.id} of FMSPC {found.fmspc.hex()}")
+    return Contents(
+        issued_at=found.issue_date,
+        valid_until=found.next_update,
+        number=found.tcb_evaluation_data_number,
+    )
 
 
 def _qe_identity(request: ArtefactRequest, data: bytes) -> Contents:
-    wanted = {"sgx": "QE", "tdx": "TD_QE"}[request.key.partition("/")[0]]
-    members = _body(data, "enclaveIdentity")
-    found = expect_str(members.get("id"), "id", limit=16)
-    if found != wanted:
-        raise _malformed(request, f"is the identity of {found!r}")
-    return _intel_dates(members)
+    wanted = {"sgx": QE, "tdx": TD_QE}[request.key.partition("/")[0]]
+    found = parse_qe_identity(parse_signed_json(data, "enclaveIdentity").body)
+    if found.id != wanted:
+        raise _malformed(request, f"is the identity of {found.id}")
+    return Contents(
+        issued_at=found.issue_date,
+        valid_until=found.next_update,
+        number=found.tcb_evaluation_data_number,
+    )
 
 
-def _rim(request: ArtefactRequest, data: bytes) -> Contents:
-    certificates = rim_certificates(data)
-    if b"SoftwareIdentity" not in data:
-        raise _malformed(request, "is no SWID document")
+def _rim(_: ArtefactRequest, data: bytes) -> Contents:
+    certificates = tuple(map(parse_certificate, parse_rim(data).certificates))
     # A manifest bears no dates; it is of use for as long as the certificates of its signature.
     return Contents(
         issued_at=certificates[0].not_valid_before_utc,
@@ -296,43 +252,10 @@ _READERS: Final[dict[ArtefactKind, Callable[[ArtefactRequest, bytes], Contents]]
 }
 
 
-def _body(data: bytes, name: str) -> dict[str, object]:
-    body = parse_signed_json(data, name).body
-    return dict(expect_object(parse_json_object(body, limit=len(data), what=name), name))
-
-
-def _intel_dates(members: dict[str, object]) -> Contents:
-    return Contents(
-        issued_at=_time(members.get("issueDate"), "issueDate"),
-        valid_until=_time(members.get("nextUpdate"), "nextUpdate"),
-        number=expect_int(members.get("tcbEvaluationDataNumber"), "tcbEvaluationDataNumber"),
-    )
-
-
-def _time(value: object, what: str) -> datetime:
-    text = expect_str(value, what, limit=20)
-    try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    except ValueError:
-        raise MalformedError(f"{what} is no time in UTC") from None
-
-
 def _dates(certificate: x509.Certificate) -> Contents:
     return Contents(
         issued_at=certificate.not_valid_before_utc, valid_until=certificate.not_valid_after_utc
     )
-
-
-def _der_integer(value: bytes) -> int | None:
-    """A DER INTEGER of one or two bytes, which is what 0 to 255 takes."""
-    if len(value) < 3 or value[0] != 2 or value[1] != len(value) - 2 or value[1] > 2:
-        return None
-    return int.from_bytes(value[2:], "big")
-
-
-def _common_name(name: x509.Name) -> str:
-    found = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(found[0].value) if found else "(unnamed)"
 
 
 def _malformed(request: ArtefactRequest, why: str) -> MalformedError:

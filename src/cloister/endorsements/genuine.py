@@ -19,9 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cloister.endorsements.amd import common_name
 from cloister.endorsements.artefact import Artefact, ArtefactKind
 from cloister.endorsements.certificates import parse_certificate
-from cloister.endorsements.contents import parse_crl, parse_pem_chain, parse_signed_json
+from cloister.endorsements.contents import parse_pem_chain, parse_signed_json
+from cloister.endorsements.intel import parse_crl
 from cloister.endorsements.ocsp import check_answer
 from cloister.endorsements.roots import Anchor, Roots, Vendor
 from cloister.errors import AuthenticationError
@@ -195,7 +197,7 @@ def _intel(
     return any(
         _verifies(signer, signature, document.body) and issued_under(signer, candidates, anchors)
         for signer in candidates
-        if _named(signer, _TCB_SIGNER)
+        if common_name(signer.subject) == _TCB_SIGNER
     )
 
 
@@ -208,8 +210,3 @@ def _verifies(signer: x509.Certificate, signature: bytes, body: bytes) -> bool:
     except (ValueError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
-
-
-def _named(certificate: x509.Certificate, name: str) -> bool:
-    found = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return bool(found) and found[0].value == name

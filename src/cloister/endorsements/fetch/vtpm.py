@@ -10,9 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from cloister.endorsements.artefact import MAX_BYTES, Artefact, ArtefactKind, ArtefactRequest
 from cloister.endorsements.contents import parse_pem_chain
@@ -48,20 +46,6 @@ class AkIntermediates:
         """As `Fetcher` says."""
         answer = self._retriever.fetch(request.key, limit=MAX_BYTES[request.kind], at=at)
         return accept(request, _undo_pem(answer.body), source=request.key, at=at)
-
-
-def issuer_addresses(certificate: x509.Certificate) -> tuple[str, ...]:
-    """Where the issuer's certificate is to be had, as `certificate` says (RFC 5280 4.2.2.1)."""
-    try:
-        access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess)
-    except x509.ExtensionNotFound:
-        return ()
-    return tuple(
-        one.access_location.value
-        for one in access.value
-        if one.access_method == AuthorityInformationAccessOID.CA_ISSUERS
-        and isinstance(one.access_location, x509.UniformResourceIdentifier)
-    )
 
 
 def _undo_pem(data: bytes) -> bytes:
