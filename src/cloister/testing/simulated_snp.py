@@ -166,7 +166,7 @@ class SimulatedAmd:
             values["4"] = _der(0x04, hwid) if wrapped else hwid
         values |= extensions or {}
         private = ec.generate_private_key(curve or ec.SECP384R1())
-        vlek = (issuer or kind) is SigningKey.VLEK
+        vlek = (kind if issuer is None else issuer) is SigningKey.VLEK
         builder = self._builder(
             amd_name(f"SEV-{kind.name}"),
             self.asvk_name if vlek else self.ask_name,

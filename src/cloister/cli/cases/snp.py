@@ -69,8 +69,12 @@ def _narrow(case: CaseFiles) -> Callable[[AppraisalPolicy], AppraisalPolicy]:
     minimum = case.inputs.get(_MINIMUM)
     if minimum is None:
         return unchanged
-    if not isinstance(minimum, Mapping):
-        raise ConfigurationError(f"{_MINIMUM} of {case.name} is no table", code="case.malformed")
+    if not isinstance(minimum, Mapping) or not all(
+        isinstance(level, int) for level in minimum.values()
+    ):
+        raise ConfigurationError(
+            f"{_MINIMUM} of {case.name} is no table of numbers", code="case.malformed"
+        )
     return partial(_with_minimum, minimum=minimum)
 
 
