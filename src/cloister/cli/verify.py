@@ -1,24 +1,76 @@
-"""``cloister verify URL``: fetch one report, check it, show every claim."""
+"""``cloister verify``: check a worker, files of evidence, or recorded cases; show every claim."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloister.cli.asking import Development, Kit, Policy, Proxy, References, Root, Url, trust_from
-from cloister.cli.exits import exit_code
-from cloister.errors import AppraisalError, UnsupportedError
+from cloister.cli.asking import Development, Kit, Policy, Proxy, References, Root, trust_from
+from cloister.cli.exits import AFFIRMED, exit_code
+from cloister.cli.verify_evidence import (
+    parse_expected,
+    parse_hex,
+    parse_time,
+    report_in,
+    verify_cases,
+    verify_files,
+    verify_report_file,
+)
+from cloister.errors import AppraisalError, ConfigurationError, UnsupportedError
 
 if TYPE_CHECKING:
+    from cloister.client.trust import Trust
+    from cloister.endorsements.roots import Roots
     from cloister.strictjson import JsonObject
+    from cloister.verifier.expected import Expected
+    from cloister.verifier.policy import AppraisalPolicy
     from cloister.verifier.result import AttestationResult
+
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        help="A worker's address, files or directories of evidence, or with --case case folders."
+    ),
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", help="Verify as of this time (ISO 8601, with its zone); default: now."),
+]
+Nonce = Annotated[
+    str | None,
+    typer.Option("--nonce", help="The nonce that the evidence or report answers (hexadecimal)."),
+]
+Expect = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expect",
+        metavar="NAME=HEX",
+        help="What a field has to hold, as measurement=…, mr_td=…, report_data=…; repeatable.",
+    ),
+]
+Captured = Annotated[
+    bool,
+    typer.Option(
+        "--as-captured",
+        help="Judge evidence on what it contains: missing collateral is said, not refused.",
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option("--sign-key", help="Print the result as a JWT signed with this PEM key."),
+]
 
 
 def verify(
-    url: Url,
+    targets: Targets,
     *,
     kit: Kit = None,
     policy: Policy = None,
@@ -26,31 +78,144 @@ def verify(
     root: Root = None,
     development: Development = False,
     proxy: Proxy = None,
+    at: At = None,
+    nonce: Nonce = None,
+    expect: Expect = None,
+    as_captured: Captured = False,
+    case: Annotated[
+        bool,
+        typer.Option("--case", help="The targets are case folders; one JSON line for each."),
+    ] = False,
+    sign_key: SignKey = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print an EAT Attestation Result (EAR).")
     ] = False,
 ) -> None:
-    """Check a worker; exit 0 affirmed, 1 refused, 2 usage, 3 cannot decide, 4 unreachable."""
+    """Check a worker or evidence; exit 0 affirmed, 1 refused, 2 usage, 3 cannot decide, 4 gone."""
+    if case:
+        raise typer.Exit(_cases(targets, policy, at))
+    asked: bytes | None = None
+    left_over: tuple[str, ...] = ()
+    if _is_address(targets):
+        if at or nonce or expect or as_captured:
+            raise ConfigurationError(
+                "a worker is asked now, with a nonce of our own: --at, --nonce, --expect and"
+                " --as-captured are for evidence in files",
+                code="verify.options",
+            )
+        trust = trust_from(kit, policy, reference_values, root, development=development)
+        result, asked = _worker(targets[0], trust, proxy)
+    else:
+        asked = None if nonce is None else parse_hex("--nonce", nonce)
+        paths, moment = [Path(target) for target in targets], parse_time(at) or datetime.now(UTC)
+        report = report_in(paths)
+        if report is not None:
+            trust = trust_from(kit, policy, reference_values, root, development=development)
+            result = verify_report_file(report, trust=trust, nonce=asked, at=moment)
+        else:
+            result, left_over = verify_files(
+                paths,
+                policy=_policy(policy, development=development, as_captured=as_captured),
+                roots=_roots(root),
+                at=moment,
+                expected=_with_nonce(parse_expected(expect), asked),
+            )
+    _print(result, asked, left_over, sign_key=sign_key, as_json=as_json)
+    raise typer.Exit(_outcome(result))
+
+
+def _is_address(targets: Sequence[str]) -> bool:
+    """One target that looks like an address and is no file."""
+    if len(targets) != 1 or Path(targets[0]).exists():
+        return False
+    return "://" in targets[0] or re.match(r"[^/\\]+(:\d+)?(/v1/?)?$", targets[0]) is not None
+
+
+def _worker(url: str, trust: Trust, proxy: str | None) -> tuple[AttestationResult, bytes | None]:
     from cloister.client.connect import open_connection
 
-    trust = trust_from(kit, policy, reference_values, root, development=development)
     with open_connection(url, verifier=trust, proxy=proxy) as connection:
         result = connection.verify()
-        if as_json:
-            document = encode(result, connection.link.attestation.nonce)
-            typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        else:
-            from rich.console import Console
+        return result, connection.link.attestation.nonce
 
-            from cloister.cli.asking import whole
 
-            console = Console(highlight=False)
-            for part in whole(result):
-                console.print(part)
+def _cases(targets: Sequence[str], policy: Path | None, at: str | None) -> int:
+    from cloister.client.trust import read_policy
+
+    given = None if policy is None else read_policy(policy)
+    return verify_cases([Path(target) for target in targets], policy=given, at=parse_time(at))
+
+
+def _policy(path: Path | None, *, development: bool, as_captured: bool) -> AppraisalPolicy:
+    from cloister.client.trust import read_policy
+    from cloister.verifier import policy as policies
+
+    if path is not None:
+        made = read_policy(path)
+    else:
+        made = policies.development() if development else policies.strict()
+    return policies.as_captured(made) if as_captured else made
+
+
+def _roots(paths: Sequence[Path] | None) -> Roots:
+    from cloister.client.trust import read_roots
+    from cloister.endorsements.pinned import pinned_roots
+
+    roots = pinned_roots()
+    for path in paths or ():
+        roots = roots.merged(read_roots(path))
+    return roots
+
+
+def _with_nonce(expected: Expected, nonce: bytes | None) -> Expected:
+    """``--nonce`` is short for an expectation of that name; verifiers know where it is."""
+    if nonce is None:
+        return expected
+    return dataclasses.replace(expected, values={**expected.values, "nonce": nonce})
+
+
+def _print(
+    result: AttestationResult,
+    nonce: bytes | None,
+    left_over: tuple[str, ...],
+    *,
+    sign_key: Path | None,
+    as_json: bool,
+) -> None:
+    for name in left_over:
+        typer.echo(f"cloister: {name} was of no use and not looked at", err=True)
+    if sign_key is not None:
+        typer.echo(_signed(encode(result, nonce), sign_key))
+    elif as_json:
+        typer.echo(json.dumps(encode(result, nonce), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from cloister.cli.asking import whole
+
+        console = Console(highlight=False)
+        for part in whole(result):
+            console.print(part)
+
+
+def _signed(ear: JsonObject, path: Path) -> str:
+    from cloister.verifier.ear_jwt import load_signing_key, sign_ear
+
     try:
-        result.require_affirming()
+        pem = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror or 'unknown reason'}", code="jwt.key"
+        ) from None
+    return sign_ear(ear, load_signing_key(pem))
+
+
+def _outcome(result: AttestationResult) -> int:
+    try:
+        result.require_affirmed_evidence()
     except (AppraisalError, UnsupportedError) as error:
-        raise typer.Exit(exit_code(error)) from None
+        return exit_code(error)
+    return AFFIRMED
 
 
 def encode(result: AttestationResult, nonce: bytes | None) -> JsonObject:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.endorsements.intel import Collateral, parse_collateral
 from cloister.errors import MalformedError
 from cloister.evidence import items
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, EvidenceItem
@@ -50,9 +49,10 @@ def _certificates(evidence: Items, name: str) -> tuple[bytes, ...]:
     return _endorsements(evidence, name, MEDIA_TYPE_CERTIFICATE)
 
 
-def _collateral(evidence: Items, name: str) -> Collateral | None:
+def _collateral(evidence: Items, name: str) -> bytes | None:
+    """The collateral's own bytes: whether they decode is a claim of the platform's."""
     found = _endorsements(evidence, name, items.MEDIA_TYPE_COLLATERAL)
-    return parse_collateral(found[0]) if found else None
+    return found[0] if found else None
 
 
 def _snp(evidence: Items) -> tuple[Verify, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol
@@ -49,8 +50,12 @@ class Reader(Protocol):
         """The evidence in a case."""
 
 
-def verdict(folder: Path, *, policy: AppraisalPolicy | None = None) -> JsonObject:
-    """Verify the case in `folder`, by default under the strict policy, as far as it contains it.
+def verdict(
+    folder: Path, *, policy: AppraisalPolicy | None = None, at: datetime | None = None
+) -> JsonObject:
+    """Verify the case in `folder`, by default under the strict policy, on what it contains.
+
+    `at` is used instead of the case's own time.
 
     Raises:
         ConfigurationError: the folder cannot be read, or is of no known platform.
@@ -68,7 +73,7 @@ def verdict(folder: Path, *, policy: AppraisalPolicy | None = None) -> JsonObjec
         roots=dataclasses.replace(
             pinned, intermediates=(*pinned.intermediates, *case.certificates)
         ),
-        at=case.at,
+        at=case.at if at is None else at,
         expected=made.expected,
     )
     return _answer(
