@@ -1,11 +1,11 @@
-"""DCAP quotes put together byte by byte, unsigned: for tests of what parses."""
+"""DCAP quotes put together byte by byte, unsigned, and signed ones with parts replaced."""
 
 from __future__ import annotations
 
 import base64
 import struct
 
-from cloister.evidence.dcap import INTEL_QE_VENDOR
+from cloister.evidence.dcap import INTEL_QE_VENDOR, parse_quote
 
 SGX, TDX = 0x00, 0x81
 PCK_CHAIN, QE_REPORT = 5, 6
@@ -120,3 +120,33 @@ def quote(
         + signatures
         + tail
     )
+
+
+def reassembled(
+    original: bytes,
+    *,
+    signed: bytes | None = None,
+    signature: bytes | None = None,
+    key: bytes | None = None,
+    qe_report: bytes | None = None,
+    qe_signature: bytes | None = None,
+    auth: bytes | None = None,
+    certificates: tuple[int, bytes] | None = None,
+) -> bytes:
+    """The quote `original` with parts of it replaced, and nothing signed anew."""
+    parsed = parse_quote(original)
+    auth = parsed.qe_auth_data if auth is None else auth
+    number, data = certificates or (parsed.certification.type, parsed.certification.data)
+    vouching = b"".join(
+        (
+            qe_report or parsed.qe_report.raw,
+            qe_signature or parsed.qe_report_signature,
+            struct.pack("<H", len(auth)),
+            auth,
+            certification(number, data),
+        )
+    )
+    if parsed.version > 3:
+        vouching = certification(QE_REPORT, vouching)
+    signatures = (signature or parsed.signature) + (key or parsed.attestation_key) + vouching
+    return (signed or parsed.signed) + struct.pack("<I", len(signatures)) + signatures
