@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import MalformedError
@@ -45,19 +45,6 @@ def parse_chain(certificates: Iterable[bytes]) -> tuple[x509.Certificate, ...]:
     return tuple(parse_certificate(certificate) for certificate in chain)
 
 
-def parse_crl(data: bytes) -> x509.CertificateRevocationList:
-    """Decode one revocation list in DER (RFC 5280 section 5). Nothing is authenticated.
-
-    Raises MalformedError, and nothing else.
-    """
-    try:
-        crl = x509.load_der_x509_crl(data)
-        _ = crl.issuer, crl.extensions, crl.last_update_utc, crl.next_update_utc
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        raise MalformedError("a revocation list does not decode") from None
-    return crl
-
-
 def device_model(leaf: x509.Certificate) -> str:
     """The first word of the leaf's common name, ``GH100``, without underscores; or ``""``."""
     names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -83,12 +70,16 @@ def firmware_ids(leaf: x509.Certificate) -> tuple[bytes, ...]:
     return ()
 
 
-def publishes_lists(certificate: x509.Certificate) -> bool:
-    """Whether the certificate's issuer says where it publishes revocation lists."""
-    return any(
-        isinstance(extension.value, x509.CRLDistributionPoints)
-        for extension in certificate.extensions
-    )
+def names_revocation(certificate: x509.Certificate) -> bool:
+    """Whether the certificate says where to ask about its revocation: a list, or a responder."""
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.CRLDistributionPoints):
+            return True
+        if isinstance(extension.value, x509.AuthorityInformationAccess):
+            return any(
+                one.access_method == AuthorityInformationAccessOID.OCSP for one in extension.value
+            )
+    return False
 
 
 def _composite(value: bytes) -> tuple[bytes, ...]:

@@ -68,7 +68,18 @@ class RimKind(enum.StrEnum):
     VBIOS = "nvgpu.vbios_rim"
 
 
-Rims = Mapping[RimKind, Sequence[ExaminedRim]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rims:
+    """All manifests given, each examined once."""
+
+    driver: tuple[ExaminedRim, ...] = ()
+    vbios: tuple[ExaminedRim, ...] = ()
+    either: tuple[ExaminedRim, ...] = ()
+    """Of which nobody said what they are for."""
+
+    def of(self, kind: RimKind) -> tuple[ExaminedRim, ...]:
+        """Those that were given as being of `kind`."""
+        return self.driver if kind is RimKind.DRIVER else self.vbios
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +100,25 @@ def choose_rims(
 ) -> DeviceRims:
     """The manifests for one device; of those that fit, an authentic one before any other."""
     wanted = (RimKind.VBIOS,) if is_switch else (RimKind.DRIVER, RimKind.VBIOS)
-    kinds = tuple(kind for kind in wanted if policy.require_endorsements or rims[kind])
-    chosen = {}
-    for kind in kinds:
-        fitting = [rim for rim in rims[kind] if device is not None and _fits(kind, rim, device)]
-        fitting.sort(key=lambda rim: rim.authenticated is None)
-        malformed = [rim for rim in rims[kind] if rim.malformed is not None]
-        if fitting or malformed:
-            chosen[kind] = (fitting or malformed)[0]
-    absent = tuple(kind for kind in kinds if not rims[kind])
+    chosen = {
+        kind: best
+        for kind in wanted
+        if (best := None if device is None else _best(kind, device, rims)) is not None
+    }
+    kinds = tuple(
+        kind for kind in wanted if policy.require_endorsements or rims.of(kind) or kind in chosen
+    )
+    absent = tuple(kind for kind in kinds if kind not in chosen and not rims.of(kind))
     return DeviceRims(kinds=kinds, whole=kinds == wanted, absent=absent, chosen=chosen)
+
+
+def _best(kind: RimKind, device: NvDevice, rims: Rims) -> ExaminedRim | None:
+    """The manifest that fits, an authentic one before any other; else one that is malformed."""
+    given = (*rims.of(kind), *rims.either)
+    fitting = [rim for rim in given if _fits(kind, rim, device)]
+    fitting.sort(key=lambda rim: rim.authenticated is None)
+    malformed = [rim for rim in rims.of(kind) if rim.malformed is not None]
+    return next(iter(fitting + malformed), None)
 
 
 def claims(

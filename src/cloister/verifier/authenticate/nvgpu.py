@@ -102,6 +102,21 @@ class NvDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A device's evidence with its certificates decoded, which is all that is known at first."""
+
+    evidence: GpuDevice
+    certificates: tuple[x509.Certificate, ...] = ()
+    malformed: str = ""
+    """Why there are none."""
+
+    @property
+    def says_switch(self) -> bool:
+        """Whether the leaf calls itself a switch: a label until the chain is authenticated."""
+        return bool(self.certificates) and device_model(self.certificates[0]) in SWITCHES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
     """One device after authentication."""
 
@@ -118,51 +133,47 @@ def device_claims(revocation: Revocation) -> tuple[str, ...]:
 
 
 def authenticate_device(
-    evidence: GpuDevice, *, roots: Roots, at: datetime, revocation: Revocation, ledger: Ledger
+    device: Decoded, *, roots: Roots, at: datetime, revocation: Revocation, ledger: Ledger
 ) -> Examined:
     """Run every step, adding the claims of `device_claims` to `ledger`, a view on the device.
 
     A step is left out of `ledger` only when one it builds on did not hold.
     """
-    report = _report(evidence, ledger)
-    certificates = decode_chain(evidence.chain, ledger)
+    report = _report(device.evidence, ledger)
+    certificates = device.certificates
     chain = authenticate_certificates(
-        certificates, roots=roots, at=at, revocation=revocation, ledger=ledger
+        device, roots=roots, at=at, revocation=revocation, ledger=ledger
     )
     if report is None:
         return Examined(certificates=certificates, stated=None, authenticated=None)
     if certificates:
         _signature(report.spdm, certificates[0], ledger)
         _firmware(report, certificates[0], ledger)
-    device = NvDevice(report=report, measurements=_measurements(report, ledger), chain=chain)
+    stated = NvDevice(report=report, measurements=_measurements(report, ledger), chain=chain)
     holds = chain is not None and chain_holds(chain, revocation)
     authentic = holds and ledger.holds(*device_claims(revocation))
     return Examined(
         certificates=certificates,
-        stated=device,
-        authenticated=_grant(device) if authentic else None,
+        stated=stated,
+        authenticated=_grant(stated) if authentic else None,
     )
 
 
-def decode_chain(chain: tuple[bytes, ...], ledger: Ledger) -> tuple[x509.Certificate, ...]:
-    """The certificates; none, and `CHAIN` refused, if they do not decode."""
+def decode_device(evidence: GpuDevice) -> Decoded:
+    """Decode the certificates of `evidence`; what is wrong with them is claimed later."""
     try:
-        return parse_chain(chain)
+        return Decoded(evidence=evidence, certificates=parse_chain(evidence.chain))
     except MalformedError as error:
-        ledger.refuse(CHAIN, "malformed", f"The chain is refused: {error}.")
-        return ()
+        return Decoded(evidence=evidence, malformed=str(error))
 
 
 def authenticate_certificates(
-    certificates: tuple[x509.Certificate, ...],
-    *,
-    roots: Roots,
-    at: datetime,
-    revocation: Revocation,
-    ledger: Ledger,
+    device: Decoded, *, roots: Roots, at: datetime, revocation: Revocation, ledger: Ledger
 ) -> Chain | None:
-    """Step 2, for certificates that `decode_chain` returned."""
+    """Step 2; ``None`` where the certificates did not decode."""
+    certificates = device.certificates
     if not certificates:
+        ledger.refuse(CHAIN, "malformed", f"The chain is refused: {device.malformed}.")
         return None
     chain = authenticate_chain(
         certificates[0],
@@ -172,6 +183,7 @@ def authenticate_certificates(
         crls=revocation.crls,
         understood=UNDERSTOOD,
     )
+    chain = revocation.apply(chain, at)
     record_chain(PREFIX, chain, revocation, ledger)
     return chain
 

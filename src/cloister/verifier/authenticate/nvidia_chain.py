@@ -3,14 +3,15 @@
 Three claims, named after a prefix: ``<prefix>chain``, ``<prefix>validity`` and, where revocation
 lists are there or have to be, ``<prefix>revocation``.
 
-NVIDIA publishes lists for some of the CAs only; the certificates that they issue say where. For
-all others there is OCSP, which is asked online and by nobody here.
+NVIDIA publishes lists for some of its CAs, and answers questions (OCSP) about others; a
+certificate names where. Those that name nothing, such as a device's reporting key, cannot be
+revoked. Lists and answers come with the evidence or from a cache; nobody is asked here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -20,8 +21,12 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cloister.endorsements.nvidia import publishes_lists
+from cloister.endorsements.certificates import serial_number
+from cloister.endorsements.contents import parse_ocsp
+from cloister.endorsements.nvidia import names_revocation
+from cloister.endorsements.ocsp import CertificateStatus, check_answer
 from cloister.endorsements.roots import Anchor, name_of
+from cloister.errors import AuthenticationError, MalformedError
 from cloister.verifier.chain import Chain, ChainFault
 from cloister.verifier.ledger import Ledger
 
@@ -35,22 +40,69 @@ class Revocation:
     """What is known about revocation, and how much has to be."""
 
     crls: tuple[x509.CertificateRevocationList, ...] = ()
+    answers: tuple[bytes, ...] = ()
+    """OCSP responses in DER (RFC 6960), one certificate each."""
+    authorities: tuple[x509.Certificate, ...] = ()
+    """Who besides a certificate's issuer may name the responder for it: the pinned roots."""
     required: bool = False
-    """Whether a list must be there of every CA that publishes one."""
+    """Whether every certificate that can be revoked must be shown not to be."""
 
     @property
     def asked(self) -> bool:
         """Whether there is anything to claim about it."""
-        return self.required or bool(self.crls)
+        return self.required or bool(self.crls) or bool(self.answers)
+
+    def apply(self, chain: Chain, at: datetime) -> Chain:
+        """`chain` with what the OCSP answers say of it; the lists have been looked at before."""
+        faults = [
+            fault
+            for certificate, issuer in pairwise(chain.certificates)
+            for answer in self._about(certificate)
+            for fault in self._fault(answer, certificate, issuer, at)
+        ]
+        return dataclasses.replace(chain, faults=(*chain.faults, *faults)) if faults else chain
 
     def missing(self, chain: Chain) -> tuple[str, ...]:
-        """The CAs in `chain` that publish a list which is not there."""
+        """Certificates in `chain` about which there is neither a list nor an answer."""
         listed = {crl.issuer for crl in self.crls}
         return tuple(
-            name_of(issuer)
+            name_of(certificate)
             for certificate, issuer in pairwise(chain.certificates)
-            if publishes_lists(certificate) and issuer.subject not in listed
+            if names_revocation(certificate)
+            and issuer.subject not in listed
+            and not self._about(certificate)
         )
+
+    def _about(self, certificate: x509.Certificate) -> list[bytes]:
+        serial = serial_number(certificate) if self.answers else 0
+        return [answer for answer in self.answers if _serial_in(answer) == serial]
+
+    def _fault(
+        self,
+        answer: bytes,
+        certificate: x509.Certificate,
+        issuer: x509.Certificate,
+        at: datetime,
+    ) -> Iterable[tuple[ChainFault, str]]:
+        try:
+            status = check_answer(
+                answer, certificate, issuer, at=at, authorities=self.authorities
+            ).status
+        except (AuthenticationError, MalformedError) as error:
+            yield ChainFault.CRL_SIGNATURE, f"An answer about revocation is refused: {error}."
+            return
+        if status is not CertificateStatus.GOOD:
+            yield (
+                ChainFault.REVOKED,
+                f"NVIDIA answers that {name_of(certificate)!r} is {status}.",
+            )
+
+
+def _serial_in(answer: bytes) -> int | None:
+    try:
+        return parse_ocsp(answer).serial_number
+    except MalformedError:
+        return None
 
 
 def chain_claims(prefix: str, revocation: Revocation) -> tuple[str, ...]:
@@ -140,8 +192,8 @@ def _record_revocation(
         ledger.refuse(
             name,
             "endorsements_missing",
-            f"There is no revocation list of {missing[0]!r}, and the policy requires one.",
+            f"Whether {missing[0]!r} was revoked is not shown, and the policy requires that it is.",
             value="not_present",
         )
     else:
-        ledger.affirm(name, "No certificate of the chain is in the revocation lists given.")
+        ledger.affirm(name, "No certificate of the chain is said to be revoked.")

@@ -121,6 +121,7 @@ def examine_rim(
         at=at,
         crls=revocation.crls,
     )
+    chain = revocation.apply(chain, at)
     try:
         rim = _signed_content(document, certificates[0])
     except ImportError:
@@ -172,6 +173,7 @@ def _again(
         chain = authenticate_chain(
             chain.leaf, chain.certificates[1:], anchors=anchors, at=at, crls=revocation.crls
         )
+    chain = revocation.apply(chain, at)
     holds = chain_holds(chain, revocation)
     return ExaminedRim(
         rim=signed.rim, chain=chain, signed=True, authenticated=source if holds else None

@@ -18,9 +18,10 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from cloister.endorsements.certificates import parse_certificate
-from cloister.endorsements.nvidia import SWITCHES, device_model, parse_crl
-from cloister.endorsements.roots import Roots
+from cryptography import x509
+
+from cloister.endorsements.certificates import parse_crl
+from cloister.endorsements.roots import Roots, Vendor
 from cloister.errors import MalformedError
 from cloister.evidence.nvgpu import (
     GpuDevice,
@@ -29,7 +30,6 @@ from cloister.evidence.nvgpu import (
     parse_evidence_list,
 )
 from cloister.verifier.appraise.nvgpu import (
-    RimKind,
     Rims,
     appraise_device,
     appraise_set,
@@ -41,10 +41,11 @@ from cloister.verifier.appraise.nvgpu import (
 from cloister.verifier.authenticate.nvgpu import (
     CHAIN,
     PREFIX,
+    Decoded,
     NvDevice,
     authenticate_certificates,
     authenticate_device,
-    decode_chain,
+    decode_device,
     device_claims,
 )
 from cloister.verifier.authenticate.nvidia_chain import Revocation, chain_claims
@@ -102,8 +103,12 @@ class GpuEvidence:
     driver_rims: tuple[RimSource, ...] = ()
     """Manifests in any order; which device needs which is found by version and model."""
     vbios_rims: tuple[RimSource, ...] = ()
+    rims: tuple[RimSource, ...] = ()
+    """Manifests of either kind, as they are stapled to a report."""
     crls: tuple[bytes, ...] = ()
-    """Revocation lists in DER."""
+    """Revocation lists."""
+    ocsp: tuple[bytes, ...] = ()
+    """OCSP responses in DER, about certificates of devices and of manifests' signers."""
 
     @classmethod
     def from_json(cls, data: bytes) -> GpuEvidence:
@@ -187,17 +192,16 @@ class _Devices:
         self._ledger = ledger
         self._set = ledger.on(ALL_DEVICES)
         self._revocation = self._lists()
-        self._rims: Rims = {
-            RimKind.DRIVER: self._examine(evidence.driver_rims),
-            RimKind.VBIOS: self._examine(evidence.vbios_rims),
-        }
+        self._rims = Rims(
+            driver=self._examine(evidence.driver_rims),
+            vbios=self._examine(evidence.vbios_rims),
+            either=self._examine(evidence.rims),
+        )
 
     def verify(self) -> Outcome:
+        devices = [decode_device(device) for device in self._evidence.devices]
         judged = [
-            self._judge(name, device)
-            for name, device in zip(
-                _names(self._evidence.devices), self._evidence.devices, strict=True
-            )
+            self._judge(name, device) for name, device in zip(_names(devices), devices, strict=True)
         ]
         names = set_claims([one.examined.stated for one in judged], self._policy)
         self._set.expect(*names)
@@ -210,15 +214,19 @@ class _Devices:
         return self._outcome(judged, authentic=len(authentic) == len(judged))
 
     def _lists(self) -> Revocation:
-        """The revocation lists. One that does not decode is refused, and none is believed then."""
-        required = self._policy.require_endorsements
+        """What was given about revocation. Of lists that do not decode, none is believed."""
         try:
             crls = tuple(parse_crl(data) for data in self._evidence.crls)
         except MalformedError as error:
             self._set.expect(CRLS)
             self._set.refuse(CRLS, "malformed", f"A revocation list is refused: {error}.")
-            return Revocation(required=required)
-        return Revocation(crls=crls, required=required)
+            crls = ()
+        return Revocation(
+            crls=crls,
+            answers=self._evidence.ocsp,
+            authorities=_authorities(self._roots),
+            required=self._policy.require_endorsements,
+        )
 
     def _examine(self, sources: Iterable[RimSource]) -> tuple[ExaminedRim, ...]:
         return tuple(
@@ -226,7 +234,7 @@ class _Devices:
             for source in sources
         )
 
-    def _judge(self, name: str, device: GpuDevice) -> Judged:
+    def _judge(self, name: str, device: Decoded) -> Judged:
         ledger = self._ledger.on(name)
         ledger.expect(*device_claims(self._revocation), *self._expected.names)
         examined = authenticate_device(
@@ -294,22 +302,19 @@ _SWITCH: Final = "nvswitch"
 _GPU: Final = "gpu"
 
 
-def _names(devices: Iterable[GpuDevice]) -> list[str]:
-    """Names by what the leaves say: labels until the chain is authenticated, and true then."""
+def _names(devices: Iterable[Decoded]) -> list[str]:
     counted = {_SWITCH: 0, _GPU: 0}
     names = []
     for device in devices:
-        kind = _SWITCH if _says_switch(device) else _GPU
+        kind = _SWITCH if device.says_switch else _GPU
         names.append(f"{kind}{counted[kind]}")
         counted[kind] += 1
     return names
 
 
-def _says_switch(device: GpuDevice) -> bool:
-    try:
-        return bool(device.chain) and device_model(parse_certificate(device.chain[0])) in SWITCHES
-    except MalformedError:
-        return False
+def _authorities(roots: Roots) -> tuple[x509.Certificate, ...]:
+    anchors = roots.vendor(Vendor.NVIDIA_DEVICE, Vendor.NVIDIA_RIM)
+    return tuple(anchor.certificate for anchor in anchors)
 
 
 def _fields(device: NvDevice) -> Mapping[str, bytes | None]:
@@ -375,9 +380,10 @@ def _verify_chain(
     device = ledger.on(f"{_GPU}0")
     revocation = Revocation(required=policy.require_endorsements)
     device.expect(*chain_claims(PREFIX, revocation), *expected.names)
-    certificates = decode_chain(evidence.chain, device)
+    decoded = decode_device(GpuDevice(report=b"", chain=evidence.chain))
+    certificates = decoded.certificates
     chain = authenticate_certificates(
-        certificates, roots=roots, at=at, revocation=revocation, ledger=device
+        decoded, roots=roots, at=at, revocation=revocation, ledger=device
     )
     if certificates:
         heard = device if device.holds(CHAIN) else device.stated()
