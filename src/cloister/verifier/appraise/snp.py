@@ -138,9 +138,10 @@ def _vmpl(report: SnpReport, accepted: tuple[int, ...], ledger: Ledger) -> None:
 
 
 def _tcb_order(attestation: SnpAttestation, ledger: Ledger) -> None:
-    """Step 4: reported ≤ committed ≤ current, in every part.
+    """Step 4: neither the reported nor the committed TCB is above the current, in any part.
 
-    The launch TCB stands outside: the firmware may since have gone back as far as committed.
+    The firmware sees to both. It may report more than it is committed to, while an update is
+    provisional; and it may since launch have gone back, as far as the committed TCB.
     """
     report, product = attestation.report, attestation.product
     if product is None:
@@ -152,13 +153,13 @@ def _tcb_order(attestation: SnpAttestation, ledger: Ledger) -> None:
     ledger.check(
         TCB_ORDER,
         holds=(
-            not _below(committed, reported)
+            not _below(current, reported)
             and not _below(current, committed)
             and report.committed_version <= report.current_version
         ),
         affirmed="The firmware's versions fit together.",
         code="tcb_inconsistent",
-        refused="The report names a newer TCB than the firmware is committed to, or runs.",
+        refused="The report names a newer TCB, or version, than that of the firmware that runs.",
         source=Source.HARDWARE_PROVEN,
     )
 

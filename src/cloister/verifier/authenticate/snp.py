@@ -229,7 +229,7 @@ def _revocation(
     ):
         ledger.refuse(
             REVOCATION,
-            "collateral_age",
+            "collateral_too_old",
             f"AMD's revocation list is older than the {age} seconds that the policy accepts.",
         )
     else:

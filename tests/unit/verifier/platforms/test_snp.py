@@ -505,7 +505,9 @@ def test_an_old_list() -> None:
     older = AMD.crl(issued_at=NOW - timedelta(days=2, seconds=1))
     assert codes(result(dataclasses.replace(GOOD, crls=(older,)))) == {}
     check(
-        dataclasses.replace(GOOD, crls=(older,)), {"snp.revocation": "collateral_age"}, policy=aged
+        dataclasses.replace(GOOD, crls=(older,)),
+        {"snp.revocation": "collateral_too_old"},
+        policy=aged,
     )
 
 
@@ -539,6 +541,14 @@ def test_debugging_is_told_of_a_forged_report_too() -> None:
     assert codes(found) == {"snp.signature": "bad_signature", "snp.debug": "debug"}
 
 
+def test_what_the_policy_asks_is_not_affirmed_of_a_forged_report() -> None:
+    forged = sign(GOOD.report, ec.generate_private_key(ec.SECP384R1()))
+    found = result(dataclasses.replace(GOOD, report=forged))
+    told = {claim.name: claim.code for claim in found.claims}
+    names = ("snp.debug", "snp.migration", "snp.vmpl", "snp.tcb_order", "snp.denied")
+    assert [told[name] for name in names] == ["unauthenticated"] * 5
+
+
 def test_migration() -> None:
     movable = with_fields(policy=DEFAULT_POLICY | GuestPolicy.MIGRATE_MA)
     check(movable, {"snp.migration": "migration"})
@@ -554,19 +564,19 @@ def test_privilege_levels() -> None:
     assert "snp.vmpl" not in values(free)
 
 
-@pytest.mark.parametrize(
-    ("field", "tcb"),
-    [
-        ("committed_tcb", bytes([3, 0, 0, 0, 0, 0, 24, 219])),
-        ("committed_tcb", bytes([5, 0, 0, 0, 0, 0, 24, 218])),
-        ("current_tcb", bytes([4, 0, 0, 0, 0, 0, 23, 219])),
-        ("committed_tcb", bytes([4, 1, 0, 0, 0, 0, 24, 219])),
-    ],
-)
-def test_a_tcb_that_does_not_fit(field: str, tcb: bytes) -> None:
-    newer = bytes([4, 0, 0, 0, 0, 0, 25, 220])
-    good = with_fields(committed_tcb=newer, current_tcb=newer)
-    check(with_fields(**{field: tcb}), {"snp.tcb_order": "tcb_inconsistent"}, good=good)  # type: ignore[arg-type]  # never the version
+@pytest.mark.parametrize("part", [0, 1, 6, 7])
+@pytest.mark.parametrize("field", ["committed_tcb", "reported_tcb"])
+def test_a_tcb_above_that_of_the_firmware_that_runs(field: str, part: int) -> None:
+    above = bytes(level + (index == part) for index, level in enumerate(KEY.tcb))
+    key = AMD.key(tcb=above) if field == "reported_tcb" else KEY
+    tcbs = {"reported_tcb": key.tcb, "committed_tcb": KEY.tcb, "launch_tcb": above, field: above}
+
+    def evidence(current: bytes) -> SnpEvidence:
+        report = AMD.report(key, **tcbs, current_tcb=current)  # type: ignore[arg-type]  # no version
+        leaf = (key.certificate, *GOOD.certificates[1:])
+        return dataclasses.replace(GOOD, report=report, certificates=leaf)
+
+    check(evidence(KEY.tcb), {"snp.tcb_order": "tcb_inconsistent"}, good=evidence(above))
 
 
 def test_firmware_that_went_back_behind_what_it_committed_to() -> None:
@@ -599,12 +609,11 @@ def test_the_reported_tcb_counts_even_if_the_firmware_is_committed_to_more() -> 
 
 
 def test_the_committed_and_the_certified_tcb_count_too() -> None:
-    """Both can only be below the reported one in evidence that is wrong in other ways too."""
     policy = dataclasses.replace(POLICY, snp_minimum_tcb={"milan": {"microcode": 219}})
     older = bytes([4, 0, 0, 0, 0, 0, 24, 218])
     check(
         with_fields(committed_tcb=older),
-        {"snp.minimum_tcb": "tcb_below_minimum", "snp.tcb_order": "tcb_inconsistent"},
+        {"snp.minimum_tcb": "tcb_below_minimum"},
         policy=policy,
     )
     newer = KEY.tcb
@@ -620,6 +629,17 @@ def test_the_committed_and_the_certified_tcb_count_too() -> None:
         {"snp.minimum_tcb": "tcb_below_minimum", "snp.certificate_tcb": "cert_mismatch"},
         policy=policy,
     )
+
+
+def test_the_reported_tcb_counts_without_a_certificate() -> None:
+    policy = dataclasses.replace(CAPTURED, snp_minimum_tcb={"milan": {"microcode": 219}})
+    older = bytes([4, 0, 0, 0, 0, 0, 24, 218])
+    report = AMD.report(KEY, reported_tcb=older)
+    found = result(SnpEvidence(report=report, certificates=()), policy)
+    assert codes(found) == {
+        "snp.certificate": "endorsements_missing",
+        "snp.minimum_tcb": "tcb_below_minimum",
+    }
 
 
 def test_each_product_needs_a_minimum_of_its_own() -> None:
