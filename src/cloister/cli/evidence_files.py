@@ -40,6 +40,8 @@ class Assembled:
     used: tuple[EvidenceFile, ...]
     left_over: tuple[EvidenceFile, ...]
     """Files that this platform has no use for."""
+    nonce_field: str
+    """The field that carries a caller's nonce on this platform."""
 
 
 class Files:
@@ -88,10 +90,17 @@ class Files:
             )
         return found
 
-    def assembled(self, verify: Verify, evidence: object) -> Assembled:
+    def assembled(
+        self, verify: Verify, evidence: object, *, nonce_field: str = "report_data"
+    ) -> Assembled:
         """The evidence, with the files that went into it and those that did not."""
-        left = tuple(file for file in self._files if file not in self._used)
-        return Assembled(verify=verify, evidence=evidence, used=tuple(self._used), left_over=left)
+        return Assembled(
+            verify=verify,
+            evidence=evidence,
+            used=tuple(self._used),
+            left_over=tuple(file for file in self._files if file not in self._used),
+            nonce_field=nonce_field,
+        )
 
 
 def read_files(paths: Sequence[Path]) -> tuple[EvidenceFile, ...]:
@@ -207,7 +216,7 @@ def _nitro(files: Files) -> Assembled:
     from cloister.verifier.platforms.nitro import NitroEvidence, verify_nitro
 
     evidence = NitroEvidence(document=files.one(Kind.NITRO_DOCUMENT))
-    return files.assembled(verify_nitro, evidence)
+    return files.assembled(verify_nitro, evidence, nonce_field="nonce")
 
 
 def _tpm(files: Files) -> Assembled:
@@ -226,7 +235,7 @@ def _tpm(files: Files) -> Assembled:
         else None,
         event_log=files.optional(Kind.EVENT_LOG),
     )
-    return files.assembled(verify_tpm, evidence)
+    return files.assembled(verify_tpm, evidence, nonce_field="extra_data")
 
 
 def _quote(files: Files) -> QuoteEvidence:

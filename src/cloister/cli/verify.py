@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from cloister.client.trust import Trust
     from cloister.endorsements.roots import Roots
     from cloister.strictjson import JsonObject
-    from cloister.verifier.expected import Expected
     from cloister.verifier.policy import AppraisalPolicy
     from cloister.verifier.result import AttestationResult
 
@@ -118,7 +116,8 @@ def verify(
                 policy=_policy(policy, development=development, as_captured=as_captured),
                 roots=_roots(root),
                 at=moment,
-                expected=_with_nonce(parse_expected(expect), asked),
+                expected=parse_expected(expect),
+                nonce=asked,
             )
     _print(result, asked, left_over, sign_key=sign_key, as_json=as_json)
     raise typer.Exit(_outcome(result))
@@ -165,13 +164,6 @@ def _roots(paths: Sequence[Path] | None) -> Roots:
     for path in paths or ():
         roots = roots.merged(read_roots(path))
     return roots
-
-
-def _with_nonce(expected: Expected, nonce: bytes | None) -> Expected:
-    """``--nonce`` is short for an expectation of that name; verifiers know where it is."""
-    if nonce is None:
-        return expected
-    return dataclasses.replace(expected, values={**expected.values, "nonce": nonce})
 
 
 def _print(

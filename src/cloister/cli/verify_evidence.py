@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cloister.channel.statement import REPORT_DATA_SIZE
 from cloister.cli.exits import AFFIRMED, CANNOT_DECIDE, REFUSED, USAGE
 from cloister.errors import ConfigurationError
 from cloister.evidence.recognise import Kind
@@ -30,8 +32,11 @@ def verify_files(
     roots: Roots,
     at: datetime,
     expected: Expected,
+    nonce: bytes | None = None,
 ) -> tuple[AttestationResult, tuple[str, ...]]:
     """Verify the evidence in files; also return the names of those that were of no use.
+
+    `nonce` is expected in the field where the platform carries one.
 
     Raises:
         ConfigurationError: there is no evidence in them, or not all that it takes.
@@ -40,8 +45,27 @@ def verify_files(
     from cloister.verifier.evidence import run
 
     made = assemble(read_files(paths))
-    result = run(made.verify, made.evidence, policy=policy, roots=roots, at=at, expected=expected)
+    result = run(
+        made.verify,
+        made.evidence,
+        policy=policy,
+        roots=roots,
+        at=at,
+        expected=_with_nonce(expected, made.nonce_field, nonce),
+    )
     return result, tuple(file.name for file in made.left_over)
+
+
+def _with_nonce(expected: Expected, name: str, nonce: bytes | None) -> Expected:
+    """A report-data slot has 64 bytes; a shorter nonce in it is followed by zeros."""
+    if nonce is None:
+        return expected
+    value = nonce.ljust(REPORT_DATA_SIZE, b"\0") if name == "report_data" else nonce
+    if expected.values.get(name, value) != value:
+        raise ConfigurationError(
+            f"--nonce and --expect {name} contradict each other", code="verify.expect"
+        )
+    return dataclasses.replace(expected, values={**expected.values, name: value})
 
 
 def report_in(paths: Sequence[Path]) -> bytes | None:
