@@ -44,6 +44,7 @@ from cloister.evidence.report import (
     EvidenceItem,
 )
 from cloister.evidence.tpm import (
+    HASH_NAMES,
     Alg,
     EccPublic,
     PublicArea,
@@ -65,6 +66,7 @@ GOOGLE_KEYS: Final = (
 MAX_QUOTE_ATTEMPTS: Final = 5
 """Registers are read beside the quote; one that is extended in between makes both disagree."""
 
+_KEY_TYPES: Final = frozenset({Alg.RSA, Alg.ECC})
 _NOT_THERE: Final = frozenset({ResponseCode.HANDLE, ResponseCode.VALUE})
 
 
@@ -247,12 +249,12 @@ def certificates(chain: Sequence[bytes]) -> tuple[Endorsement, ...]:
 
 def _template(data: bytes) -> bytes:
     """A ``TPMT_PUBLIC``; Google's comes bare, others write it as ``TPM2B_PUBLIC``."""
-    size = int.from_bytes(data[:2], "big")
-    if size > Alg.ECC and 2 + size <= len(data):
+    size, first, second = (int.from_bytes(data[at : at + 2], "big") for at in (0, 2, 4))
+    if size in _KEY_TYPES and first in HASH_NAMES:  # no size: a type, then its name algorithm
+        return data
+    if first in _KEY_TYPES and second in HASH_NAMES and 2 + size <= len(data):
         return data[2 : 2 + size]
-    if size not in {Alg.RSA, Alg.ECC}:
-        raise absent("the provider's attestation key has no template that is known here")
-    return data
+    raise absent("the provider's attestation key has no template that is known here")
 
 
 def _certified(key: LoadedKey, certificate: bytes) -> AttestationKey:
