@@ -19,7 +19,8 @@ from cloister.errors import CloisterError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("cloister.cli.demo", "Start a sealed worker here, check it, and talk to it."),
-    "verify": ("cloister.cli.verify", "Check a worker and show every claim."),
+    "verify": ("cloister.cli.verify", "Check a worker, or evidence, and show every claim."),
+    "inspect": ("cloister.cli.inspect", "Decode evidence of any kind."),
     "chat": ("cloister.cli.chat", "Talk to a worker, after checking it."),
     "proxy": ("cloister.cli.proxy", "A local OpenAI endpoint that checks and seals."),
     "serve": ("cloister.cli.serve", "Serve a model from a sealed worker."),
