@@ -363,7 +363,7 @@ def _denied(device: NvDevice, rims: DeviceRims, denied: tuple[str, ...], ledger:
     """Step 6: the certificates of the device and of the signers of its manifests."""
     certificates: list[x509.Certificate] = []
     chains = [device.chain, *(examined.chain for examined in rims.chosen.values())]
-    for chain in chains:
+    for chain in chains if denied else ():
         certificates += () if chain is None else chain.certificates
     found = [name for name in map(fingerprint, certificates) if name in denied]
     ledger.check(
