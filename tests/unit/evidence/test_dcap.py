@@ -129,7 +129,8 @@ def test_kinds_that_are_not_known_are_told_apart(data: bytes) -> None:
     "data",
     [
         pytest.param(quote(4, head=header(4, dcap.TDX, reserved=b"\0\0\0\1")), id="reserved"),
-        pytest.param(quote(5, descriptor=struct.pack("<HI", 2, 648)), id="size of another body"),
+        pytest.param(quote(5, descriptor=struct.pack("<HI", 2, 648)), id="kind of another body"),
+        pytest.param(quote(5, descriptor=struct.pack("<HI", 3, 584)), id="size of another body"),
         pytest.param(
             quote(5, tee=dcap.SGX, body=enclave_report(), descriptor=struct.pack("<HI", 2, 584)),
             id="guest in a quote of an enclave",

@@ -14,6 +14,7 @@ from typing import Final
 
 from cloister.endorsements.roots import Roots
 from cloister.evidence.ccel import CcelLog, replay_rtmrs
+from cloister.evidence.eventlog import EventType
 from cloister.evidence.tdx import TdReport
 from cloister.strictjson import Json, JsonObject
 from cloister.verifier.appraise import tdx as appraise
@@ -174,7 +175,7 @@ def _facts(report: TdReport) -> JsonObject:
 def _log_facts(log: CcelLog, report: TdReport) -> JsonObject:
     """Where the log leads, for the registers that it extends; events include its header."""
     replayed = replay_rtmrs(log.events)
-    touched = sorted({event.pcr for event in log.events})
+    touched = sorted({e.pcr for e in log.events if e.type != EventType.EV_NO_ACTION})
     found: JsonObject = {
         "events": len(log.events) + 1,
         "sha384": {f"rtmr{number}": replayed[number].hex() for number in touched},

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.endorsements.intel import Collateral
+from cloister.endorsements.intel_pck import SGX_EXTENSIONS
 from cloister.endorsements.intel_tcb_info import SGX, TDX
 from cloister.endorsements.roots import Anchor, Roots, Vendor, fingerprint
 from cloister.evidence.dcap import parse_quote
@@ -304,7 +306,11 @@ class TestChain:
 
     def test_the_root_of_another_vendor(self) -> None:
         anchors = (Anchor(vendor=Vendor.AMD, certificate=INTEL.root, development=True),)
-        assert self.found(PLATFORM, roots=Roots(anchors=anchors)).reason == "bad_chain"
+        roots = INTEL.roots
+        assert self.found(PLATFORM, roots=roots, collateral=None, policy=LENIENT).affirmed
+        roots = Roots(anchors=anchors)
+        found = self.found(PLATFORM, roots=roots, collateral=None, policy=LENIENT)
+        assert (found.reason, found.failed()) == ("bad_chain", {"pck_chain"})
 
     def test_the_leaf_has_a_platforms_name(self) -> None:
         leaf, key = self.leaf()
@@ -313,10 +319,34 @@ class TestChain:
         found = self.found(self.platform(leaf, INTEL.cas["platform"], key=key))
         assert (found.reason, found.failed()) == ("bad_chain", {"pck_chain"})
 
-    def test_a_ca_is_no_platform(self) -> None:
-        leaf, key = self.leaf(ca=0)
+    @pytest.mark.parametrize(
+        ("ca", "signs", "fault"),
+        [(False, True, set()), (True, True, {"pck_chain"}), (False, False, {"pck_chain"})],
+    )
+    def test_a_leaf_signs_data_and_no_certificates(
+        self, ca: bool, signs: bool, fault: set[str]
+    ) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        issued = INTEL.certify("Intel SGX PCK Certificate", key, extensions=sgx_extensions())
+        usage = issued.extensions.get_extension_for_class(x509.KeyUsage).value
+        uses: Any = {name.removeprefix("_"): value for name, value in vars(usage).items()}
+        leaf = (
+            x509.CertificateBuilder()
+            .subject_name(issued.subject)
+            .issuer_name(INTEL.cas["platform"].subject)
+            .public_key(key.public_key())
+            .serial_number(7)
+            .not_valid_before(issued.not_valid_before_utc)
+            .not_valid_after(issued.not_valid_after_utc)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**uses | {"digital_signature": signs}), critical=True)
+            .add_extension(
+                x509.UnrecognizedExtension(SGX_EXTENSIONS, sgx_extensions()), critical=False
+            )
+            .sign(INTEL.ca_keys["platform"], hashes.SHA256())
+        )
         found = self.found(self.platform(leaf, INTEL.cas["platform"], key=key))
-        assert found.failed() == {"pck_chain"}
+        assert found.failed() == fault
 
     def test_the_root_certifies_no_platforms(self) -> None:
         leaf, key = self.leaf(issuer="root", issuer_key=INTEL.root_key)
@@ -336,8 +366,13 @@ class TestChain:
         assert (found.reason, found.failed()) == ("bad_chain", {"pck_chain"})
 
     def test_a_longer_chain(self) -> None:
-        upper_key, ca_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        upper = INTEL.certify("Intel SGX Upper CA", upper_key, ca=1)
+        """Under a root that allows it, which Intel's does not."""
+        root_key, upper_key, ca_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+        root = INTEL.certify("Root", root_key, issuer=None, issuer_key=root_key, ca=4)
+        roots = Roots(anchors=(Anchor(vendor=Vendor.INTEL, certificate=root, development=True),))
+        upper = INTEL.certify(
+            "Intel SGX PCK Platform CA", upper_key, issuer=root, issuer_key=root_key, ca=1
+        )
         ca = INTEL.certify(
             "Intel SGX PCK Platform CA", ca_key, issuer=upper, issuer_key=upper_key, ca=0
         )
@@ -347,8 +382,12 @@ class TestChain:
             quoted("tdx", self.platform(leaf, ca, upper, key=key)),
             collateral=None,
             policy=LENIENT,
+            roots=roots,
         )
-        assert "pck_chain" in found.failed()
+        assert found.failed() == {"pck_chain"}
+        leaf, key = self.leaf(issuer=upper, issuer_key=upper_key)
+        shorter = quoted("tdx", self.platform(leaf, upper, key=key))
+        assert verified("tdx", shorter, collateral=None, policy=LENIENT, roots=roots).affirmed
 
     def test_extensions_that_do_not_decode(self) -> None:
         found = self.found(INTEL.platform(extensions=b"\x30\x00"))
@@ -462,6 +501,13 @@ class TestCollateral:
         claim = verified("tdx", quote).claim("platform_tcb")
         assert (claim.finding, claim.value) == (Finding.NONE, "UpToDate")
 
+    def test_states_in_forged_collateral_are_not_affirmed(self) -> None:
+        collateral = INTEL.collateral()
+        edited = dataclasses.replace(collateral, tcb_info=collateral.tcb_info + b" ")
+        found = verified("tdx", quoted("tdx"), collateral=edited)
+        assert found.claim("platform_tcb").code == "unauthenticated"
+        assert found.claim("debug").finding is Finding.AFFIRMING
+
 
 class TestQuotingEnclave:
     """Without collateral."""
@@ -479,6 +525,11 @@ class TestQuotingEnclave:
         found = self.found(tee, **{field: value})
         assert (found.reason, found.failed()) == ("qe_identity_mismatch", {"quoting_enclave"})
         assert found.outcome.bound is None
+
+    def test_that_of_a_forged_quote_is_not_affirmed(self) -> None:
+        quote = reassembled(quoted("tdx"), signature=b"\1" * 64)
+        found = verified("tdx", quote, collateral=None, policy=LENIENT)
+        assert found.claim("quoting_enclave").code == "unauthenticated"
 
     def test_that_of_the_other_environment(self) -> None:
         quote = quoted("sgx")

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from cloister.errors import ConfigurationError
+from cloister.evidence.ccel import replay_rtmrs
 from cloister.evidence.dcap import parse_quote
 from cloister.evidence.sgx import SgxAttribute
 from cloister.evidence.tdx import TdAttribute
@@ -24,6 +25,7 @@ from cloister.verifier.platforms import sgx, tdx
 from cloister.verifier.policy import AppraisalPolicy, strict
 from cloister.verifier.result import AttestationResult, Claim, Finding
 from support.dcap import reassembled
+from support.tdx_logs import boot, ccel
 
 NOW: Final = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 INTEL: Final = SimulatedIntel(now=NOW)
@@ -65,6 +67,13 @@ def enclave(
     evidence = sgx.SgxEvidence(quote=quote, collateral=INTEL.collateral(SGX))
     return run(
         sgx.verify_sgx, evidence, policy=policy, roots=INTEL.roots, at=NOW, expected=expected
+    )
+
+
+def nothing_that_decodes(*, expected: Expected) -> AttestationResult:
+    evidence = tdx.TdxEvidence(quote=b"")
+    return run(
+        tdx.verify_tdx, evidence, policy=POLICY, roots=INTEL.roots, at=NOW, expected=expected
     )
 
 
@@ -143,11 +152,39 @@ class TestGuest:
             "off",
         )
 
-    def test_a_log_that_does_not_lead_to_the_registers(self) -> None:
-        assert guest().verdict is Finding.AFFIRMING
-        result = guest(log=b"no log")
+
+class TestEventLog:
+    REPLAYED: Final = replay_rtmrs(boot())
+    QUOTED: Final[dict[str, Any]] = {
+        f"rtmr{number}": value for number, value in enumerate(REPLAYED)
+    }
+
+    def test_a_log_that_leads_to_the_registers(self) -> None:
+        result = guest(log=ccel(boot()), **self.QUOTED)
+        assert result.verdict is Finding.AFFIRMING, result.failures
+        assert result.facts["eventlog_replay"] == {
+            "events": len(boot()) + 1,
+            "sha384": {f"rtmr{number}": self.REPLAYED[number].hex() for number in (0, 1)},
+        }
+
+    def test_a_log_that_does_not(self) -> None:
+        result = guest(log=ccel(boot()[1:]), **self.QUOTED)
+        assert failed(result) == {"tdx.eventlog": "eventlog_mismatch"}
+        replay = result.facts["eventlog_replay"]
+        assert isinstance(replay, dict)
+        assert replay["matches"] == {"rtmr0": False, "rtmr1": True}
+
+    def test_what_is_no_log(self) -> None:
+        result = guest(log=b"no log", **self.QUOTED)
         assert claim(result, "tdx.eventlog").finding is Finding.CONTRAINDICATED
         assert "eventlog_replay" not in result.facts
+
+    def test_registers_of_a_forged_quote_prove_no_log(self) -> None:
+        result = guest(log=ccel(boot()), forged=True, **self.QUOTED)
+        assert claim(result, "tdx.eventlog").code == "unauthenticated"
+
+    def test_without_a_log_there_is_no_claim(self) -> None:
+        assert not any("eventlog" in claim.name for claim in guest().claims)
 
 
 class TestEnclave:
@@ -273,7 +310,7 @@ class TestExpectations:
 
     def test_fields_that_there_are_not(self) -> None:
         expected = Expected(values={"measurement": b""})
-        for verify in (guest, enclave):
+        for verify in (guest, enclave, nothing_that_decodes):
             with pytest.raises(ConfigurationError) as caught:
                 verify(expected=expected)
             assert caught.value.code == "expected.unknown"
