@@ -279,6 +279,7 @@ GOOD_PAIR = entry(VCEK, 72, 4) + entry(ASK, 76, 4) + bytes(24) + b"vcekaask"
         (GOOD_PAIR.replace(entry(ASK, 76, 4), entry(ASK, 72, 8)), "overlap"),
         (GOOD_PAIR.replace(entry(VCEK, 72, 4), entry(VCEK, 71, 5)), "overlap"),
         (GOOD_PAIR.replace(entry(VCEK, 72, 4), entry(VCEK, 0, 4)), "overlap"),
+        (GOOD_PAIR.replace(entry(VCEK, 72, 4), entry(VCEK, 0, 0)), "overlap"),
         (GOOD_PAIR.replace(entry(VCEK, 72, 4), entry(VCEK, 73, 3)), "no entry"),
         (GOOD_PAIR + b"x", "no entry"),
         (GOOD_PAIR.replace(entry(ASK, 76, 4), entry(VCEK, 76, 4)), "two entries"),

@@ -710,8 +710,9 @@ def test_nothing_expected_is_affirmed_of_a_forged_report() -> None:
 
 
 def test_expecting_what_there_is_not() -> None:
-    with pytest.raises(ConfigurationError):
-        result(GOOD, expected=Expected(values={"mrtd": b""}))
+    for evidence in (GOOD, dataclasses.replace(GOOD, report=b"")):
+        with pytest.raises(ConfigurationError):
+            result(evidence, expected=Expected(values={"mrtd": b""}))
 
 
 def test_claims_can_be_about_another_device() -> None:
