@@ -1,0 +1,224 @@
+"""Simulated workers on hardware platforms: reports that verify, without any TEE.
+
+Keys, claims document and keyset are those of `SimulatedAttester`; the evidence comes from the
+simulated vendor of the platform. Only roots made here accept it, and only a policy that names
+development affirms it::
+
+    worker = SimulatedHardware.make("snp", now=now)
+    result = verify_report(
+        worker.report(nonce),
+        nonce=nonce,
+        policy=policy.development(),
+        reference_values=worker.reference_values,
+        roots=worker.roots,
+        at=now,
+    )
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from cloister.channel.statement import REPORT_DATA_SIZE, statement_digest
+from cloister.endorsements.roots import Roots
+from cloister.evidence import items
+from cloister.evidence.report import (
+    API_VERSION,
+    ITEM_CLAIMS,
+    MEDIA_TYPE_CERTIFICATE,
+    MEDIA_TYPE_CLAIMS,
+    AttestationReport,
+    Endorsement,
+    EvidenceItem,
+)
+from cloister.testing.simulated_dcap import SimulatedIntel
+from cloister.testing.simulated_nitro import SimulatedNitro
+from cloister.testing.simulated_snp import SimulatedAmd
+from cloister.testing.simulated_tpm import SimulatedAttester
+from cloister.verifier.platform_references import PlatformReference
+from cloister.verifier.reference_values import ReferenceValues
+
+MEASUREMENT: Final = bytes([0xA1]) * 48
+RTMRS: Final = tuple(bytes([0xB0 + number]) * 48 for number in range(4))
+MRENCLAVE: Final = bytes([0xC1]) * 32
+PCRS: Final = {index: bytes([0xD0 + index]) * 48 for index in range(3)}
+
+Items = Mapping[str, EvidenceItem]
+Issue = Callable[[bytes], Items]
+"""From a 32-byte statement digest to evidence items."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SimulatedHardware:
+    """A worker on a simulated platform, with all of its secrets. Every field may be replaced."""
+
+    platform: str
+    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``."""
+    tee_type: str
+    worker: SimulatedAttester
+    issue: Issue
+    roots: Roots
+    reference: PlatformReference
+    more_evidence: Items = dataclasses.field(default_factory=dict)
+    """Items beside those of the platform: GPUs."""
+
+    @classmethod
+    def make(
+        cls,
+        platform: str,
+        *,
+        now: datetime,
+        worker: SimulatedAttester | None = None,
+        **fields: object,
+    ) -> SimulatedHardware:
+        """A worker on `platform`; `fields` go to the simulated vendor, under its own names."""
+        return _MAKERS[platform](now, worker or SimulatedAttester.make(now=now), dict(fields))
+
+    @property
+    def reference_values(self) -> ReferenceValues:
+        """Reference values that accept exactly this worker's image."""
+        return ReferenceValues.from_platforms(self.reference)
+
+    def report(self, nonce: bytes | None) -> bytes:
+        """The report as served for `nonce`."""
+        return self.attestation_report(nonce).encode()
+
+    def attestation_report(self, nonce: bytes | None) -> AttestationReport:
+        """The report as a record, to change before it is encoded."""
+        keyset, document = self.worker.keyset, self.worker.claims_document
+        digest = statement_digest(keyset.digest, nonce)
+        claims = EvidenceItem(media_type=MEDIA_TYPE_CLAIMS, data=document.encode())
+        return AttestationReport(
+            api_version=API_VERSION,
+            keyset_digest=keyset.digest,
+            tee_type=self.tee_type,
+            keyset=keyset.to_json(),
+            report_data=digest,
+            evidence={**self.issue(digest), **self.more_evidence, ITEM_CLAIMS: claims},
+            service_capabilities={"supported_e2ee_versions": [], "serving": "direct"},
+        )
+
+
+def _reference(platform: str, **registers: bytes) -> PlatformReference:
+    return PlatformReference(
+        platform=platform,
+        name="simulated image 1",
+        registers={name: (value.hex(),) for name, value in registers.items()},
+    )
+
+
+def _slot(digest: bytes) -> bytes:
+    return digest.ljust(REPORT_DATA_SIZE, b"\0")
+
+
+def _endorse(media_type: str, *contents: bytes) -> tuple[Endorsement, ...]:
+    return tuple(Endorsement(media_type=media_type, data=data) for data in contents)
+
+
+def _snp(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) -> SimulatedHardware:
+    amd = SimulatedAmd(now=now)
+    key, crl = amd.key(), amd.crl()
+    chosen = {"measurement": MEASUREMENT, **fields}
+
+    def issue(digest: bytes) -> Items:
+        made = amd.evidence(key, report_data=_slot(digest), **chosen)  # type: ignore[arg-type]
+        endorsements = (
+            *_endorse(MEDIA_TYPE_CERTIFICATE, *made.certificates),
+            *_endorse(items.MEDIA_TYPE_CRL, crl),
+        )
+        return {
+            items.ITEM_SNP_REPORT: EvidenceItem(
+                media_type=items.MEDIA_TYPE_SNP_REPORT, data=made.report, endorsements=endorsements
+            )
+        }
+
+    return SimulatedHardware(
+        platform="snp",
+        tee_type=items.TEE_TYPE_SEV_SNP,
+        worker=worker,
+        issue=issue,
+        roots=amd.roots,
+        reference=_reference("snp", measurement=MEASUREMENT),
+    )
+
+
+def _tdx(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) -> SimulatedHardware:
+    intel = SimulatedIntel(now=now)
+    platform, collateral = intel.platform(), intel.collateral()
+    rtmrs = {f"rtmr{number}": value for number, value in enumerate(RTMRS)}
+    chosen = {"mr_td": MEASUREMENT, **rtmrs, **fields}
+
+    def issue(digest: bytes) -> Items:
+        quote = platform.tdx_quote(report_data=_slot(digest), **chosen)  # type: ignore[arg-type]
+        return {
+            items.ITEM_TDX_QUOTE: EvidenceItem(
+                media_type=items.MEDIA_TYPE_TDX_QUOTE,
+                data=quote,
+                endorsements=_endorse(items.MEDIA_TYPE_COLLATERAL, collateral.encode()),
+            )
+        }
+
+    return SimulatedHardware(
+        platform="tdx",
+        tee_type=items.TEE_TYPE_TDX,
+        worker=worker,
+        issue=issue,
+        roots=intel.roots,
+        reference=_reference("tdx", mr_td=MEASUREMENT, **rtmrs),
+    )
+
+
+def _sgx(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) -> SimulatedHardware:
+    intel = SimulatedIntel(now=now)
+    platform, collateral = intel.platform(), intel.collateral("SGX")
+    chosen = {"mrenclave": MRENCLAVE, **fields}
+
+    def issue(digest: bytes) -> Items:
+        quote = platform.sgx_quote(report_data=_slot(digest), **chosen)  # type: ignore[arg-type]
+        return {
+            items.ITEM_SGX_QUOTE: EvidenceItem(
+                media_type=items.MEDIA_TYPE_SGX_QUOTE,
+                data=quote,
+                endorsements=_endorse(items.MEDIA_TYPE_COLLATERAL, collateral.encode()),
+            )
+        }
+
+    return SimulatedHardware(
+        platform="sgx",
+        tee_type=items.TEE_TYPE_SGX,
+        worker=worker,
+        issue=issue,
+        roots=intel.roots,
+        reference=_reference("sgx", mrenclave=MRENCLAVE),
+    )
+
+
+def _nitro(
+    now: datetime, worker: SimulatedAttester, fields: dict[str, object]
+) -> SimulatedHardware:
+    nitro = SimulatedNitro(now=now)
+    chosen = {"pcrs": PCRS, **fields}
+
+    def issue(digest: bytes) -> Items:
+        document = nitro.document(user_data=digest, **chosen)  # type: ignore[arg-type]
+        return {
+            items.ITEM_NITRO_DOCUMENT: EvidenceItem(
+                media_type=items.MEDIA_TYPE_NITRO_DOCUMENT, data=document
+            )
+        }
+
+    return SimulatedHardware(
+        platform="nitro",
+        tee_type=items.TEE_TYPE_NITRO,
+        worker=worker,
+        issue=issue,
+        roots=nitro.roots,
+        reference=_reference("nitro", **{f"pcr{index}": value for index, value in PCRS.items()}),
+    )
+
+
+_MAKERS: Final = {"snp": _snp, "tdx": _tdx, "sgx": _sgx, "nitro": _nitro}
