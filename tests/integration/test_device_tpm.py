@@ -1,0 +1,85 @@
+"""The attester of device TPMs against a software TPM, which answers as a device does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from cloister.attester.device_tpm import DeviceTpmAttester, find_attestation_key
+from cloister.attester.tpm import Tpm, signing_template
+from cloister.attester.tpm_errors import ResponseCode, TpmError
+from cloister.evidence.items import ITEM_TPM_PCRS
+from cloister.evidence.pcrs import parse_pcrs_json
+from cloister.evidence.report import ITEM_QUOTE
+from cloister.evidence.tpm import Alg, EccPublic, parse_public, parse_quote
+from support.software_tpm import software_tpm
+
+pytestmark = pytest.mark.tpm
+
+DIGEST = bytes(range(32))
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def tpm() -> Iterator[Tpm]:
+    with software_tpm() as (running, _):
+        yield running.tpm
+
+
+def certificate(public: bytes) -> bytes:
+    key = parse_public(public).key
+    assert isinstance(key, EccPublic)
+    point = ec.EllipticCurvePublicNumbers(
+        int.from_bytes(key.x, "big"), int.from_bytes(key.y, "big"), ec.SECP256R1()
+    ).public_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "AK")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(point)
+        .serial_number(1)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=1))
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    )
+    return made.public_bytes(Encoding.DER)
+
+
+def test_a_made_key_quotes_every_register(tpm: Tpm) -> None:
+    tpm.extend(10, DIGEST)
+    items = DeviceTpmAttester(tpm, find_attestation_key(tpm), registers=range(24)).quote(DIGEST)
+    assert parse_quote(items[ITEM_QUOTE].data).extra_data == DIGEST
+    values = parse_pcrs_json(items[ITEM_TPM_PCRS].data)[Alg.SHA256]
+    assert len(values) == 24
+    assert values[10] != bytes(32)
+
+
+def test_a_provided_key_is_found_in_nv_memory(tpm: Tpm) -> None:
+    ak = tpm.create_primary(signing_template())
+    der = certificate(ak.public)
+    for index, content in ((0x01C10002, der + bytes(20)), (0x01C10003, signing_template())):
+        tpm.nv_define(index, len(content))
+        tpm.nv_write(index, content)
+    found = find_attestation_key(tpm)
+    assert found.chain == (der,)
+    assert found.public == ak.public
+
+
+def test_nv_memory_is_written_from_its_start(tpm: Tpm) -> None:
+    with pytest.raises(TpmError) as caught:
+        tpm.nv_write(0x01400002, b"x")
+    assert caught.value.response_code == ResponseCode.HANDLE
+    tpm.nv_define(0x01400002, 64)
+    tpm.nv_write(0x01400002, b"a" * 64)
+    tpm.nv_write(0x01400002, b"b")
+    assert tpm.nv_read(0x01400002) == b"b" + b"a" * 63
+    with pytest.raises(ValueError, match="at most 512 bytes"):
+        tpm.nv_write(0x01400002, bytes(513))
