@@ -47,13 +47,19 @@ def conclude(
     return AttestationResult(
         platform=platform,
         development=outcome.development,
-        memory_confidentiality="none" if outcome.development else outcome.memory_confidentiality,
+        memory_confidentiality=_memory(outcome),
         claims=ledger.close(development=outcome.development),
         not_proven=outcome.not_proven,
         appraised_at=at.astimezone(UTC),
         policy_id=policy.policy_id,
         facts=outcome.facts,
     )
+
+
+def _memory(outcome: Outcome) -> str:
+    """Nothing protects a simulated platform's memory, nor is anything known of a forged one's."""
+    genuine = outcome.bound is not None and not outcome.development
+    return outcome.memory_confidentiality if genuine else "none"
 
 
 def run(

@@ -143,7 +143,7 @@ def _platform_claims(policy: AppraisalPolicy) -> tuple[str, ...]:
 def _platform(found: Findings, policy: AppraisalPolicy, ledger: Ledger) -> None:
     """Step 12."""
     ledger.expect(*_platform_claims(policy))
-    if not ledger.holds(FORMAT, PLATFORM) or (_hardware(found) and found.outcome is None):
+    if not ledger.holds(FORMAT, PLATFORM) or not _is_authenticated(found):
         return
     if not isinstance(policy.memory_confidentiality, Unchecked):
         _memory(_memory_confidentiality(found), policy.memory_confidentiality, ledger)
@@ -199,8 +199,15 @@ def _is_development(found: Findings) -> bool:
     )
 
 
+def _is_authenticated(found: Findings) -> bool:
+    """Whether it is known what the platform is: forged evidence may call itself anything."""
+    if _hardware(found) is None:
+        return True
+    return found.outcome is not None and found.outcome.bound is not None
+
+
 def _memory_confidentiality(found: Findings) -> str:
-    if found.outcome is None or _is_development(found):
+    if found.outcome is None or not _is_authenticated(found) or _is_development(found):
         return NO_MEMORY_PROTECTION
     return found.outcome.memory_confidentiality
 

@@ -709,7 +709,7 @@ def _request_entry(key: ServerKey) -> PublicKeyEntry:
 def test_an_unknown_platform_is_undecided_and_never_passes() -> None:
     bad = world()
     affirm(bad)
-    bad.report = dataclasses.replace(bad.report, tee_type="tdx")
+    bad.report = dataclasses.replace(bad.report, tee_type="sparc")
     result = bad.verify()
     assert result.platform == "unknown"
     assert not result.development

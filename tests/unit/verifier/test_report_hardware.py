@@ -1,0 +1,390 @@
+"""Reports of workers on hardware platforms: every binding, by the one change that breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cloister.channel.claims import ClaimsDocument
+from cloister.endorsements.pinned import pinned_roots
+from cloister.endorsements.roots import Roots
+from cloister.evidence import items
+from cloister.evidence.report import AttestationReport, EvidenceItem
+from cloister.testing.simulated_hardware import MEASUREMENT, SimulatedHardware
+from cloister.testing.simulated_tpm import SimulatedAttester
+from cloister.verifier import policy
+from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
+from cloister.verifier.reference_values import ReferenceValues
+from cloister.verifier.report import verify_report
+from cloister.verifier.result import AttestationResult, Finding, Source
+
+NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
+NONCE = bytes(range(32))
+OTHER = bytes(32)
+PLATFORMS = ("snp", "tdx", "sgx", "nitro")
+MAIN_ITEM = {
+    "snp": items.ITEM_SNP_REPORT,
+    "tdx": items.ITEM_TDX_QUOTE,
+    "sgx": items.ITEM_SGX_QUOTE,
+    "nitro": items.ITEM_NITRO_DOCUMENT,
+}
+WORKERS = {name: SimulatedHardware.make(name, now=NOW) for name in PLATFORMS}
+
+
+@pytest.fixture(params=PLATFORMS)
+def worker(request: pytest.FixtureRequest) -> SimulatedHardware:
+    """A worker that this test may change."""
+    return dataclasses.replace(WORKERS[request.param])
+
+
+def verify(
+    worker: SimulatedHardware,
+    report: AttestationReport | None = None,
+    *,
+    nonce: bytes = NONCE,
+    under: AppraisalPolicy | None = None,
+    values: ReferenceValues | None = None,
+    roots: Roots | None = None,
+    at: datetime = NOW,
+) -> AttestationResult:
+    return verify_report(
+        (worker.attestation_report(NONCE) if report is None else report).encode(),
+        nonce=nonce,
+        policy=policy.development() if under is None else under,
+        reference_values=worker.reference_values if values is None else values,
+        roots=worker.roots if roots is None else roots,
+        at=at,
+    )
+
+
+def codes(result: AttestationResult) -> dict[str, str | None]:
+    assert result.verdict is not Finding.AFFIRMING
+    assert result.attester is None
+    return {
+        claim.name: claim.code
+        for claim in result.failures
+        if claim.finding is Finding.CONTRAINDICATED
+    }
+
+
+def with_data(report: AttestationReport, name: str, data: bytes) -> AttestationReport:
+    changed = dataclasses.replace(report.evidence[name], data=data)
+    return dataclasses.replace(report, evidence={**report.evidence, name: changed})
+
+
+def documented(worker: SimulatedHardware, document: ClaimsDocument) -> SimulatedHardware:
+    """`worker` with another claims document, and a keyset that names it."""
+    keyset = dataclasses.replace(worker.worker.keyset, subject=document.subject)
+    changed = dataclasses.replace(worker.worker, claims_document=document, keyset=keyset)
+    return dataclasses.replace(worker, worker=changed)
+
+
+def test_a_genuine_worker(worker: SimulatedHardware) -> None:
+    result = verify(worker)
+    assert result.verdict is Finding.AFFIRMING, result.failures
+    attester = result.require_affirming()
+    assert attester.keyset_digest == worker.worker.keyset.digest
+    assert attester.development
+    assert attester.platform.startswith("development (")
+    assert result.memory_confidentiality == "none"
+    assert result.facts
+    assert not [claim for claim in result.claims if claim.source is Source.HARDWARE_PROVEN]
+
+
+def test_a_simulated_platform_is_never_affirmed_unless_asked_for(
+    worker: SimulatedHardware,
+) -> None:
+    strict = dataclasses.replace(policy.strict(), memory_confidentiality=UNCHECKED)
+    found = codes(verify(worker, under=strict))
+    assert found == {"platform.development": "development_refused"}
+
+
+def test_the_vendors_own_roots_know_no_simulated_one(worker: SimulatedHardware) -> None:
+    assert verify(worker).verdict is Finding.AFFIRMING
+    found = codes(verify(worker, roots=pinned_roots()))
+    assert "bad_chain" in found.values()
+
+
+def test_another_nonce(worker: SimulatedHardware) -> None:
+    found = codes(verify(worker, nonce=OTHER))
+    assert found["quote.fresh"] == "quote_nonce"
+
+
+def test_an_unchallenged_report(worker: SimulatedHardware) -> None:
+    result = verify(worker, worker.attestation_report(None))
+    assert codes(result)["quote.fresh"] == "quote_nonce"
+    fresh = next(claim for claim in result.claims if claim.name == "quote.fresh")
+    assert "no challenge" in fresh.explanation
+
+
+def test_evidence_of_another_worker_on_the_same_platform(worker: SimulatedHardware) -> None:
+    own = SimulatedAttester.make(now=NOW)
+    other = dataclasses.replace(worker, worker=own)
+    assert verify(other).verdict is Finding.AFFIRMING
+    name = MAIN_ITEM[worker.platform]
+    spliced = with_data(
+        worker.attestation_report(NONCE), name, other.attestation_report(NONCE).evidence[name].data
+    )
+    found = codes(verify(worker, spliced))
+    assert found["quote.fresh"] == "quote_nonce"
+    assert found["keyset.bound"] == "keyset_unbound"
+
+
+def test_a_keyset_that_was_replaced(worker: SimulatedHardware) -> None:
+    """Keys swapped on the way, with the digest that the hardware signed for left in place."""
+    report = worker.attestation_report(NONCE)
+    stranger = SimulatedAttester.make(now=NOW)
+    keyset = dataclasses.replace(stranger.keyset, subject=worker.worker.keyset.subject)
+    swapped = dataclasses.replace(report, keyset=keyset.to_json())
+    assert codes(verify(worker, swapped))["keyset.bound"] == "keyset_unbound"
+
+
+def test_a_report_data_of_its_own(worker: SimulatedHardware) -> None:
+    report = dataclasses.replace(worker.attestation_report(NONCE), report_data=OTHER)
+    assert codes(verify(worker, report)) == {"report.data": "report_data_mismatch"}
+
+
+OTHER_SOFTWARE: dict[str, dict[str, object]] = {
+    "snp": {"measurement": OTHER + bytes(16)},
+    "tdx": {"mr_td": OTHER + bytes(16)},
+    "sgx": {"mrenclave": OTHER},
+    "nitro": {"pcrs": {0: b"\x01" * 48, 1: b"\x02" * 48, 2: b"\x03" * 48}},
+}
+
+
+def test_other_software(worker: SimulatedHardware) -> None:
+    made = OTHER_SOFTWARE[worker.platform]
+    other = SimulatedHardware.make(worker.platform, now=NOW, worker=worker.worker, **made)
+    found = codes(verify(other, values=worker.reference_values))
+    assert found == {"software.registers": "measurement_mismatch"}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_each_runtime_register_of_a_tdx_guest(number: int) -> None:
+    worker = WORKERS["tdx"]
+    changed: dict[str, object] = {f"rtmr{number}": bytes(48)}
+    other = SimulatedHardware.make("tdx", now=NOW, worker=worker.worker, **changed)
+    found = codes(verify(other, values=worker.reference_values))
+    assert found == {"software.registers": "measurement_mismatch"}
+
+
+def test_states_are_not_mixed() -> None:
+    """The measurement of one accepted image with a register of another is neither."""
+    worker = WORKERS["tdx"]
+    one = worker.reference
+    two = dataclasses.replace(
+        one,
+        name="image 2",
+        registers={**one.registers, "mr_td": ("aa" * 48,), "rtmr0": ("bb" * 48,)},
+    )
+    values = ReferenceValues.from_platforms(one, two)
+    assert verify(worker, values=values).verdict is Finding.AFFIRMING
+    mixed = SimulatedHardware.make("tdx", now=NOW, worker=worker.worker, rtmr0=b"\xbb" * 48)
+    found = codes(verify(mixed, values=values))
+    assert found == {"software.registers": "measurement_mismatch"}
+
+
+def test_reference_values_of_another_platform(worker: SimulatedHardware) -> None:
+    others = [WORKERS[name].reference for name in PLATFORMS if name != worker.platform]
+    found = codes(verify(worker, values=ReferenceValues.from_platforms(*others)))
+    assert found["software.registers"] == "measurement_mismatch"
+
+
+def test_software_that_is_not_known_has_no_say(worker: SimulatedHardware) -> None:
+    """What the claims document says is worth nothing where the registers are not accepted."""
+    made = OTHER_SOFTWARE[worker.platform]
+    other = SimulatedHardware.make(worker.platform, now=NOW, worker=worker.worker, **made)
+    result = verify(other, values=worker.reference_values)
+    model = next(claim for claim in result.claims if claim.name == "software.model")
+    assert (model.finding, model.code) == (Finding.NONE, "unauthenticated")
+
+
+def test_without_the_evidence(worker: SimulatedHardware) -> None:
+    report = worker.attestation_report(NONCE)
+    left = {name: item for name, item in report.evidence.items() if name == "claims"}
+    found = codes(verify(worker, dataclasses.replace(report, evidence=left)))
+    assert found["report.items"] == "evidence_missing"
+
+
+@pytest.mark.parametrize("claimed", PLATFORMS)
+def test_a_lie_about_the_platform(worker: SimulatedHardware, claimed: str) -> None:
+    if claimed == worker.platform:
+        return
+    report = worker.attestation_report(NONCE)
+    item = report.evidence[MAIN_ITEM[worker.platform]]
+    lie = dataclasses.replace(
+        report,
+        tee_type=WORKERS[claimed].tee_type,
+        evidence={**report.evidence, MAIN_ITEM[claimed]: item},
+    )
+    result = verify(worker, lie, roots=worker.roots.merged(WORKERS[claimed].roots))
+    assert result.verdict is not Finding.AFFIRMING
+    assert result.memory_confidentiality == "none"
+    assert not [
+        claim
+        for claim in result.claims
+        if claim.name == "platform.development" and claim.finding is Finding.AFFIRMING
+    ]
+
+
+def test_a_platform_that_nobody_knows(worker: SimulatedHardware) -> None:
+    report = dataclasses.replace(worker.attestation_report(NONCE), tee_type="sparc")
+    result = verify(worker, report)
+    assert result.verdict is Finding.NONE
+    assert result.failures[0].code == "platform_unsupported"
+
+
+def test_one_bit_of_the_evidence(worker: SimulatedHardware) -> None:
+    name = MAIN_ITEM[worker.platform]
+    report = worker.attestation_report(NONCE)
+    data = bytearray(report.evidence[name].data)
+    data[len(data) // 3] ^= 1
+    result = verify(worker, with_data(report, name, bytes(data)))
+    assert result.verdict is Finding.CONTRAINDICATED
+    assert result.attester is None
+
+
+@pytest.mark.parametrize("platform", ["snp", "tdx", "sgx"])
+def test_without_what_vouches_for_it(platform: str) -> None:
+    worker = WORKERS[platform]
+    report = worker.attestation_report(NONCE)
+    name = MAIN_ITEM[platform]
+    bare = EvidenceItem(
+        media_type=report.evidence[name].media_type,
+        data=report.evidence[name].data,
+        endorsements=tuple(
+            entry
+            for entry in report.evidence[name].endorsements
+            if entry.media_type == "application/pkix-cert"
+        ),
+    )
+    stripped = dataclasses.replace(report, evidence={**report.evidence, name: bare})
+    assert verify(worker).verdict is Finding.AFFIRMING
+    assert "endorsements_missing" in codes(verify(worker, stripped)).values()
+
+
+DEBUG: dict[str, dict[str, object]] = {
+    "snp": {"policy": 0x30000 | 1 << 19},
+    "tdx": {"td_attributes": b"\x01" + bytes(7)},
+    "sgx": {"attributes": b"\x07" + bytes(7) + b"\xe7" + bytes(7)},
+    "nitro": {"pcrs": dict.fromkeys(range(3), bytes(48))},
+}
+
+
+def test_debug(worker: SimulatedHardware) -> None:
+    made = DEBUG[worker.platform]
+    open_one = SimulatedHardware.make(worker.platform, now=NOW, worker=worker.worker, **made)
+    found = codes(verify(open_one))
+    assert found[f"{worker.platform}.debug"] == "debug"
+
+
+def test_the_claims_document_is_the_one_that_was_signed_for(worker: SimulatedHardware) -> None:
+    document = dataclasses.replace(worker.worker.claims_document, models=())
+    report = with_data(worker.attestation_report(NONCE), "claims", document.encode())
+    assert codes(verify(worker, report))["claims.bound"] == "claims_unbound"
+
+
+def test_a_worker_that_names_no_model(worker: SimulatedHardware) -> None:
+    document = dataclasses.replace(worker.worker.claims_document, models=())
+    found = codes(verify(documented(worker, document)))
+    assert found == {"software.model": "model_unmeasured"}
+    loose = dataclasses.replace(policy.development(), require_model=False)
+    assert verify(documented(worker, document), under=loose).verdict is Finding.AFFIRMING
+
+
+def test_a_model_without_a_digest(worker: SimulatedHardware) -> None:
+    models = worker.worker.claims_document.models
+    blank = tuple(dataclasses.replace(model, sha256=None) for model in models)
+    document = dataclasses.replace(worker.worker.claims_document, models=blank)
+    assert codes(verify(documented(worker, document))) == {"software.model": "model_unmeasured"}
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "claim", "code"),
+    [
+        ("debug", True, "configuration.debug", "configuration_debug"),
+        ("debug", None, "configuration.debug", "configuration_debug"),
+        ("debug", 0, "configuration.debug", "configuration_debug"),
+        ("isolation", "none (unsafe)", "configuration.isolation", "sandbox_unsafe"),
+    ],
+)
+def test_what_the_software_says_of_itself(
+    worker: SimulatedHardware, member: str, value: object, claim: str, code: str
+) -> None:
+    before = worker.worker.claims_document
+    configuration = {**before.configuration, member: value}
+    if value is None:
+        del configuration[member]
+    isolation = value if member == "isolation" else before.isolation
+    document = dataclasses.replace(
+        before,
+        configuration=configuration,  # type: ignore[arg-type]
+        isolation=str(isolation),
+    )
+    assert verify(documented(worker, before)).verdict is Finding.AFFIRMING
+    assert codes(verify(documented(worker, document))) == {claim: code}
+
+
+def test_a_claims_document_at_odds_with_itself(worker: SimulatedHardware) -> None:
+    document = dataclasses.replace(worker.worker.claims_document, isolation="none (unsafe)")
+    found = codes(verify(documented(worker, document)))
+    assert found["claims.consistent"] == "claims_mismatch"
+
+
+MANIFEST = hashlib.sha256(b"a manifest").digest()
+STARTED_FOR: dict[str, Callable[[bytes], dict[str, object]]] = {
+    "snp": lambda digest: {"host_data": digest},
+    "tdx": lambda digest: {"mr_config_id": digest + bytes(16)},
+    "sgx": lambda digest: {"config_id": digest + bytes(32)},
+    "nitro": lambda digest: {
+        "pcrs": {
+            **{index: bytes([0xD0 + index]) * 48 for index in range(3)},
+            16: hashlib.sha384(bytes(48) + digest).digest(),
+        }
+    },
+}
+
+
+def started_for(platform: str, digest: bytes) -> SimulatedHardware:
+    fields = STARTED_FOR[platform](digest)
+    made = SimulatedHardware.make(platform, now=NOW, worker=None, **fields)
+    document = dataclasses.replace(made.worker.claims_document, manifest_sha256=MANIFEST.hex())
+    return documented(made, document)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
+    result = verify(started_for(platform, MANIFEST))
+    assert result.verdict is Finding.AFFIRMING, result.failures
+    assert "manifest.bound" in {claim.name for claim in result.claims}
+    found = codes(verify(started_for(platform, OTHER)))
+    assert found == {"manifest.bound": "manifest_mismatch"}
+
+
+def test_denied_digests(worker: SimulatedHardware) -> None:
+    document = worker.worker.claims_document
+    denied = (worker.worker.keyset.digest, f"sha256:{document.models[0].sha256}")
+    assert verify(worker).verdict is Finding.AFFIRMING
+    for digest in denied:
+        under = dataclasses.replace(policy.development(), denied=(digest,))
+        assert codes(verify(worker, under=under))["denied"] == "denied"
+
+
+def test_expired_keys(worker: SimulatedHardware) -> None:
+    assert verify(worker, at=NOW + timedelta(hours=1)).verdict is Finding.AFFIRMING
+    found = codes(verify(worker, at=NOW + timedelta(hours=2, seconds=1)))
+    assert found["keyset.expiry"] == "keyset_expired"
+
+
+def test_what_protects_memory_is_the_policys_choice(worker: SimulatedHardware) -> None:
+    """A simulated platform protects nothing, so only a policy that accepts none affirms it."""
+    under = dataclasses.replace(policy.development(), memory_confidentiality=("sev_snp", "tdx"))
+    assert codes(verify(worker, under=under)) == {"memory.confidentiality": "memory_unencrypted"}
+
+
+def test_the_reference_is_the_measurement_that_was_signed() -> None:
+    assert WORKERS["snp"].reference.registers["measurement"] == (MEASUREMENT.hex(),)
