@@ -134,9 +134,9 @@ def is_crypto_agile(data: bytes) -> bool:
     return data[_SIGNATURE_OFFSET : _SIGNATURE_OFFSET + 16] == SPEC_ID_SIGNATURE
 
 
-def encode_event_log(events: Iterable[Event]) -> bytes:
-    """Encode a log with a SHA-256 bank alone, the form of our own launches."""
-    return _encode_header() + b"".join(encode_event(event) for event in events)
+def encode_event_log(events: Iterable[Event], *, banks: Iterable[int] = (Alg.SHA256,)) -> bytes:
+    """Encode a crypto-agile log; with a SHA-256 bank alone, the form of our own launches."""
+    return _encode_header(banks) + b"".join(encode_event(event) for event in events)
 
 
 def encode_event(event: Event) -> bytes:
@@ -280,15 +280,15 @@ _ALGORITHM: Final = Struct("<H")
 _SIGNATURE_OFFSET: Final = 32  # register, type, SHA-1 digest, size of the header's data
 
 
-def _encode_header() -> bytes:
+def _encode_header(banks: Iterable[int]) -> bytes:
+    sizes = [(bank, hashlib.new(HASH_NAMES[bank]).digest_size) for bank in banks]
     header = b"".join(
         (
             SPEC_ID_SIGNATURE,
             bytes(4),  # platform class: client
             bytes([0, 2, 106, 2]),  # version 2.00, errata 106 (1.06), UINTN of 64 bits
-            (1).to_bytes(4, "little"),
-            Alg.SHA256.to_bytes(2, "little"),
-            (32).to_bytes(2, "little"),
+            len(sizes).to_bytes(4, "little"),
+            *(bank.to_bytes(2, "little") + size.to_bytes(2, "little") for bank, size in sizes),
             bytes(1),  # no vendor information
         )
     )

@@ -47,7 +47,7 @@ from cloister.verifier.policy import AppraisalPolicy
 
 HCL: Final = "azure.hcl"
 HARDWARE: Final = "azure.hardware"
-"""Claimed only where the hardware report has no quote that a verifier could check."""
+"""Claimed only where what came along vouches for another kind of hardware than is inside."""
 AK_CERTIFICATE: Final = "ak.certificate"
 """Claimed only where a certificate is required and missing."""
 AK_KEY: Final = "ak.public"
@@ -196,31 +196,33 @@ def _hardware(
     ledger: Ledger,
 ) -> Outcome:
     """Verify the hardware report inside the paravisor's."""
-    if report.hardware_type is HardwareType.SNP:
-        # A certificate of another chip is the more telling reason for a signature that fails.
-        ledger.expect(CHIP_ID, CERTIFICATE_TCB)
-        return snp.verify_snp(
-            SnpEvidence(
-                report=report.hardware_report,
-                certificates=evidence.snp_certificates,
-                crls=evidence.snp_crls,
-            ),
+    quoted = evidence.td_quote is not None
+    if quoted != (report.hardware_type is HardwareType.TDX):
+        ledger.expect(HARDWARE, *expected.names)
+        ledger.refuse(
+            HARDWARE,
+            "endorsements_missing",
+            f"The paravisor's report is over {report.hardware_type.name}, and"
+            f" {'a' if quoted else 'no'} TD quote came along.",
+        )
+        return Outcome(platform="unknown", memory_confidentiality=NO_MEMORY, facts={})
+    if evidence.td_quote is not None:
+        return tdx.verify_tdx(
+            TdxEvidence(quote=evidence.td_quote, collateral=evidence.td_collateral),
             policy=policy,
             roots=roots,
             at=at,
             expected=expected,
             ledger=ledger,
         )
-    if evidence.td_quote is None:
-        ledger.expect(HARDWARE, *expected.names)
-        ledger.refuse(
-            HARDWARE,
-            "endorsements_missing",
-            "The paravisor's report holds a TDREPORT, and no TD quote of it came along.",
-        )
-        return Outcome(platform=tdx.PLATFORM, memory_confidentiality=tdx.MEMORY, facts={})
-    return tdx.verify_tdx(
-        TdxEvidence(quote=evidence.td_quote, collateral=evidence.td_collateral),
+    # A certificate of another chip is the more telling reason for a signature that fails.
+    ledger.expect(CHIP_ID, CERTIFICATE_TCB)
+    return snp.verify_snp(
+        SnpEvidence(
+            report=report.hardware_report,
+            certificates=evidence.snp_certificates,
+            crls=evidence.snp_crls,
+        ),
         policy=policy,
         roots=roots,
         at=at,
