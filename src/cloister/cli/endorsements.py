@@ -323,8 +323,9 @@ def _status_document(
         {**describe(one.artefact), "state": str(one.state), "sentence": one.sentence}
         for one in found
     ]
-    for request in missing:
-        document.append({"kind": str(request.kind), "key": request.key, "state": "missing"})
+    document += [
+        {"kind": str(request.kind), "key": request.key, "state": "missing"} for request in missing
+    ]
     return document
 
 

@@ -104,7 +104,7 @@ class Artefact:
     data: bytes
     issuer_chain: bytes = b""
     """PEM of the certificates that came in a header of the answer, leaf first. For OCSP: the
-    certificate asked about, and its issuer."""
+    certificate asked about, and its issuer. For an AK's: the CAs above it."""
     source: str
     """Address that it was fetched from, or the name of a file."""
     fetched_at: datetime

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.endorsements.artefact import Artefact, ArtefactKind
@@ -37,6 +38,7 @@ MEDIA_TYPE_OCSP: Final = "application/ocsp-response"
 """RFC 6960 appendix C."""
 
 _CHAINS: Final = (ArtefactKind.AMD_VCEK_CHAIN, ArtefactKind.AMD_VLEK_CHAIN)
+_AK_KINDS: Final = (ArtefactKind.AZURE_AK_INTERMEDIATE, ArtefactKind.GCP_AK_INTERMEDIATE)
 _MEDIA_TYPES: Final = {
     ArtefactKind.AMD_VCEK: MEDIA_TYPE_CERTIFICATE,
     ArtefactKind.AMD_CRL: MEDIA_TYPE_CRL,
@@ -134,11 +136,17 @@ def collateral_of(artefacts: Sequence[Artefact]) -> Collateral:
 def _each(artefacts: Iterable[Artefact]) -> Iterator[Endorsement]:
     for artefact in artefacts:
         if artefact.kind in _CHAINS:
-            for certificate in parse_pem_chain(artefact.data)[:-1]:
-                data = certificate.public_bytes(Encoding.DER)
-                yield Endorsement(media_type=MEDIA_TYPE_CERTIFICATE, data=data)
+            yield from _certificates(parse_pem_chain(artefact.data)[:-1])
         elif artefact.kind in _MEDIA_TYPES:
             yield Endorsement(media_type=_MEDIA_TYPES[artefact.kind], data=artefact.data)
+            if artefact.kind in _AK_KINDS and artefact.issuer_chain:
+                yield from _certificates(parse_pem_chain(artefact.issuer_chain))
+
+
+def _certificates(certificates: Iterable[x509.Certificate]) -> Iterator[Endorsement]:
+    for certificate in certificates:
+        data = certificate.public_bytes(Encoding.DER)
+        yield Endorsement(media_type=MEDIA_TYPE_CERTIFICATE, data=data)
 
 
 def _intel(artefacts: Sequence[Artefact]) -> Iterator[Endorsement]:

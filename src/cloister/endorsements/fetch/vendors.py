@@ -58,7 +58,7 @@ def vendor_fetcher(
         authorities=ocsp_authorities(roots),
     )
     aks = vtpm.AkIntermediates(
-        Retriever(transport, hosts=vtpm.AIA_HOSTS, limits=limits, waiting=waiting)
+        Retriever(transport, hosts=vtpm.AIA_HOSTS, limits=limits, waiting=waiting), roots=roots
     )
     fetchers: dict[ArtefactKind, Fetcher] = {
         **dict.fromkeys(amd_kds.KINDS, amd),
