@@ -237,14 +237,12 @@ def parse_report(data: bytes, *, any_version: bool = False) -> SnpReport:
     """
     if len(data) != REPORT_BYTES:
         raise _fail(f"has {len(data)} bytes instead of {REPORT_BYTES}")
-    fields = _LAYOUT.unpack(data)
-    (version, guest_svn, policy, family_id, image_id, vmpl, algorithm, current_tcb) = fields[:8]
-    (platform_info, signer_info, reserved_signer, report_data, measurement) = fields[8:13]
-    (host_data, id_key, author_key, report_id, report_id_ma, reported_tcb) = fields[13:19]
-    (cpuid, reserved_cpuid, chip_id, committed_tcb, current, committed) = fields[19:25]
-    (launch_tcb, launch_vector, current_vector, reserved_end, r, s, reserved_signature) = fields[
-        25:
-    ]
+    version, guest_svn, policy, family_id, image_id, vmpl, algorithm, *rest = _LAYOUT.unpack_from(
+        data
+    )
+    current_tcb, platform_info, signer_info, report_data, measurement, host_data, *rest = rest
+    id_key, author_key, report_id, report_id_ma, reported_tcb, cpuid, chip_id, *rest = rest
+    committed_tcb, current, committed, launch_tcb, launch_vector, current_vector = rest
     report = SnpReport(
         raw=data,
         version=version,
@@ -273,28 +271,33 @@ def parse_report(data: bytes, *, any_version: bool = False) -> SnpReport:
         launch_tcb=launch_tcb,
         launch_mit_vector=launch_vector if version == 5 else None,
         current_mit_vector=current_vector if version == 5 else None,
-        signature_r=_component(r),
-        signature_s=_component(s),
+        signature_r=_component(data[0x2A0:0x2E8]),
+        signature_s=_component(data[0x2E8:0x330]),
     )
-    if report.version_known:
-        if reserved_signer or any(reserved_cpuid) or any(reserved_end):
-            raise _fail("has a reserved field that is not zero")
-        if version == 2 and any(cpuid):
-            raise _fail("of version 2 names a processor")
-        if version < 5 and (launch_vector or current_vector):
-            raise _fail(f"of version {version} has mitigation vectors")
-        _check(report)
-    elif not any_version:
+    if not any_version and not report.version_known:
         raise _fail(f"is of version {version}, which is not known")
-    if report.signer_info >> 2 & 7 not in set(SigningKey):
-        raise _fail("was signed by a key of a reserved kind")
-    if any(reserved_signature):
-        raise _fail("has a signature whose end is not zero")
+    _check(report)
     return report
 
 
+_RESERVED: Final = ((0x04C, 0x050), (0x18B, 0x1A0), (0x208, 0x2A0))
+_CPUID: Final = (0x188, 0x18B)
+_VECTORS: Final = (0x1F8, 0x208)
+
+
 def _check(report: SnpReport) -> None:
-    """Bits and values that every known version reserves."""
+    """Bits, bytes and values that are reserved: in the report's version, if that is known."""
+    if report.signer_info >> 2 & 7 not in set(SigningKey):
+        raise _fail("was signed by a key of a reserved kind")
+    if any(report.raw[0x330:]):
+        raise _fail("has a signature whose end is not zero")
+    if not report.version_known:
+        return
+    without_cpuid = (_CPUID,) if report.cpuid is None else ()
+    without_vectors = (_VECTORS,) if report.launch_mit_vector is None else ()
+    for start, end in (*_RESERVED, *without_cpuid, *without_vectors):
+        if any(report.raw[start:end]):
+            raise _fail(f"of version {report.version} has a reserved field that is not zero")
     if report.policy & ~_POLICY_BITS or not report.policy & GuestPolicy.RESERVED_ONE:
         raise _fail("has a policy with reserved bits")
     if report.platform_info & ~_PLATFORM_BITS:
@@ -303,12 +306,18 @@ def _check(report: SnpReport) -> None:
         raise _fail("has SIGNER_INFO with reserved bits")
     if report.vmpl > 3 and report.vmpl != HOST_VMPL:
         raise _fail(f"was asked for from VMPL {report.vmpl}, which does not exist")
-    if report.product is not None:
-        names = _TURIN_TCB if report.product is Product.TURIN else _TCB
-        reserved = [index for index, name in enumerate(names) if name is None]
-        tcbs = report.current_tcb, report.reported_tcb, report.committed_tcb, report.launch_tcb
-        if any(tcb[index] for tcb in tcbs for index in reserved):
-            raise _fail("has a TCB with reserved bytes")
+    _check_tcbs(report)
+
+
+def _check_tcbs(report: SnpReport) -> None:
+    """Reserved bytes of TCBs, where the report says from which product it is."""
+    if report.product is None:
+        return
+    names = _TURIN_TCB if report.product is Product.TURIN else _TCB
+    reserved = [index for index, name in enumerate(names) if name is None]
+    tcbs = report.current_tcb, report.reported_tcb, report.committed_tcb, report.launch_tcb
+    if any(tcb[index] for tcb in tcbs for index in reserved):
+        raise _fail("has a TCB with reserved bytes")
 
 
 def _version(data: bytes) -> FirmwareVersion:
@@ -331,14 +340,14 @@ def _fail(why: str) -> MalformedError:
 _LAYOUT: Final = Struct(
     "<"
     "IIQ16s16sII"  # 0x000 version, guest SVN, policy, family id, image id, VMPL, algorithm
-    "8sQII"  # 0x038 current TCB, platform info, signer info, reserved
+    "8sQI4x"  # 0x038 current TCB, platform info, signer info, reserved
     "64s48s32s48s48s"  # 0x050 report data, measurement, host data, digests of id and author key
     "32s32s8s"  # 0x140 report id, that of the migration agent, reported TCB
-    "3s21s64s8s"  # 0x188 CPUID, reserved, chip id, committed TCB
+    "3s21x64s8s"  # 0x188 CPUID, reserved, chip id, committed TCB
     "4s4s8s"  # 0x1E8 current version, committed version, launch TCB
-    "QQ152s"  # 0x1F8 mitigation vectors at launch and now, reserved
-    "72s72s368s"  # 0x2A0 R, S, reserved
+    "QQ"  # 0x1F8 mitigation vectors at launch and now
 )
+"""What comes before 0x208; from there to the signature at 0x2A0 all is reserved."""
 
 
 class CertificateKind(enum.Enum):
