@@ -4,7 +4,9 @@ The claims-set, unsigned: whoever passes it on signs it. It follows the profile 
 and key brokers in use read, ``tag:github.com,2023:veraison/ear`` (names with dots, as in revisions
 00 to 02 of the draft; later revisions rename the same members with underscores).
 
-Submodules are devices (``cpu0``). Values of the trustworthiness vector are those of
+Submodules are devices: ``cpu0``, ``vtpm0``, ``gpu0``, …; claims about a worker as a whole are
+``cpu0``'s. Each has the worst finding of its own claims as its status, so whoever reads one must
+want every submodule affirming. Values of the trustworthiness vector are those of
 draft-ietf-rats-ar4si section 2.3.4; an aspect that was not decided is left out, which makes no
 claim. On a TPM no claim is made about ``runtime-opaque`` (memory), nor about ``hardware`` on a
 development platform.
@@ -18,7 +20,8 @@ from typing import Final
 from cloister.strictjson import Json, JsonObject
 from cloister.verifier.appraise import tpm as appraise
 from cloister.verifier.authenticate import tpm as authenticate
-from cloister.verifier.result import AttestationResult, Claim, Finding
+from cloister.verifier.ledger import CPU
+from cloister.verifier.result import AttestationResult, Claim, Finding, worst
 
 EAT_PROFILE: Final = "tag:github.com,2023:veraison/ear"
 DEVELOPER: Final = "Cloister"
@@ -33,6 +36,9 @@ _UNRECOGNISED: Final = 97
 _NOT_AUTHENTIC: Final = 99
 _UNRECOGNISED_FILES: Final = 33
 
+_MEMORY: Final = {"sev_snp": 2, "tdx": 2, "sgx": 2}
+"""Memory that is encrypted. A Nitro enclave's is isolated, which is less, and claims nothing."""
+
 _AUTHENTICITY: Final = (
     authenticate.QUOTE,
     authenticate.SIGNATURE,
@@ -42,6 +48,42 @@ _AUTHENTICITY: Final = (
     authenticate.FRESH,
 )
 """Where one of these failed, the evidence did not pass cryptographic validation."""
+
+_SIGNATURES: Final = frozenset(
+    {
+        "signature",
+        "quote_signature",
+        "ak_binding",
+        "qe_report_signature",
+        "cose_signature",
+        "pcr_digest",
+        "replay",
+        "eventlog",
+        "payloads",
+        "eventlog_payloads",
+    }
+)
+"""Last parts of names of claims about hardware evidence: where one failed, it is not authentic."""
+_IDENTITIES: Final = frozenset(
+    {"chain", "pck_chain", "leaf", "certificate", "chip_id", "purpose", "matches", "distinct"}
+)
+_HARDWARE: Final = frozenset(
+    {
+        "platform_tcb",
+        "qe_tcb",
+        "tdx_module_tcb",
+        "tcb_status",
+        "tcb_advisories",
+        "minimum_tcb",
+        "certificate_tcb",
+        "driver_rim_measurements",
+        "vbios_rim_measurements",
+        "rim_measurements",
+    }
+)
+_MODES: Final = frozenset({"debug", "migration", "vmpl", "mode", "initialised"})
+_SOFTWARE: Final = frozenset({"registers", "compose"})
+"""Last parts of names, by the aspect of trustworthiness that the claims decide."""
 
 _EXECUTABLES: Final = (
     appraise.MODEL,
@@ -76,12 +118,13 @@ def to_ear(
 
 
 def _submodule(result: AttestationResult, device: str) -> JsonObject:
-    claims = {claim.name: claim for claim in result.claims if claim.device == device}
-    listed: list[Json] = [_claim(claim) for claim in claims.values()]
+    made = tuple(claim for claim in result.claims if claim.device == device)
+    claims = {claim.name: claim for claim in made}
+    listed: list[Json] = [_claim(claim) for claim in made]
     not_proven: list[Json] = list(result.not_proven)
     submodule: JsonObject = {
-        # The verdict over everything: never more trust than the worst of the vector below.
-        "ear.status": result.verdict.value,
+        # Never more trust than the worst of the vector below.
+        "ear.status": worst(made).value,
         "ear.appraisal-policy-id": result.policy_id,
         "cloister.platform": result.platform,
         "cloister.development": result.development,
@@ -90,6 +133,8 @@ def _submodule(result: AttestationResult, device: str) -> JsonObject:
         CLOISTER_CLAIMS: listed,
     }
     vector = _vector(claims)
+    if device == CPU and result.verdict is Finding.AFFIRMING:
+        _put(vector, "runtime-opaque", _MEMORY.get(result.memory_confidentiality))
     if vector:
         submodule["ear.trustworthiness-vector"] = vector
     return submodule
@@ -100,6 +145,7 @@ def _claim(claim: Claim) -> JsonObject:
         "name": claim.name,
         "finding": claim.finding.value,
         "source": claim.source.value,
+        "value": claim.value,
         "code": claim.code,
         "explanation": claim.explanation,
     }
@@ -108,20 +154,34 @@ def _claim(claim: Claim) -> JsonObject:
 def _vector(claims: dict[str, Claim]) -> JsonObject:
     """The aspects of trustworthiness that the claims decide."""
     vector: JsonObject = {}
+    modes = (*_CONFIGURATION, *_named(claims, _MODES))
+    hardware = _named(claims, _HARDWARE)
     _put(vector, "instance-identity", _identity(claims))
-    _put(vector, "configuration", _group(claims, _CONFIGURATION, _AFFIRMED, _CONTRAINDICATED))
+    _put(vector, "configuration", _group(claims, modes, _AFFIRMED, _CONTRAINDICATED))
     _put(vector, "executables", _executables(claims))
+    _put(vector, "hardware", _group(claims, hardware, _AFFIRMED, _CONTRAINDICATED))
     return vector
 
 
+def _named(claims: dict[str, Claim], parts: frozenset[str]) -> tuple[str, ...]:
+    """The claims whose name ends with one of `parts`."""
+    return tuple(name for name in claims if name.rpartition(".")[2] in parts)
+
+
 def _identity(claims: dict[str, Claim]) -> int | None:
-    if _any(claims, _AUTHENTICITY, Finding.CONTRAINDICATED):
+    if _is_forged(claims):
         return _NOT_AUTHENTIC
-    return _group(claims, (authenticate.CERTIFICATE, authenticate.BOUND), _AFFIRMED, _UNRECOGNISED)
+    names = (authenticate.CERTIFICATE, authenticate.BOUND, *_named(claims, _IDENTITIES))
+    return _group(claims, names, _AFFIRMED, _UNRECOGNISED)
+
+
+def _is_forged(claims: dict[str, Claim]) -> bool:
+    names = (*_AUTHENTICITY, *_named(claims, _SIGNATURES))
+    return _any(claims, names, Finding.CONTRAINDICATED)
 
 
 def _executables(claims: dict[str, Claim]) -> int | None:
-    if _any(claims, _AUTHENTICITY, Finding.CONTRAINDICATED):
+    if _is_forged(claims):
         return _NOT_AUTHENTIC
     known = tuple(name for name in _EXECUTABLES if name != appraise.NOTHING_ELSE)
     if not _any(claims, known, Finding.CONTRAINDICATED) and _any(
@@ -129,7 +189,8 @@ def _executables(claims: dict[str, Claim]) -> int | None:
     ):
         return _UNRECOGNISED_FILES
     # What runs was checked when it was started, not afterwards.
-    return _group(claims, _EXECUTABLES, _FILES_APPROVED_AT_START, _CONTRAINDICATED)
+    names = (*_EXECUTABLES, *_named(claims, _SOFTWARE))
+    return _group(claims, names, _FILES_APPROVED_AT_START, _CONTRAINDICATED)
 
 
 def _group(

@@ -8,7 +8,7 @@ a sentence a person understands. It cannot be used as a boolean: the only way on
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NoReturn
@@ -50,6 +50,15 @@ class Claim:
     value: str | None = None
     """What was found, as one word: ``pass``, ``fail``, or a vendor's own (``UpToDate``); ``None``
     where nothing was looked at. Says what the evidence shows; `finding` says what it is worth."""
+
+
+def worst(claims: Iterable[Claim]) -> Finding:
+    """The worst finding of `claims`; `Finding.NONE` where there are none."""
+    found = {claim.finding for claim in claims}
+    for finding in (Finding.CONTRAINDICATED, Finding.NONE, Finding.WARNING):
+        if finding in found:
+            return finding
+    return Finding.AFFIRMING if found else Finding.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +118,7 @@ class AttestationResult:
     @property
     def verdict(self) -> Finding:
         """The worst finding of all claims; `Finding.NONE` where nothing was checked."""
-        found = {claim.finding for claim in self.claims}
-        for finding in (Finding.CONTRAINDICATED, Finding.NONE, Finding.WARNING):
-            if finding in found:
-                return finding
-        return Finding.AFFIRMING if found else Finding.NONE
+        return worst(self.claims)
 
     def __bool__(self) -> NoReturn:
         raise TypeError("an AttestationResult is not a boolean; call require_affirming()")
