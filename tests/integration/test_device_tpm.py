@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from cloister.attester.device_tpm import DeviceTpmAttester, find_attestation_key
-from cloister.attester.tpm import Tpm, signing_template
+from cloister.attester.tpm import AK_ATTRIBUTES, Tpm, signing_template
 from cloister.attester.tpm_errors import ResponseCode, TpmError
+from cloister.errors import FetchError
 from cloister.evidence.items import ITEM_TPM_PCRS
 from cloister.evidence.pcrs import parse_pcrs_json
 from cloister.evidence.report import ITEM_QUOTE
-from cloister.evidence.tpm import Alg, EccPublic, parse_public, parse_quote
+from cloister.evidence.tpm import Alg, EccPublic, ObjectAttribute, parse_public, parse_quote
 from support.software_tpm import software_tpm
 
 pytestmark = pytest.mark.tpm
@@ -71,6 +72,16 @@ def test_a_provided_key_is_found_in_nv_memory(tpm: Tpm) -> None:
     found = find_attestation_key(tpm)
     assert found.chain == (der,)
     assert found.public == ak.public
+
+
+def test_a_certificate_for_another_key_is_refused(tpm: Tpm) -> None:
+    other = tpm.create_primary(signing_template(AK_ATTRIBUTES & ~ObjectAttribute.RESTRICTED))
+    der = certificate(other.public)
+    for index, content in ((0x01C10002, der), (0x01C10003, signing_template())):
+        tpm.nv_define(index, len(content))
+        tpm.nv_write(index, content)
+    with pytest.raises(FetchError, match="another key"):
+        find_attestation_key(tpm)
 
 
 def test_nv_memory_is_written_from_its_start(tpm: Tpm) -> None:

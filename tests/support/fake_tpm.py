@@ -38,6 +38,7 @@ class FakeTpm(Tpm):
         self.unsettled = 0
         """Quotes before which a register is extended behind the reader's back."""
         self.scheme = int(Alg.RSASSA)
+        self.hash_algorithm = int(Alg.SHA256)
         self.created: list[bytes] = []
 
     @property
@@ -81,11 +82,13 @@ class FakeTpm(Tpm):
             firmware_version=1,
             selections=(selection,),
             pcr_digest=pcr_digest(
-                (selection,), {(Alg.SHA256, pcr): self.registers[pcr] for pcr in pcrs}
+                (selection,),
+                {(Alg.SHA256, pcr): self.registers[pcr] for pcr in pcrs},
+                hash_algorithm=self.hash_algorithm,
             ),
         )
         signature = self.key.sign(attest, padding.PKCS1v15(), hashes.SHA256())
-        head = self.scheme.to_bytes(2, "big") + Alg.SHA256.to_bytes(2, "big")
+        head = self.scheme.to_bytes(2, "big") + self.hash_algorithm.to_bytes(2, "big")
         return attest, head + sized(signature)
 
 

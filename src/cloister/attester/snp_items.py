@@ -53,8 +53,6 @@ def endorsements(table: bytes) -> tuple[Endorsement, ...]:
     A table that does not decode, or whose chip certificate does not, goes out as it is: what to
     make of it is the verifier's business, which believes neither form.
     """
-    if not any(table):
-        return ()
     try:
         found = {entry.kind: entry.data for entry in parse_certificate_table(table)}
         return tuple(_der(found[kind]) for kind in _ORDER if kind in found)

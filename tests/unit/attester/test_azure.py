@@ -144,6 +144,9 @@ def test_a_signature_of_another_scheme_is_refused() -> None:
     tpm.scheme = int(Alg.RSAPSS)
     with pytest.raises(FetchError, match="RSASSA"):
         attester.quote(DIGEST)
+    tpm.scheme, tpm.hash_algorithm = int(Alg.RSASSA), int(Alg.SHA384)
+    with pytest.raises(FetchError, match="SHA-256"):
+        attester.quote(DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +209,10 @@ def test_other_refusals_to_write_stay() -> None:
         def nv_write(self, index: int, data: bytes) -> None:
             raise TpmError.from_response("TPM2_NV_WRITE", 0x148)
 
+    tpm = Locked(1)
     with pytest.raises(TpmError):
-        refresh_hcl_report(Locked(1), DIGEST, pause=lambda _: None)
+        refresh_hcl_report(tpm, DIGEST, pause=lambda _: None)
+    assert azure.USER_DATA_INDEX not in tpm.nv
 
 
 @pytest.mark.parametrize(

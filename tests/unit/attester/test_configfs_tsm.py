@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,8 @@ class Kernel:
             case "privlevel_floor":
                 return b"1\n"
             case "outblob":
+                if "inblob" not in self.entries[name]:
+                    raise OSError(errno.EINVAL, "simulated")
                 return self.make_report(self.entries[name]["inblob"])
             case "manifestblob":
                 return b"manifest of " + self.entries[name]["service_provider"]
@@ -174,13 +177,20 @@ def test_another_writer_is_noticed(moment: str) -> None:
 def test_user_data_that_the_kernel_dropped_on_close_is_noticed() -> None:
     kernel = Kernel()
 
-    def drop(name: str, attribute: str, data: bytes) -> None:
-        kernel.entries[name][attribute] = data  # but the generation stays
-
-    kernel.write = drop  # type: ignore[method-assign]
+    kernel.write = lambda name, attribute, data: None  # type: ignore[method-assign]
     with pytest.raises(FetchError) as caught:
         fetch(kernel)
     assert caught.value.code == "device.answer"
+
+
+@pytest.mark.parametrize("generation", [b"", b"one\n", b"-1\n", b"9" * 21])
+def test_a_generation_that_is_no_number_is_refused(generation: bytes) -> None:
+    class Odd(Kernel):
+        def _content(self, name: str, attribute: str) -> bytes:
+            return generation if attribute == "generation" else super()._content(name, attribute)
+
+    with pytest.raises(FetchError, match="is no number"):
+        fetch(Odd())
 
 
 @pytest.mark.parametrize("code", [errno.ENXIO, errno.EOPNOTSUPP])
@@ -303,6 +313,15 @@ def test_a_machine_without_configfs_says_so(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="not on this machine") as caught:
         TsmAttester(KernelEntries(tmp_path / "absent")).quote(DIGEST)
     assert caught.value.code == "device.absent"
+
+
+def test_a_short_write_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "entry").mkdir()
+    (tmp_path / "entry" / "inblob").touch()
+    KernelEntries(tmp_path).write("entry", "inblob", USER_DATA)
+    monkeypatch.setattr(os, "write", lambda _, data: len(data) - 1)
+    with pytest.raises(OSError, match="short write"):
+        KernelEntries(tmp_path).write("entry", "inblob", USER_DATA)
 
 
 def test_files_are_read_whole_and_never_made(tmp_path: Path) -> None:

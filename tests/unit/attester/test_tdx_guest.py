@@ -104,9 +104,7 @@ def test_the_request_is_framed_as_the_service_wants_it() -> None:
 
 
 def test_the_event_log_goes_along(device: Path) -> None:
-    made = TdxGuestAttester(
-        ioctl=Module(), device=device, connect=Service, event_log=b"log"
-    )
+    made = TdxGuestAttester(ioctl=Module(), device=device, connect=Service, event_log=b"log")
     assert made.quote(DIGEST)[ITEM_TDX_EVENT_LOG].data == b"log"
 
 
@@ -120,13 +118,24 @@ def test_a_key_id_before_the_quote_is_taken_off() -> None:
         b"",
         response(b"quote")[:-1],
         response(b"quote") + b"x",
+        response(b"quote")[:8] + struct.pack("<I", 30) + response(b"quote")[12:],
         response(b""),
         response(b"quote", kind=0),
         b"\x02" + response(b"quote")[1:],
         response(b"quote")[:16] + struct.pack("<II", 1, 5) + b"quote",
         response(b"quote")[:16] + struct.pack("<II", 0, 4) + b"quote",
     ],
-    ids=["empty", "short", "long", "no quote", "kind", "version", "id size", "quote size"],
+    ids=[
+        "empty",
+        "short",
+        "long",
+        "announced",
+        "no quote",
+        "kind",
+        "version",
+        "id size",
+        "quote size",
+    ],
 )
 def test_what_is_no_response_is_refused(message: bytes) -> None:
     assert parse_quote_response(response(b"quote")) == b"quote"
