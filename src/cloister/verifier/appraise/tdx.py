@@ -93,7 +93,7 @@ def _migration(report: TdReport, policy: AppraisalPolicy, ledger: Ledger) -> Non
             if migratable
             else "The guest stays on the machine it was started on."
         ),
-        code="migratable",
+        code="migration",
         refused="The guest may be moved to another machine, with its memory.",
         source=Source.HARDWARE_PROVEN,
         value=_switch(migratable),

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeAlias
 
+from cryptography import x509
+
 from cloister.endorsements.intel import Collateral, parse_collateral
 from cloister.endorsements.roots import Roots, fingerprint
 from cloister.errors import MalformedError
@@ -48,7 +50,7 @@ from cloister.verifier.policy import AppraisalPolicy, Unchecked
 COLLATERAL: Final = "collateral"
 """Claimed only where collateral is required and missing."""
 TIME: Final = "time"
-CHIP: Final = "chip"
+ALLOWED_CHIP: Final = "allowed_chip"
 DENIED: Final = "denied"
 
 OF_THE_PLATFORM: Final = ("fmspc_match", "qe_identity_match", "pck_revoked")
@@ -86,8 +88,20 @@ class _Judged:
     """What became of the collateral."""
 
     holds: bool
-    development: bool = False
+    signed: SignedCollateral | None = None
     judgement: TcbJudgement | None = None
+
+    @property
+    def development(self) -> bool:
+        return self.signed is not None and self.signed.development
+
+    @property
+    def certificates(self) -> tuple[x509.Certificate, ...]:
+        """Those that vouch for the collateral."""
+        if self.signed is None:
+            return ()
+        members = self.signed.collateral
+        return (*members.tcb_info_chain, *members.qe_identity_chain, *members.pck_crl_chain)
 
 
 def claims_before(prefix: str) -> tuple[str, ...]:
@@ -107,7 +121,7 @@ def claims_after(
         names.append(prefix + QUOTING_ENCLAVE)
     names.append(prefix + TIME)
     if not isinstance(policy.chip_ids, Unchecked):
-        names.append(prefix + CHIP)
+        names.append(prefix + ALLOWED_CHIP)
     if not isinstance(policy.denied, Unchecked):
         names.append(prefix + DENIED)
     return tuple(names)
@@ -152,7 +166,9 @@ def judge_quote(
         )
     _time(pck, ledger, prefix)
     _chip(pck, policy, stated, prefix)
-    _denied(pck, policy, ledger, prefix)
+    if pck.chain is not None:
+        vouching = (*pck.chain.certificates, *judged.certificates)
+        _denied(vouching, policy, ledger, prefix)
     return JudgedQuote(
         quote=quote,
         authenticated=authenticated,
@@ -223,7 +239,7 @@ def _with_collateral(
         return _Judged(holds=False)
     collateral = authenticate_signed(signed, roots=roots, at=at, ledger=ledger, prefix=prefix)
     if pck.chain is None or pck.extensions is None:
-        return _Judged(holds=False, development=signed.development)
+        return _Judged(holds=False, signed=signed)
     judgement = judge_tcb(
         signed.collateral,
         authentic and collateral is not None,
@@ -239,7 +255,7 @@ def _with_collateral(
     )
     return _Judged(
         holds=collateral is not None and ledger.holds(*(prefix + n for n in OF_THE_PLATFORM)),
-        development=signed.development,
+        signed=signed,
         judgement=judgement,
     )
 
@@ -277,19 +293,22 @@ def _chip(pck: PckReading, policy: AppraisalPolicy, ledger: Ledger, prefix: str)
         return
     found = pck.extensions.ppid.hex()
     ledger.check(
-        prefix + CHIP,
+        prefix + ALLOWED_CHIP,
         holds=found in policy.chip_ids,
         affirmed="The processor is one of those that you accept.",
-        code="chip_not_accepted",
+        code="chip_not_allowed",
         refused=f"The processor (PPID {found}) is none of those that you accept.",
         value=found,
     )
 
 
-def _denied(pck: PckReading, policy: AppraisalPolicy, ledger: Ledger, prefix: str) -> None:
-    if isinstance(policy.denied, Unchecked) or pck.chain is None:
+def _denied(
+    vouching: Iterable[x509.Certificate], policy: AppraisalPolicy, ledger: Ledger, prefix: str
+) -> None:
+    if isinstance(policy.denied, Unchecked):
         return
-    found = sorted({*map(fingerprint, pck.chain.certificates)}.intersection(policy.denied))
+    denied = policy.denied
+    found = sorted({*map(fingerprint, vouching)}.intersection(denied)) if denied else []
     ledger.check(
         prefix + DENIED,
         holds=not found,

@@ -545,24 +545,25 @@ class TestPolicy:
         policy = dataclasses.replace(POLICY, chip_ids=(ppid, "00" * 16))
         found = verified(tee, quoted(tee), policy=policy)
         assert found.affirmed
-        assert found.claim("chip").value == ppid
+        assert found.claim("allowed_chip").value == ppid
         policy = dataclasses.replace(POLICY, chip_ids=("00" * 16,))
         found = verified(tee, quoted(tee), policy=policy)
-        assert (found.reason, found.failed()) == ("chip_not_accepted", {"chip"})
+        assert (found.reason, found.failed()) == ("chip_not_allowed", {"allowed_chip"})
 
     def test_an_unauthenticated_chip_is_not_affirmed(self) -> None:
         ppid = hashlib.sha256(b"simulated platform").digest()[:16].hex()
         policy = dataclasses.replace(POLICY, chip_ids=(ppid,))
         quote = reassembled(quoted("tdx"), signature=b"\1" * 64)
-        assert verified("tdx", quote, policy=policy).claim("chip").code == "unauthenticated"
+        assert verified("tdx", quote, policy=policy).claim("allowed_chip").code == "unauthenticated"
 
     @TEES
-    @pytest.mark.parametrize("which", ["leaf", "ca", "root"])
+    @pytest.mark.parametrize("which", ["leaf", "ca", "root", "signer"])
     def test_denied_certificates(self, tee: str, which: str) -> None:
         certificates = {
             "leaf": PLATFORM.certificate,
             "ca": INTEL.cas["platform"],
             "root": INTEL.root,
+            "signer": INTEL.signer,
         }
         policy = dataclasses.replace(POLICY, denied=("sha256:" + "00" * 32,))
         assert verified(tee, quoted(tee), policy=policy).affirmed

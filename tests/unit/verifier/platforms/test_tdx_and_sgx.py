@@ -107,7 +107,7 @@ class TestGuest:
 
     def test_migration(self) -> None:
         attributes = GUEST | TdAttribute.MIGRATABLE
-        assert failed(guest(td_attributes=attributes)) == {"tdx.migration": "migratable"}
+        assert failed(guest(td_attributes=attributes)) == {"tdx.migration": "migration"}
         accepting = dataclasses.replace(POLICY, accept_migration=True)
         accepted = guest(policy=accepting, td_attributes=attributes)
         assert accepted.verdict is Finding.AFFIRMING
