@@ -1,26 +1,17 @@
 """Evidence of Azure confidential virtual machines: a paravisor's TPM above an SNP or TD report.
 
-Source: Microsoft, "Guest attestation for confidential VMs", and the layout of the HCL report as
-recorded evidence shows it. NV index 0x01400001 holds the report, little-endian::
-
-    0      "HCLA", u32 version, u32 size, u32 request type, u32 status, 12 B    32 B
-    32     SNP report, or TD report of 1024 bytes and zeros                     1184 B
-    1216   u32 size, u32 version, u32 type (2 SNP, 4 TDX), u32 hash, u32 n      20 B
-    1236   JSON of n bytes: the TPM's attestation key and the user data
-
-The hardware report's data begin with the SHA-256 of that JSON, so the hardware names the key;
-the key (persistent handle 0x81000003) quotes the statement digest. What lies between, the
-paravisor, is Microsoft's and trusted.
+Source: Microsoft, "Guest attestation for confidential VMs". NV index 0x01400001 holds the
+paravisor's report (`cloister.evidence.hcl`): an SNP or TD report, and JSON with the TPM's
+attestation key. The hardware report's data begin with the hash of that JSON, so the hardware
+names the key; the key (persistent handle 0x81000003) quotes the statement digest. What lies
+between, the paravisor, is Microsoft's and trusted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from cloister.attester.device_tpm import (
@@ -32,7 +23,6 @@ from cloister.attester.device_tpm import (
 )
 from cloister.attester.devices import absent, answer_error
 from cloister.attester.metadata import (
-    TD_REPORT_SIZE,
     LinkLocalService,
     MetadataService,
     fetch_td_quote,
@@ -41,6 +31,7 @@ from cloister.attester.metadata import (
 from cloister.attester.tpm import Tpm
 from cloister.attester.tpm_errors import ResponseCode, TpmError
 from cloister.errors import FetchError, MalformedError
+from cloister.evidence.hcl import HardwareType, HclReport, parse_hcl_report
 from cloister.evidence.items import (
     ITEM_AZURE_HCL_REPORT,
     ITEM_AZURE_PCRS,
@@ -75,67 +66,37 @@ MAX_REFRESHES: Final = 10
 REFRESH_PAUSE_S: Final = 1.0
 """The paravisor takes about three seconds to make a report over new user data."""
 
-_HARDWARE: Final = slice(32, 1216)
-_RUNTIME: Final = struct.Struct("<5I")
-_TYPE_SNP: Final = 2
-_TYPE_TDX: Final = 4
+_NOT_THERE: Final = frozenset({ResponseCode.HANDLE, ResponseCode.VALUE})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HclReport:
-    """Where the parts of an HCL report lie. Nothing is authenticated here."""
-
-    raw: bytes
-    hardware: bytes
-    """1184 bytes: an SNP report, or a TD report of 1024 bytes and zeros."""
-    kind: int
-    runtime: bytes
-    """The JSON."""
-
-    @property
-    def tee_type(self) -> str:
-        """What to call the platform in a report."""
-        return TEE_TYPE_AZURE_SNP if self.kind == _TYPE_SNP else TEE_TYPE_AZURE_TDX
+TEE_TYPES: Final = {
+    HardwareType.SNP: TEE_TYPE_AZURE_SNP,
+    HardwareType.TDX: TEE_TYPE_AZURE_TDX,
+}
+"""What to call the platform in a report."""
 
 
-def split_hcl_report(data: bytes) -> HclReport:
-    """Find the parts of what the NV index holds.
-
-    Raises:
-        FetchError: it is no HCL report of an SNP or TDX machine (code ``device.answer``).
-    """
-    what = "the paravisor"
-    start = _HARDWARE.stop + _RUNTIME.size
-    if not data.startswith(b"HCLA") or len(data) < start:
-        raise answer_error(what, "is no HCL report")
-    _, _, kind, _, size = _RUNTIME.unpack_from(data, _HARDWARE.stop)
-    if kind not in {_TYPE_SNP, _TYPE_TDX}:
-        raise answer_error(what, f"is of report type {kind}, neither SNP nor TDX")
-    if start + size > len(data):
-        raise answer_error(what, "is cut short")
-    return HclReport(
-        raw=data, hardware=data[_HARDWARE], kind=kind, runtime=data[start : start + size]
-    )
-
-
-def read_hcl_report(tpm: Tpm) -> HclReport:
-    """The report that the paravisor made last.
+def read_hcl_report(tpm: Tpm) -> tuple[bytes, HclReport]:
+    """The report that the paravisor made last: its bytes, and what they say.
 
     Raises:
         UnsupportedError: this TPM is no confidential virtual machine's.
         FetchError, TpmError: it cannot be read, or is none.
     """
     try:
-        return split_hcl_report(tpm.nv_read(HCL_REPORT_INDEX))
+        data = tpm.nv_read(HCL_REPORT_INDEX)
+        return data, parse_hcl_report(data)
+    except MalformedError as error:
+        raise answer_error("the paravisor", f"is no report: {error}") from None
     except TpmError as error:
-        if error.response_code in {ResponseCode.HANDLE, ResponseCode.VALUE}:
+        if error.response_code in _NOT_THERE:
             raise absent("the TPM holds no HCL report, as those of Azure's CVMs do") from None
         raise
 
 
 def refresh_hcl_report(
     tpm: Tpm, user_data: bytes, *, pause: Callable[[float], None] = time.sleep
-) -> HclReport:
+) -> tuple[bytes, HclReport]:
     """Have a new report made over `user_data` (at most 64 bytes), and wait until it is there.
 
     Only needed after the host's firmware was renewed: a quote binds the statement by itself.
@@ -150,16 +111,15 @@ def refresh_hcl_report(
     try:
         tpm.nv_write(USER_DATA_INDEX, padded)
     except TpmError as error:
-        if error.response_code not in {ResponseCode.HANDLE, ResponseCode.VALUE}:
+        if error.response_code not in _NOT_THERE:
             raise
         tpm.nv_define(USER_DATA_INDEX, USER_DATA_SIZE)
         tpm.nv_write(USER_DATA_INDEX, padded)
-    wanted = b'"user-data":"' + padded.hex().upper().encode() + b'"'
     for _ in range(MAX_REFRESHES):
         pause(REFRESH_PAUSE_S)
-        report = read_hcl_report(tpm)
-        if wanted in report.runtime:
-            return report
+        data, report = read_hcl_report(tpm)
+        if bytes.fromhex(report.runtime.user_data) == padded:
+            return data, report
     raise FetchError("the paravisor makes no report over new user data", code="device.timeout")
 
 
@@ -191,13 +151,12 @@ class AzureAttester:
         with self._lock:
             quoted = quote_registers(self._tpm, AK_HANDLE, statement_digest, REGISTERS)
             chain = certificates(_present(read_certificate(self._tpm, AK_CERTIFICATE_INDEX)))
-            below = self._hardware(read_hcl_report(self._tpm))
+            below = self._hardware(*read_hcl_report(self._tpm))
         return {**below, **_quote_items(quoted, chain), **self._log()}
 
-    def _hardware(self, report: HclReport) -> Mapping[str, EvidenceItem]:
-        key = hashlib.sha256(report.raw).digest()
-        if self._signed is None or self._signed[0] != key:
-            self._signed = key, _hardware_items(report, self._service)
+    def _hardware(self, data: bytes, report: HclReport) -> Mapping[str, EvidenceItem]:
+        if self._signed is None or self._signed[0] != data:
+            self._signed = data, _hardware_items(data, report, self._service)
         return self._signed[1]
 
     def _log(self) -> dict[str, EvidenceItem]:
@@ -210,16 +169,18 @@ class AzureAttester:
         self._tpm.close()
 
 
-def _hardware_items(report: HclReport, service: MetadataService) -> dict[str, EvidenceItem]:
+def _hardware_items(
+    data: bytes, report: HclReport, service: MetadataService
+) -> dict[str, EvidenceItem]:
     vouching: tuple[Endorsement, ...] = ()
     items: dict[str, EvidenceItem] = {}
-    if report.kind == _TYPE_SNP:
+    if report.hardware_type is HardwareType.SNP:
         vouching = certificates(fetch_vcek_chain(service))
     else:
-        quote = fetch_td_quote(service, report.hardware[:TD_REPORT_SIZE])
+        quote = fetch_td_quote(service, report.hardware_report)
         items[ITEM_AZURE_TD_QUOTE] = EvidenceItem(media_type=MEDIA_TYPE_TDX_QUOTE, data=quote)
     items[ITEM_AZURE_HCL_REPORT] = EvidenceItem(
-        media_type=MEDIA_TYPE_HCL_REPORT, data=report.raw, endorsements=vouching
+        media_type=MEDIA_TYPE_HCL_REPORT, data=data, endorsements=vouching
     )
     return items
 

@@ -7,10 +7,11 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.attester.devices import answer_error
-from cloister.endorsements.certificates import parse_certificates
+from cloister.endorsements.certificates import parse_certificates, parse_crl
 from cloister.errors import MalformedError
 from cloister.evidence.items import (
     ITEM_SNP_REPORT,
+    MEDIA_TYPE_CRL,
     MEDIA_TYPE_SNP_CERTIFICATE_TABLE,
     MEDIA_TYPE_SNP_REPORT,
 )
@@ -48,14 +49,18 @@ _ORDER: Final = (
 
 
 def endorsements(table: bytes) -> tuple[Endorsement, ...]:
-    """The certificates of the host's table, the chip's first; nothing where it holds none.
+    """What the host's table holds, the chip's certificate first; nothing where it is empty.
 
-    A table that does not decode, or whose chip certificate does not, goes out as it is: what to
+    A table that does not decode, or whose certificates do not, goes out as it is: what to
     make of it is the verifier's business, which believes neither form.
     """
     try:
         found = {entry.kind: entry.data for entry in parse_certificate_table(table)}
-        return tuple(_der(found[kind]) for kind in _ORDER if kind in found)
+        certificates = tuple(_der(found[kind]) for kind in _ORDER if kind in found)
+        if CertificateKind.CRL not in found:
+            return certificates
+        crl = parse_crl(found[CertificateKind.CRL]).public_bytes(Encoding.DER)
+        return (*certificates, Endorsement(media_type=MEDIA_TYPE_CRL, data=crl))
     except MalformedError:
         return (Endorsement(media_type=MEDIA_TYPE_SNP_CERTIFICATE_TABLE, data=table),)
 

@@ -12,7 +12,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from cloister.attester.snp_items import snp_items
-from cloister.evidence.items import ITEM_SNP_REPORT, MEDIA_TYPE_SNP_CERTIFICATE_TABLE
+from cloister.evidence.items import (
+    ITEM_SNP_REPORT,
+    MEDIA_TYPE_CRL,
+    MEDIA_TYPE_SNP_CERTIFICATE_TABLE,
+)
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, Endorsement
 from cloister.evidence.snp import CertificateKind
 
@@ -48,6 +52,13 @@ def endorsements(data: bytes) -> tuple[Endorsement, ...]:
     return snp_items(bytes(1184), data)[ITEM_SNP_REPORT].endorsements
 
 
+CRL = (
+    x509.CertificateRevocationListBuilder()
+    .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ark")]))
+    .last_update(NOW)
+    .next_update(NOW + timedelta(days=1))
+    .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+)
 VCEK, ASK, ARK = (certificate(name) for name in ("vcek", "ask", "ark"))
 
 
@@ -58,14 +69,14 @@ def test_certificates_come_out_the_chip_first_whatever_the_form() -> None:
                 (CertificateKind.ARK, ARK.public_bytes(Encoding.DER)),
                 (CertificateKind.ASK, ASK.public_bytes(Encoding.PEM)),
                 (CertificateKind.VCEK, VCEK.public_bytes(Encoding.DER)),
-                (CertificateKind.CRL, b"a list"),
+                (CertificateKind.CRL, CRL.public_bytes(Encoding.PEM)),
             ]
         )
     )
     assert [entry.data for entry in found] == [
-        entry.public_bytes(Encoding.DER) for entry in (VCEK, ASK, ARK)
+        entry.public_bytes(Encoding.DER) for entry in (VCEK, ASK, ARK, CRL)
     ]
-    assert {entry.media_type for entry in found} == {MEDIA_TYPE_CERTIFICATE}
+    assert [entry.media_type for entry in found] == [MEDIA_TYPE_CERTIFICATE] * 3 + [MEDIA_TYPE_CRL]
 
 
 @pytest.mark.parametrize("empty", [b"", bytes(0x4000)])
@@ -74,7 +85,12 @@ def test_no_certificates_are_no_endorsements(empty: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"no table at all", table([(CertificateKind.VCEK, b"no certificate")])]
+    "data",
+    [
+        b"no table at all",
+        table([(CertificateKind.VCEK, b"no certificate")]),
+        table([(CertificateKind.CRL, b"no list")]),
+    ],
 )
 def test_what_does_not_decode_goes_out_as_it_is(data: bytes) -> None:
     (only,) = endorsements(data)
