@@ -261,11 +261,15 @@ class SimulatedAkVendor:
         ca: bool = False,
         may_sign: bool = True,
         extensions: Iterable[x509.ExtensionType] = (),
+        critical: bool = False,
         not_before: datetime | None = None,
         not_after: datetime | None = None,
         padding_bytes: int = 0,
     ) -> bytes:
-        """Certify a key in DER, followed by `padding_bytes` zeros as in a TPM's NV memory."""
+        """Certify a key in DER, followed by `padding_bytes` zeros as in a TPM's NV memory.
+
+        `critical` is whether those of `extensions` are.
+        """
         builder = (
             self._builder(_name("Simulated quoting key"), self._name, not_before, not_after)
             .public_key(public_key)
@@ -276,7 +280,7 @@ class SimulatedAkVendor:
         if listed:
             builder = builder.add_extension(x509.ExtendedKeyUsage(listed), critical=False)
         for extension in extensions:
-            builder = builder.add_extension(extension, critical=False)
+            builder = builder.add_extension(extension, critical=critical)
         certificate = builder.sign(self._key, hashes.SHA256())
         return certificate.public_bytes(Encoding.DER) + bytes(padding_bytes)
 

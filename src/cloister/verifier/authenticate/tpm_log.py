@@ -9,7 +9,7 @@ Steps, each with one claim:
    says that the digest covers it (`payload_fault`, for logs of CCEL as well).
 
 Registers that the log tells of but that were not signed are not compared, and nothing is read
-from their events; those of the firmware (0 to 7) that were signed must be told of. A register
+from their events; those of firmware and boot loaders (0 to 9) that were signed must be told of. A register
 into which the operating system measures after the log was taken (11 and 15 with systemd) does not
 replay: leave it out of the quote, or judge it by its value.
 
@@ -56,6 +56,10 @@ NOT_TRUSTWORTHY: Final = "not_trustworthy"
 
 FIRMWARE_REGISTERS: Final = range(8)
 """Registers that the firmware measures into, and closes with a separator (PFP section 3.3.4)."""
+
+BOOT_REGISTERS: Final = range(10)
+"""The firmware's, and those that boot loaders measure into (8 and 9) through the firmware, which
+logs it: where these were signed with anything in them, the log has to tell of it."""
 
 SECURE_BOOT_REGISTER: Final = 7
 COMMAND_REGISTERS: Final = (8, 12)
@@ -214,7 +218,7 @@ def _mismatched(
     """Signed registers that the log should tell of, and tells otherwise or not at all."""
     for bank, values in (signed or {}).items():
         for pcr, value in values.items() if bank in replayed else ():
-            if (pcr in told or pcr in FIRMWARE_REGISTERS) and replayed[bank][pcr] != value:
+            if (pcr in told or pcr in BOOT_REGISTERS) and replayed[bank][pcr] != value:
                 yield bank, pcr
 
 
@@ -241,7 +245,8 @@ def _disagreement(findings: LogFindings, signed: PcrValues | None) -> str | None
     if findings.mismatched:
         bank, pcr = findings.mismatched[0]
         return f"it does not replay to the signed value of register {pcr} ({HASH_NAMES[bank]})"
-    if signed is not None and not _covered(findings.registers, signed):
+    told = {pcr for values in findings.registers.values() for pcr in values}
+    if signed is not None and told == set(findings.unsigned):
         return "no register that it tells of was signed"
     return None
 

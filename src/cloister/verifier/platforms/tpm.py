@@ -145,12 +145,12 @@ def judge_log(
     """Check an event log, if there is one, against the registers of `quotes`."""
     if data is None:
         return None
-    signed = {
-        bank: values
-        for quote in quotes
-        if quote.stated is not None
-        for bank, values in quote.stated.pcrs.items()
-    }
+    stated = [quote.stated for quote in quotes if quote.stated is not None]
+    signed = (
+        {bank: values for quote in stated for bank, values in quote.pcrs.items()}
+        if stated
+        else None  # nothing decodes that the log could be compared with
+    )
     return tpm_log.authenticate_log(data, signed, ledger if authenticated else ledger.stated())
 
 
