@@ -242,14 +242,14 @@ _OPTIONAL: Final = frozenset({"public_key", "user_data", "nonce"})
 
 def _kind(members: Mapping[str | int, Cbor]) -> DocumentKind:
     """Which registers are in it; the members must be the required ones, and none unknown."""
-    kinds = [kind for kind in DocumentKind if kind.value in members]
-    if len(kinds) != 1 or not members.keys() >= _REQUIRED:
-        raise _malformed("lacks a member, or has two kinds of registers")
-    if members.keys() - _REQUIRED - _OPTIONAL - {kinds[0].value}:
-        raise _malformed("has a member that this version does not know")
+    kind = next((kind for kind in DocumentKind if kind.value in members), None)
+    if kind is None or not members.keys() >= _REQUIRED:
+        raise _malformed("lacks a member")
+    if members.keys() - _REQUIRED - _OPTIONAL - {kind.value}:
+        raise _malformed("has a member that this version does not know, or registers twice")
     if members["digest"] != "SHA384":
         raise _malformed("has registers of a digest other than SHA384")
-    return kinds[0]
+    return kind
 
 
 def _text(members: Mapping[str | int, Cbor], name: str) -> str:

@@ -109,6 +109,8 @@ def test_optional_members_may_be_missing_or_null() -> None:
         {"payload": None},
         {"payload": b""},
         {"payload": cbor2.dumps([])},
+        {"payload": cbor2.dumps(["pcrs"])},
+        {"payload": cbor2.dumps("pcrs")},
         {"signature": bytes(95)},
         {"signature": bytes(97)},
         {"signature": "x" * 96},
@@ -244,6 +246,7 @@ def test_scale_in_its_parts() -> None:
         scale(GOOD, config=b"\x09\x00{}"),  # a length in more bytes than it needs
         scale(GOOD, config=b"\x0a\x00\x00\x00{}"),
         scale(GOOD, config=b"\x03\x08\x00\x00\x00{}"),  # the form for big numbers
+        scale(GOOD, config=b"\x03\x00\x02\x00" + bytes(0x8000)),
         cbor2.dumps({"Attestation": {"document": GOOD, "more": 1}}),
         cbor2.dumps({"Attestation": GOOD}),
         cbor2.dumps({"Attestation": {"document": "text"}}),
@@ -258,7 +261,7 @@ def test_scale_in_its_parts() -> None:
         b"x",
         b"\x84" + bytes(65536),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_wrappers_refused(bad: bytes) -> None:
     with pytest.raises(MalformedError) as caught:

@@ -330,8 +330,9 @@ def test_a_document_without_a_log() -> None:
     policy = as_captured(POLICY)
     named = dataclasses.replace(guest(mr_config_id=config_id(DIGEST)), event_log=None)
     assert verify(named, policy=policy).verdict is Finding.AFFIRMING
-    unnamed = dataclasses.replace(guest(), event_log=None)
-    assert codes(verify(unnamed, policy=policy)) == {"dstack.compose": "compose_mismatch"}
+    for config in (bytes(48), b"\x02" + config_id(DIGEST)[1:]):
+        unnamed = dataclasses.replace(guest(mr_config_id=config), event_log=None)
+        assert codes(verify(unnamed, policy=policy)) == {"dstack.compose": "compose_mismatch"}
     other = dataclasses.replace(named, app_compose=b"{}")
     assert codes(verify(other, policy=policy)) == {"dstack.compose": "compose_mismatch"}
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import cbor2
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.endorsements.pinned import pinned_roots
@@ -281,6 +282,25 @@ def test_what_the_leaf_is_for(nitro: SimulatedNitro) -> None:
     ):
         nitro.enclave = made
         assert codes(verify(nitro.document(), nitro.roots)) == {"nitro.leaf": "bad_leaf"}
+
+
+def test_a_leaf_that_does_not_say_what_it_is_for(nitro: SimulatedNitro) -> None:
+    affirmed(nitro)
+    issuer = nitro.authorities[-1]
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(nitro.enclave.certificate.subject)
+        .issuer_name(issuer.certificate.subject)
+        .public_key(nitro.enclave.key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(hours=3))
+    )
+    said = builder.add_extension(usage(), critical=False)
+    for made, found in ((said, {}), (builder, {"nitro.leaf": "bad_leaf"})):
+        certificate = made.sign(issuer.key, hashes.SHA384())
+        nitro.enclave = dataclasses.replace(nitro.enclave, certificate=certificate)
+        assert codes(verify(nitro.document(), nitro.roots)) == found
 
 
 def test_a_ca_does_not_sign_documents(nitro: SimulatedNitro) -> None:
