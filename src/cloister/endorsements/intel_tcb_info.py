@@ -41,7 +41,7 @@ TDX: Final = "TDX"
 QE: Final = "QE"
 TD_QE: Final = "TD_QE"
 
-_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})*")
 _STATUS: Final = re.compile(r"[A-Za-z]{1,64}")
 _ADVISORY: Final = re.compile(r"[A-Z][A-Z0-9-]{3,63}")

@@ -76,40 +76,37 @@ def test_other_certificates_have_no_such_extensions() -> None:
 
 
 PPID = der(0x04, bytes(range(16)))
+PPID_FIELD = der(0x30, ARC + b"\x01" + PPID)
 PCESVN = der_integer(13)
+
+
+def with_ppid(good: bytes, value: bytes) -> bytes:
+    """The extensions with another PPID, all lengths around it as they should be."""
+    assert PPID_FIELD in good
+    return der(0x30, content(good).replace(PPID_FIELD, der(0x30, ARC + b"\x01" + value), 1))
+
 
 CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "trailing": lambda good: good + b"\x00",
     "truncated": lambda good: good[:-1],
     "empty": lambda _: b"",
     "no sequence": lambda good: b"\x31" + good[1:],
-    "too long": lambda _: der(0x30, bytes(MAX_EXTENSION_BYTES)),
     "indefinite length": lambda good: b"\x30\x80" + content(good) + b"\x00\x00",
     "padded length": lambda good: b"\x30\x83\x00" + good[2:],
-    "long length for a short one": lambda good: good.replace(PPID, b"\x04\x81\x10" + PPID[2:]),
-    "two length bytes for one": lambda good: good.replace(PPID, b"\x04\x82\x00\x10" + PPID[2:]),
+    "long length for a short one": lambda good: with_ppid(good, b"\x04\x81\x10" + PPID[2:]),
+    "two length bytes for one": lambda good: with_ppid(good, b"\x04\x82\x00\x10" + PPID[2:]),
+    "three length bytes for one": lambda good: with_ppid(good, b"\x04\x83\x00\x00\x10" + PPID[2:]),
     "a field twice": lambda good: der(0x30, content(good) + der(0x30, ARC + b"\x01" + PPID)),
     "an unknown field": lambda good: der(0x30, content(good) + der(0x30, ARC + b"\x08" + PPID)),
     "a field of another arc": lambda good: good.replace(ARC + b"\x01", ARC[:-1] + b"\x02\x01", 1),
     "a deeper name": lambda good: der(
-        0x30, content(good) + der(0x30, b"\x06\x0b" + ARC[2:] + b"\x08\x01" + PPID)
-    ),
-    "no PPID": lambda good: der(
-        0x30, content(good).replace(der(0x30, ARC + b"\x01" + PPID), b"", 1)
-    ),
-    "a short PPID": lambda good: der(
         0x30,
-        content(good).replace(
-            der(0x30, ARC + b"\x01" + PPID), der(0x30, ARC + b"\x01" + der(0x04, bytes(15))), 1
-        ),
+        content(good).replace(PPID_FIELD, der(0x30, b"\x06\x0b" + ARC[2:] + b"\x08\x01" + PPID)),
     ),
+    "no PPID": lambda good: der(0x30, content(good).replace(PPID_FIELD, b"")),
+    "a short PPID": lambda good: with_ppid(good, der(0x04, bytes(15))),
     "a PPID that is a number": lambda good: good.replace(PPID, b"\x02" + PPID[1:]),
-    "something behind a value": lambda good: der(
-        0x30,
-        content(good).replace(
-            der(0x30, ARC + b"\x01" + PPID), der(0x30, ARC + b"\x01" + PPID + b"\x05\x00"), 1
-        ),
-    ),
+    "something behind a value": lambda good: with_ppid(good, PPID + b"\x05\x00"),
     "a switch that is neither": lambda good: good.replace(
         der(0x01, b"\xff"), der(0x01, b"\x01"), 1
     ),
@@ -119,9 +116,16 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def test_no_processor_has_so_much_to_say() -> None:
+    parse(GOOD)
+    with pytest.raises(MalformedError, match="longer"):
+        parse(der(0x30, bytes(MAX_EXTENSION_BYTES)))
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_strict_der(name: str) -> None:
     parse(GOOD)
+    assert parse(with_ppid(GOOD, PPID)) == parse(GOOD)
     changed = CHANGES[name](GOOD)
     assert changed != GOOD
     with pytest.raises(MalformedError):

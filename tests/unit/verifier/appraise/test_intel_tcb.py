@@ -238,6 +238,10 @@ def test_the_list_must_be_signed_by_the_key_of_the_platforms_ca() -> None:
 
 def test_a_platform_without_a_chain_is_looked_up_by_its_issuers_name() -> None:
     assert judge(chain=()).broken == {}
+    other = INTEL.collateral(ca="processor")
+    assert judge(chain=(), collateral=other).broken == {
+        "pck_revoked": refused("crl_mismatch", "unknown")
+    }
     listed = INTEL.collateral(revoked=[PLATFORM.certificate])
     assert judge(chain=(), collateral=listed).broken == {"pck_revoked": refused("revoked", "yes")}
 
@@ -387,7 +391,7 @@ def test_a_module_of_version_0_is_judged_with_the_platform() -> None:
 
 
 def test_a_module_of_version_0_has_no_identity() -> None:
-    modules = [module_identity("TDX_00", isv_level(9))]
+    modules = [module_identity("TDX_00", isv_level(1))]
     found = judge(collateral=tdx(tcb_level(), modules=modules), tee_tcb_svn=bytes([5, 0, 3]))
     assert found.broken == {}
     assert found.judgement.tdx_module is None

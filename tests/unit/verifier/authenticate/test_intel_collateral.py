@@ -109,9 +109,19 @@ def another_qe_signer() -> Collateral:
 
 
 def another_curve() -> Collateral:
-    key = ec.generate_private_key(ec.SECP384R1())
+    """A signature that holds, on a curve of the same size."""
+    key = ec.generate_private_key(ec.SECP256K1())
     certificate = INTEL.certify(module.TCB_SIGNING_NAME, key)
-    return dataclasses.replace(GOOD, tcb_info_issuer_chain=pem(certificate, INTEL.root))
+    return dataclasses.replace(
+        GOOD,
+        tcb_info_issuer_chain=pem(certificate, INTEL.root),
+        tcb_info_signature=raw_signature(key, GOOD.tcb_info),
+    )
+
+
+def padded(signature: bytes) -> bytes:
+    """The same two numbers in one byte more."""
+    return signature[:32] + b"\0" + signature[32:]
 
 
 def other_ca_crl(*, name: bool) -> Collateral:
@@ -166,7 +176,7 @@ CHANGES: list[tuple[Callable[[], Collateral], dict[str, str]]] = [
         {"tcb_info_sig": SIGNATURE},
     ),
     (
-        lambda: dataclasses.replace(GOOD, tcb_info_signature=GOOD.tcb_info_signature + b"\0"),
+        lambda: dataclasses.replace(GOOD, tcb_info_signature=padded(GOOD.tcb_info_signature)),
         {"tcb_info_sig": SIGNATURE},
     ),
     (
@@ -184,6 +194,11 @@ CHANGES: list[tuple[Callable[[], Collateral], dict[str, str]]] = [
     ),
     (
         lambda: dataclasses.replace(GOOD, root_ca_crl=OTHER.collateral().root_ca_crl),
+        {"root_crl_sig": CRL},
+    ),
+    (
+        # The root's key, in another name.
+        lambda: dataclasses.replace(GOOD, root_ca_crl=INTEL.crl(INTEL.signer, INTEL.root_key)),
         {"root_crl_sig": CRL},
     ),
     (lambda: dataclasses.replace(GOOD, pck_crl=flipped(GOOD.pck_crl)), {"pck_crl_sig": CRL}),
