@@ -77,7 +77,8 @@ MEDIA_TYPE_CRL: Final = "application/pkix-crl"
 MEDIA_TYPE_COLLATERAL: Final = "application/vnd.cloister.intel-collateral+json"
 """What Intel signs about a platform, as one object (`cloister.endorsements.intel`)."""
 MEDIA_TYPE_RIM: Final = "application/vnd.cloister.nvidia-rim+xml"
-"""These three vouch for an item and travel among its endorsements."""
+MEDIA_TYPE_OCSP: Final = "application/ocsp-response"
+"""RFC 6960 appendix C. These four vouch for an item and travel among its endorsements."""
 
 MAX_GPUS: Final = 16
 """GPUs of one machine; today's largest have eight."""

@@ -26,6 +26,7 @@ from typing import Final
 from cloister.channel.statement import REPORT_DATA_SIZE, statement_digest
 from cloister.endorsements.roots import Roots
 from cloister.evidence import items
+from cloister.evidence.nvgpu import GpuDevice, evidence_digest, gpu_nonce
 from cloister.evidence.report import (
     API_VERSION,
     ITEM_CLAIMS,
@@ -37,6 +38,7 @@ from cloister.evidence.report import (
 )
 from cloister.testing.simulated_dcap import SimulatedIntel
 from cloister.testing.simulated_nitro import SimulatedNitro
+from cloister.testing.simulated_nvgpu import SimulatedGpu, SimulatedNvidia
 from cloister.testing.simulated_snp import SimulatedAmd
 from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier.platform_references import PlatformReference
@@ -101,6 +103,38 @@ class SimulatedHardware:
             evidence={**self.issue(digest), **self.more_evidence, ITEM_CLAIMS: claims},
             service_capabilities={"supported_e2ee_versions": [], "serving": "direct"},
         )
+
+    def with_gpus(self, nvidia: SimulatedNvidia, *gpus: SimulatedGpu) -> SimulatedHardware:
+        """This worker with GPUs that answered its own nonce, named in its claims document."""
+        entry = self.worker.keyset.receipt_signing_keys[0]
+        nonce = gpu_nonce(bytes.fromhex(entry.public_key))
+        devices = tuple(gpu.evidence(nonce) for gpu in gpus)
+        document = dataclasses.replace(
+            self.worker.claims_document, gpu_evidence_sha256=(evidence_digest(devices).hex(),)
+        )
+        keyset = dataclasses.replace(self.worker.keyset, subject=document.subject)
+        return dataclasses.replace(
+            self,
+            worker=dataclasses.replace(self.worker, claims_document=document, keyset=keyset),
+            roots=self.roots.merged(nvidia.roots),
+            more_evidence={
+                items.gpu_item(number): gpu_evidence(nvidia, gpu, device)
+                for number, (gpu, device) in enumerate(zip(gpus, devices, strict=True))
+            },
+        )
+
+
+def gpu_evidence(nvidia: SimulatedNvidia, gpu: SimulatedGpu, device: GpuDevice) -> EvidenceItem:
+    """The item of one GPU: its report, its certificates and the manifests for its firmware."""
+    rims = (nvidia.driver_rim(gpu), nvidia.vbios_rim(gpu))
+    return EvidenceItem(
+        media_type=items.MEDIA_TYPE_GPU_EVIDENCE,
+        data=device.report,
+        endorsements=(
+            *_endorse(MEDIA_TYPE_CERTIFICATE, *device.chain),
+            *_endorse(items.MEDIA_TYPE_RIM, *rims),
+        ),
+    )
 
 
 def _reference(platform: str, **registers: bytes) -> PlatformReference:

@@ -113,7 +113,7 @@ def _gpus(
     found: Findings, *, policy: AppraisalPolicy, roots: Roots, at: datetime, ledger: Ledger
 ) -> None:
     """Step 11."""
-    if found.report is None or not has_gpus(found.report.evidence, policy):
+    if found.report is None or not has_gpus(found.report.evidence, found.claims_document, policy):
         return
     found.gpus = verify_gpus(
         found.report.evidence,

@@ -9,34 +9,44 @@ shows that the GPU is plugged into this worker's machine, and the result says so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.channel.keyset import RECEIPT_ALGORITHM, Keyset
 from cloister.endorsements.roots import Roots
 from cloister.errors import MalformedError
-from cloister.evidence.items import MAX_GPUS, gpu_item
+from cloister.evidence.items import (
+    MAX_GPUS,
+    MEDIA_TYPE_CRL,
+    MEDIA_TYPE_OCSP,
+    MEDIA_TYPE_RIM,
+    gpu_item,
+)
 from cloister.evidence.nvgpu import GpuDevice, evidence_digest, gpu_nonce
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, EvidenceItem
+from cloister.verifier.expected import Expected
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 
-BOUND: Final = "gpu.bound"
-NONCE: Final = "gpu.asked_by_worker"
-COUNT: Final = "gpu.count"
+if TYPE_CHECKING:
+    from cloister.verifier.platforms.nvgpu import GpuEvidence
+
+BOUND: Final = "nvgpu.bound"
+
+_NONCE: Final = slice(4, 36)
+"""Where the request in front of a report carries its nonce. Looked at before anything is
+authenticated, only to choose among a keyset's receipt keys; the signed one is compared."""
 
 
-def has_gpus(evidence: Mapping[str, EvidenceItem], policy: AppraisalPolicy) -> bool:
-    """Whether there is something to say about GPUs: evidence of one, or a policy that wants it."""
-    return bool(_items(evidence)) or not isinstance(policy.required_gpus, Unchecked)
-
-
-def _items(evidence: Mapping[str, EvidenceItem]) -> tuple[EvidenceItem, ...]:
-    names = map(gpu_item, range(MAX_GPUS))
-    return tuple(evidence[name] for name in names if name in evidence)
+def has_gpus(
+    evidence: Mapping[str, EvidenceItem], document: ClaimsDocument | None, policy: AppraisalPolicy
+) -> bool:
+    """Whether GPUs are there, are claimed to be, or have to be."""
+    claimed = document is not None and bool(document.gpu_evidence_sha256)
+    return bool(_items(evidence)) or claimed or not isinstance(policy.required_gpus, Unchecked)
 
 
 def verify_gpus(
@@ -48,40 +58,53 @@ def verify_gpus(
     roots: Roots,
     at: datetime,
     ledger: Ledger,
-) -> Outcome | None:
+) -> Outcome:
     """Verify every GPU's evidence in a report and bind it to the worker.
 
-    Claims about each device are those of `cloister.verifier.platforms.nvgpu`; ``gpu.count``,
-    ``gpu.bound`` and ``gpu.asked_by_worker`` are about the worker as a whole.
+    Claims about each device are those of `cloister.verifier.platforms.nvgpu`; here
+    ``nvgpu.bound`` is added, about all of them.
     """
-    ledger.expect(COUNT, BOUND, NONCE)
+    from cloister.verifier.platforms.nvgpu import ALL_DEVICES, verify_nvgpu
+
     items = _items(evidence)
-    if not isinstance(policy.required_gpus, Unchecked):
-        _count(len(items), policy.required_gpus, ledger)
-    else:
-        ledger.affirm(COUNT, f"The report brings evidence of {len(items)} GPUs.")
     devices = tuple(
-        GpuDevice(report=item.data, chain=_endorsed(item, MEDIA_TYPE_CERTIFICATE)) for item in items
+        GpuDevice(report=item.data, chain=_endorsed(MEDIA_TYPE_CERTIFICATE, item)) for item in items
     )
+    every = ledger.on(ALL_DEVICES)
+    every.expect(BOUND)
     if document is not None:
-        _bound(devices, document, ledger)
-    if keyset is not None:
-        _asked(devices, keyset, ledger)
-    return None
-
-
-def _endorsed(item: EvidenceItem, media_type: str) -> tuple[bytes, ...]:
-    return tuple(entry.data for entry in item.endorsements if entry.media_type == media_type)
-
-
-def _count(found: int, required: int, ledger: Ledger) -> None:
-    ledger.check(
-        COUNT,
-        holds=found >= required,
-        affirmed=f"The report brings evidence of {found} GPUs, of which {required} are required.",
-        code="gpu_missing",
-        refused=f"The report brings evidence of {found} GPUs; the policy requires {required}.",
+        _bound(devices, document, every)
+    return verify_nvgpu(
+        _evidence(devices, items),
+        policy=policy,
+        roots=roots,
+        at=at,
+        expected=Expected(values={"nonce": _expected_nonce(devices, keyset)}),
+        ledger=ledger,
     )
+
+
+def _items(evidence: Mapping[str, EvidenceItem]) -> tuple[EvidenceItem, ...]:
+    names = map(gpu_item, range(MAX_GPUS))
+    return tuple(evidence[name] for name in names if name in evidence)
+
+
+def _evidence(devices: tuple[GpuDevice, ...], items: Sequence[EvidenceItem]) -> GpuEvidence:
+    """One manifest serves every device of its model, so each is looked at once."""
+    from cloister.verifier.platforms.nvgpu import GpuEvidence
+
+    return GpuEvidence(
+        devices=devices,
+        rims=_endorsed(MEDIA_TYPE_RIM, *items),
+        crls=_endorsed(MEDIA_TYPE_CRL, *items),
+        ocsp=_endorsed(MEDIA_TYPE_OCSP, *items),
+    )
+
+
+def _endorsed(media_type: str, *items: EvidenceItem) -> tuple[bytes, ...]:
+    """The endorsements of one type, each once, in order."""
+    listed = (entry for item in items for entry in item.endorsements)
+    return tuple(dict.fromkeys(entry.data for entry in listed if entry.media_type == media_type))
 
 
 def _bound(devices: tuple[GpuDevice, ...], document: ClaimsDocument, ledger: Ledger) -> None:
@@ -96,30 +119,22 @@ def _bound(devices: tuple[GpuDevice, ...], document: ClaimsDocument, ledger: Led
     )
 
 
-def _asked(devices: tuple[GpuDevice, ...], keyset: Keyset, ledger: Ledger) -> None:
-    nonces = {gpu_nonce(key) for key in _receipt_keys(keyset)}
-    asked = {device.report[NONCE_SLICE] for device in devices}
-    ledger.check(
-        NONCE,
-        holds=asked <= nonces and len(asked) <= 1,
-        affirmed="Every GPU answered this worker's own nonce, made from its receipt key.",
-        code="nonce_mismatch",
-        refused="A GPU's evidence answers another nonce than this worker's: it is somebody else's.",
-    )
+def _expected_nonce(devices: Sequence[GpuDevice], keyset: Keyset | None) -> bytes:
+    """This worker's nonce. Without a receipt key there is none, and nothing equals it."""
+    nonces = tuple(map(gpu_nonce, () if keyset is None else _receipt_keys(keyset)))
+    asked = {device.report[_NONCE] for device in devices}
+    return next((nonce for nonce in nonces if nonce in asked), nonces[0] if nonces else b"")
 
 
 def _receipt_keys(keyset: Keyset) -> tuple[bytes, ...]:
-    keys = []
+    keys: list[bytes] = []
     for entry in keyset.receipt_signing_keys:
-        if entry.algo == RECEIPT_ALGORITHM:
-            try:
-                key = keyset.receipt_key(entry.key_id)
-            except MalformedError:
-                continue
-            if key is not None:
-                keys.append(key)
+        if entry.algo != RECEIPT_ALGORITHM:
+            continue
+        try:
+            key = keyset.receipt_key(entry.key_id)
+        except MalformedError:
+            continue
+        if key is not None:
+            keys.append(key)
     return tuple(keys)
-
-
-NONCE_SLICE: Final = slice(4, 36)
-"""Where the request in front of an SPDM report carries its nonce (`cloister.evidence.spdm`)."""
