@@ -168,7 +168,7 @@ def test_a_gpu_in_devtools_mode() -> None:
     opened = BARE.with_gpus(NVIDIA, open_one)
     item = dataclasses.replace(opened.more_evidence[gpu_item(0)], endorsements=manifests)
     found = refused(verify(dataclasses.replace(opened, more_evidence={gpu_item(0): item})))
-    assert ("gpu0", "nvgpu.driver_rim_measurements", "measurement_mismatch") in found
+    assert ("gpu0", "nvgpu.vbios_rim_measurements", "measurement_mismatch") in found
 
 
 def test_gpus_beside_a_software_tpm() -> None:
