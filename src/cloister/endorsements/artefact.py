@@ -17,6 +17,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cloister.endorsements.certificates import parse_certificates
 from cloister.errors import ConfigurationError
 from cloister.evidence.snp import Product, tcb_components
 
@@ -123,7 +124,7 @@ class Artefact:
         """What this answers."""
         material: tuple[bytes, ...] = ()
         if self.kind is ArtefactKind.NVIDIA_OCSP and self.issuer_chain:
-            certificates = x509.load_pem_x509_certificates(self.issuer_chain)
+            certificates = parse_certificates(self.issuer_chain)
             material = tuple(one.public_bytes(Encoding.DER) for one in certificates)
         return ArtefactRequest(kind=self.kind, key=self.key, material=material)
 

@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from cloister.endorsements.amd import common_name, parse_endorsement_key
@@ -26,7 +25,7 @@ from cloister.endorsements.artefact import (
     ArtefactRequest,
     amd_vcek,
 )
-from cloister.endorsements.certificates import parse_certificate
+from cloister.endorsements.certificates import parse_certificate, parse_certificates
 from cloister.endorsements.intel import parse_crl
 from cloister.endorsements.intel_tcb_info import QE, TD_QE, parse_qe_identity, parse_tcb_info
 from cloister.errors import MalformedError
@@ -110,11 +109,7 @@ def parse_pem_chain(data: bytes) -> tuple[x509.Certificate, ...]:
     """
     if not 0 < data.count(b"-----BEGIN CERTIFICATE-----") <= MAX_CERTIFICATES:
         raise MalformedError(f"a chain has not 1 to {MAX_CERTIFICATES} PEM certificates")
-    try:
-        found = x509.load_pem_x509_certificates(data)
-    except ValueError:
-        raise MalformedError("a chain does not decode as PEM certificates") from None
-    return tuple(parse_certificate(one.public_bytes(Encoding.DER)) for one in found)
+    return parse_certificates(data)
 
 
 def parse_ocsp(data: bytes) -> ocsp.OCSPResponse:
