@@ -199,7 +199,7 @@ _DECODER: Final = json.JSONDecoder(
 )
 # Possessive, and content with no closing quote: otherwise a string without end would be read
 # again from every escaped quote in it, which takes hours for a megabyte.
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(r"[\[\]{}]")
 
 

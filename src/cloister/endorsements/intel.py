@@ -147,15 +147,16 @@ def parse_members(collateral: Collateral) -> IntelCollateral:
 
     Raises MalformedError, and nothing else.
     """
+    known: dict[bytes, x509.Certificate] = {}
     return IntelCollateral(
         raw=collateral,
         tcb_info=parse_tcb_info(collateral.tcb_info),
         qe_identity=parse_qe_identity(collateral.qe_identity),
         pck_crl=parse_crl(collateral.pck_crl),
         root_crl=parse_crl(collateral.root_ca_crl),
-        tcb_info_chain=parse_chain(collateral.tcb_info_issuer_chain),
-        qe_identity_chain=parse_chain(collateral.qe_identity_issuer_chain),
-        pck_crl_chain=parse_chain(collateral.pck_crl_issuer_chain),
+        tcb_info_chain=_chain(collateral.tcb_info_issuer_chain, known),
+        qe_identity_chain=_chain(collateral.qe_identity_issuer_chain, known),
+        pck_crl_chain=_chain(collateral.pck_crl_issuer_chain, known),
     )
 
 
@@ -181,12 +182,18 @@ def parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
 
     Raises MalformedError, and nothing else.
     """
+    return _chain(pem, {})
+
+
+def _chain(pem: bytes, known: dict[bytes, x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """As `parse_chain`; decodes a certificate once that is in several chains, as the root is."""
     if len(pem) > MAX_CHAIN_BYTES:
         raise MalformedError("an issuer chain is longer than is accepted")
-    certificates = parse_pem_certificates(pem, limit=MAX_CHAIN)
-    if not certificates:
-        raise MalformedError("an issuer chain holds no certificate")
-    return tuple(map(parse_certificate, certificates))
+    ders = parse_pem_certificates(pem, limit=MAX_CHAIN)
+    for der in ders:
+        if der not in known:
+            known[der] = parse_certificate(der)
+    return tuple(known[der] for der in ders)
 
 
 def _text(members: JsonObject, name: str, limit: int) -> bytes:

@@ -243,15 +243,20 @@ class _Judge:
     def belongs(self, tee: Tee, pck: PckExtensions) -> None:
         """TCB info for this TEE and this family of platforms."""
         info = self.collateral.tcb_info
-        kind = info.id == {"sgx": SGX, "tdx": TDX}[tee]
+        if info.id != {"sgx": SGX, "tdx": TDX}[tee]:
+            self.ledger.refuse(
+                self.prefix + FMSPC_MATCH,
+                "tcb_info_mismatch",
+                f"The TCB info is for {info.id}, and the quote for {tee.upper()}.",
+            )
+            return
         self._check(
             FMSPC_MATCH,
-            holds=kind and (info.fmspc, info.pceid) == (pck.fmspc, pck.pceid),
+            holds=(info.fmspc, info.pceid) == (pck.fmspc, pck.pceid),
             affirmed=f"The TCB info is for the platform's family, FMSPC {pck.fmspc.hex()}.",
-            code="fmspc_mismatch" if kind else "tcb_info_mismatch",
-            refused=f"The TCB info is for {info.id} on FMSPC {info.fmspc.hex()}, PCE-ID"
-            f" {info.pceid.hex()}; the platform is {tee.upper()} on {pck.fmspc.hex()},"
-            f" {pck.pceid.hex()}.",
+            code="fmspc_mismatch",
+            refused=f"The TCB info is for FMSPC {info.fmspc.hex()}, PCE-ID {info.pceid.hex()}; the"
+            f" platform has {pck.fmspc.hex()}, {pck.pceid.hex()}.",
         )
 
     def revocation(self, chain: Chain) -> None:
@@ -385,18 +390,27 @@ class _Judge:
         levels = [state.level for state in states if state.level is not None]
         every = _all_advisories(levels)
         denied, accepted = self.policy.tcb_denied_advisories, self.policy.tcb_accepted_advisories
+        found = ",".join(every) or "none"
         bad = () if isinstance(denied, Unchecked) else [name for name in every if name in denied]
+        if bad:
+            self.ledger.refuse(
+                self.prefix + ADVISORIES,
+                "advisory_denied",
+                f"Your policy denies what is open on this platform: {', '.join(bad)}.",
+                value=found,
+            )
+            return
         still = _all_advisories(level for level in levels if level.status != UP_TO_DATE)
         unaccepted = (
             [] if isinstance(accepted, Unchecked) else [n for n in still if n not in accepted]
         )
         self._check(
             ADVISORIES,
-            holds=not bad and not unaccepted,
+            holds=not unaccepted,
             affirmed=f"Open advisories: {', '.join(every) or 'none'}; the policy accepts that.",
-            code="advisory_denied" if bad else "advisory_open",
-            refused=f"Open on this platform, and not accepted: {', '.join(bad or unaccepted)}.",
-            value=",".join(every) or "none",
+            code="advisory_open",
+            refused=f"Open on this platform, and not accepted: {', '.join(unaccepted)}.",
+            value=found,
         )
 
     def _accepts(self, status: str) -> bool:

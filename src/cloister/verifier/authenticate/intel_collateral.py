@@ -82,12 +82,19 @@ _SIGNER_CHAIN_LENGTH: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Fault:
+    """What is wrong: a claim's code, and a sentence."""
+
+    code: str
+    refused: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Finding:
     """One claim that does not depend on time."""
 
     name: str
-    fault: tuple[str, str] | None
-    """Code and sentence of what is wrong, if anything is."""
+    fault: _Fault | None
     affirmed: str
     anchors: tuple[Anchor, ...] = ()
     """Roots it rests on."""
@@ -190,9 +197,7 @@ def authenticate_collateral(
 
 def refuse_malformed(error: MalformedError, *, ledger: Ledger, prefix: str) -> None:
     """Record that the collateral does not decode; every other claim stays undecided."""
-    ledger.refuse(
-        prefix + FORMAT, MalformedError.default_code, f"The collateral does not decode: {error}."
-    )
+    ledger.refuse(prefix + FORMAT, "malformed", f"The collateral does not decode: {error}.")
 
 
 def _chain(certificates: Sequence[x509.Certificate], roots: Roots) -> Chain:
@@ -224,24 +229,29 @@ def _ca_fault(
     names: Sequence[str],
     root_crl: x509.CertificateRevocationList,
     what: str,
-) -> tuple[str, str] | None:
+) -> _Fault | None:
     """What is wrong with a certificate that a root has to have issued under one of `names`."""
     if chain.anchor is None or len(chain.certificates) != _SIGNER_CHAIN_LENGTH:
-        return "bad_chain", f"No pinned root of Intel's issued the certificate of the {what}."
+        return _Fault(
+            code="bad_chain",
+            refused=f"No pinned root of Intel's issued the certificate of the {what}.",
+        )
     if _common_name(chain.leaf) not in names:
         # A PCK certificate comes from the same root, and its key signs whatever a machine wants.
-        return (
-            "bad_chain",
-            f"The {what} is {name_of(chain.leaf)!r}, which Intel has for other uses.",
+        return _Fault(
+            code="bad_chain",
+            refused=f"The {what} is {name_of(chain.leaf)!r}, which Intel has for other uses.",
         )
     if root_crl.get_revoked_certificate_by_serial_number(chain.leaf.serial_number) is not None:
-        return "revoked", f"The certificate of the {what} was revoked."
+        return _Fault(code="revoked", refused=f"The certificate of the {what} was revoked.")
     return None
 
 
 def _signature(name: str, signer: x509.Certificate, signature: bytes, text: bytes) -> _Finding:
     what = "TCB info" if name == TCB_INFO_SIG else "QE identity"
-    fault = "collateral_signature", f"The {what} is not what its signer signed."
+    fault = _Fault(
+        code="collateral_signature", refused=f"The {what} is not what its signer signed."
+    )
     return _Finding(
         name=name,
         fault=None if _signed(signer, signature, text) else fault,
@@ -275,7 +285,10 @@ def _root_crl(collateral: IntelCollateral, roots: Roots) -> _Finding:
         if crl.issuer == anchor.certificate.subject and signed_crl(crl, anchor.certificate)
     )
     anchor = next(anchors, None)
-    fault = "crl_signature", "No pinned root of Intel's signed the root's revocation list."
+    fault = _Fault(
+        code="crl_signature",
+        refused="No pinned root of Intel's signed the root's revocation list.",
+    )
     return _Finding(
         name=ROOT_CRL_SIG,
         fault=fault if anchor is None else None,
@@ -288,7 +301,10 @@ def _pck_crl(chain: Chain, collateral: IntelCollateral) -> _Finding:
     crl, signer = collateral.pck_crl, chain.leaf
     fault = _ca_fault(chain, PCK_CA_NAMES, collateral.root_crl, "CA of the revocation list")
     if fault is None and not (crl.issuer == signer.subject and signed_crl(crl, signer)):
-        fault = "crl_signature", "The revocation list of PCK certificates was not signed by its CA."
+        fault = _Fault(
+            code="crl_signature",
+            refused="The revocation list of PCK certificates was not signed by its CA.",
+        )
     return _Finding(
         name=PCK_CRL_SIG,
         fault=fault,
@@ -314,15 +330,15 @@ def _windows(collateral: IntelCollateral, chains: Sequence[Chain]) -> Iterator[_
 def _record(found: _Finding, pinned: Sequence[Anchor], ledger: Ledger, prefix: str) -> bool:
     fault = found.fault
     if fault is None and not all(anchor in pinned for anchor in found.anchors):
-        fault = "bad_chain", "The collateral was checked against a root that is not pinned here."
-    code, refused = fault or ("", "")
-    return ledger.check(
-        prefix + found.name,
-        holds=fault is None,
-        affirmed=found.affirmed,
-        code=code,
-        refused=refused,
-    )
+        fault = _Fault(
+            code="bad_chain",
+            refused="The collateral was checked against a root that is not pinned here.",
+        )
+    if fault is None:
+        ledger.affirm(prefix + found.name, found.affirmed)
+        return True
+    ledger.refuse(prefix + found.name, fault.code, fault.refused)
+    return False
 
 
 def _time(windows: Sequence[_Window], at: datetime, ledger: Ledger, prefix: str) -> bool:
