@@ -19,6 +19,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -39,6 +40,9 @@ MAX_CANDIDATES: Final = 32
 """Certificates looked through for issuers, so that a heap of namesakes costs nothing."""
 
 MIN_RSA_BITS: Final = 2048
+
+REMEMBERED: Final = 256
+"""Signatures of CAs on CAs that are remembered; all vendors' together are some dozens."""
 
 _UNDERSTOOD: Final = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 _HASHES: Final = (SHA256, SHA384, SHA512)
@@ -122,6 +126,13 @@ def issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
+@lru_cache(maxsize=REMEMBERED)
+def _issued_a_ca(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """`issued`, remembered: the same few CAs stand above every leaf, and a signature on P-384
+    takes longer to check than everything else about a report. Depends on the two alone."""
+    return issued(certificate, issuer)
+
+
 def _path(
     leaf: x509.Certificate,
     pool: list[x509.Certificate],
@@ -134,9 +145,10 @@ def _path(
         return (leaf,), None
     while len(path) < MAX_DEPTH:
         last = path[-1]
+        signed = issued if last is leaf else _issued_a_ca
         for anchor in anchors:
             root = anchor.certificate
-            if _may_sign(root, below=len(path) - 1) and issued(last, root):
+            if _may_sign(root, below=len(path) - 1) and signed(last, root):
                 return (*path, root), anchor
         issuer = next(
             (
@@ -145,7 +157,7 @@ def _path(
                 if candidate not in path
                 and _may_sign(candidate, below=len(path) - 1)
                 and _knows_all_critical(candidate, frozenset())
-                and issued(last, candidate)
+                and signed(last, candidate)
             ),
             None,
         )
