@@ -83,6 +83,7 @@ def authenticate_ak(
     evidence: AkEvidence,
     key: AkKey | None,
     *,
+    alone: bool = False,
     vendor: Vendor,
     usages: Sequence[x509.ObjectIdentifier],
     policy: AppraisalPolicy,
@@ -92,8 +93,9 @@ def authenticate_ak(
 ) -> AkFindings:
     """Run every step, adding `claim_names(policy)` to `ledger`.
 
-    `key` is the quoting key as known from elsewhere; ``None``: the certificate alone says which
-    it is, and then step 5 holds of itself. One of `usages` must be in the certificate.
+    `key` is the quoting key as known from elsewhere; ``None`` if it does not decode, which leaves
+    step 5 undecided. With `alone` the certificate alone says which key it is, and step 5 holds of
+    itself. One of `usages` must be in the certificate.
     """
     try:
         certificate = parse_ak_certificate(evidence.certificate)
@@ -114,13 +116,14 @@ def authenticate_ak(
     )
     _chain(chain, vendor, ledger)
     _purpose(certificate, usages, ledger)
-    ledger.check(
-        MATCHES,
-        holds=key is None or same_key(key, certified),
-        affirmed="The certified key is the one that quotes.",
-        code="bad_ak_binding",
-        refused="The certificate is for another key than the one that quotes.",
-    )
+    if alone or key is not None:
+        ledger.check(
+            MATCHES,
+            holds=key is None or same_key(key, certified),
+            affirmed="The certified key is the one that quotes.",
+            code="bad_ak_binding",
+            refused="The certificate is for another key than the one that quotes.",
+        )
     _denied(chain, policy, ledger)
     return AkFindings(certificate=certificate, key=certified, chain=chain)
 

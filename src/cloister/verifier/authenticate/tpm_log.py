@@ -9,9 +9,9 @@ Steps, each with one claim:
    says that the digest covers it (`payload_fault`, for logs of CCEL as well).
 
 Registers that the log tells of but that were not signed are not compared, and nothing is read
-from their events; those of firmware and boot loaders (0 to 9) that were signed must be told of. A register
-into which the operating system measures after the log was taken (11 and 15 with systemd) does not
-replay: leave it out of the quote, or judge it by its value.
+from their events. Those of firmware and boot loaders (0 to 9) that were signed must be told of. A
+register into which the operating system measures after the log was taken (11 and 15 with systemd)
+does not replay: leave it out of the quote, or judge it by its value.
 
 Source: TCG "PC Client Platform Firmware Profile Specification", version 1.06, sections 3.3 and 10.
 """

@@ -208,14 +208,9 @@ def _all_banks(
     """Every bank once, and all quotes for one challenge since one start of the machine."""
     for number in range(len(others)):
         apart.on(f"bank{number}").expect(*tpm_quote.CLAIMS)
-    failed = next(
-        (
-            claim
-            for claim in apart.close(development=False)
-            if claim.finding is not Finding.AFFIRMING
-        ),
-        None,
-    )
+    claims = [c for c in apart.close(development=False) if c.finding is not Finding.AFFIRMING]
+    # What was refused says more than what was not checked because of it.
+    failed = min(claims, key=lambda c: c.finding is not Finding.CONTRAINDICATED, default=None)
     stated = [quote.stated for quote in (leading, *others) if quote.stated is not None]
     belong = len({_occasion(quote) for quote in stated}) == 1
     banks = [bank for quote in stated for bank in quote.pcrs]

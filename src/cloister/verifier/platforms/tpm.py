@@ -236,6 +236,7 @@ def read_key(
     found = ak_chain.authenticate_ak(
         ak,
         key,
+        alone=public is None,
         vendor=vendor,
         usages=usages,
         policy=policy,
