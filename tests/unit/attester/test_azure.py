@@ -143,6 +143,15 @@ def test_a_tpm_without_hcl_report_is_no_confidential_machine() -> None:
         attester.quote(DIGEST)
 
 
+def test_a_tpm_that_refuses_otherwise_is_told_apart() -> None:
+    class Refusing(FakeTpm):
+        def nv_read(self, index: int) -> bytes:
+            raise TpmError.from_response("TPM2_NV_READ", 0x12F)
+
+    with pytest.raises(TpmError):
+        read_hcl_report(Refusing())
+
+
 def test_a_signature_of_another_scheme_is_refused() -> None:
     tpm, _, attester = machine()
     assert attester.quote(DIGEST)

@@ -105,6 +105,16 @@ def test_the_key_that_google_provides_is_used(padding: bytes, *, prefixed: bool)
     assert tpm.created == [template]
 
 
+def test_a_template_as_long_as_a_type_is_no_type() -> None:
+    tpm = FakeTpm()
+    template = rsa_public(bytes(11))
+    assert len(template) == Alg.ECC
+    tpm.nv[0x01C10000] = certificate(tpm.key.public_key())
+    tpm.nv[0x01C10001] = sized(template)
+    find_attestation_key(tpm)
+    assert tpm.created == [template]
+
+
 def test_a_certificate_for_another_key_is_refused() -> None:
     tpm = FakeTpm()
     tpm.nv[0x01C10001] = rsa_public(b"")

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from cloister.attester import machine
+from cloister.attester.azure import AzureAttester
+from cloister.attester.configfs_tsm import TsmAttester
+from cloister.attester.device_tpm import DeviceTpmAttester
+from cloister.attester.gramine import GramineAttester
 from cloister.attester.machine import (
     PLATFORMS,
     MachineAttester,
@@ -17,9 +21,13 @@ from cloister.attester.machine import (
     open_attester,
     read_ccel,
 )
+from cloister.attester.nsm import NitroAttester
+from cloister.attester.sev_guest import SevGuestAttester
+from cloister.attester.tdx_guest import TdxGuestAttester
 from cloister.errors import ConfigurationError, FetchError, UnsupportedError
 from cloister.evidence.report import Endorsement, EvidenceItem
 from cloister.strictjson import JsonObject
+from support.fake_tpm import FakeTpm
 
 DIGEST = bytes(range(32))
 ITEM = EvidenceItem(
@@ -97,6 +105,33 @@ def test_the_event_log_of_a_tdx_machine_is_optional(tmp_path: Path) -> None:
     assert read_ccel(tmp_path / "CCEL") is None
     (tmp_path / "CCEL").write_bytes(b"log")
     assert read_ccel(tmp_path / "CCEL") == b"log"
+
+
+OPENED = {
+    "sev-snp": (TsmAttester, SevGuestAttester),
+    "tdx": (TsmAttester, TdxGuestAttester),
+    "sgx": (GramineAttester, GramineAttester),
+    "nitro": (NitroAttester, NitroAttester),
+    "azure-snp": (AzureAttester, AzureAttester),
+    "azure-tdx": (AzureAttester, AzureAttester),
+    "gcp-snp": (Together, Together),
+    "gcp-tdx": (Together, Together),
+    "gcp-vtpm": (DeviceTpmAttester, DeviceTpmAttester),
+    "tpm": (DeviceTpmAttester, DeviceTpmAttester),
+}
+"""With configfs-tsm, and without."""
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_each_platform_has_its_attester(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "open_tpm", FakeTpm)
+    with_configfs, without = OPENED[platform]
+    monkeypatch.setattr(machine, "REPORTS", tmp_path)
+    assert type(open_attester(platform)) is with_configfs
+    monkeypatch.setattr(machine, "REPORTS", tmp_path / "absent")
+    assert type(open_attester(platform)) is without
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
