@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -277,8 +278,10 @@ def _fetch_one(cache: EndorsementCache, fetcher: Fetcher, request: ArtefactReque
 
 def _import_one(cache: EndorsementCache, artefact: Artefact) -> int:
     name = f"{artefact.kind}  {_short(artefact.key)}"
+    # Whoever wrote the bundle says when it was fetched; at best it was just now.
+    fetched_at = min(artefact.fetched_at, now())
     try:
-        cache.put(artefact)
+        cache.put(replace(artefact, fetched_at=fetched_at))
     except CloisterError as error:
         typer.echo(f"{name}  refused: {error} [{error.code}]")
         return exit_code(error)

@@ -156,11 +156,23 @@ def test_export_and_import(cli: Cli, quote: str, report: str) -> None:
         "export", "--out", bundle, "--for", quote, "--for", "amd.crl:Milan/vcek"
     )
     first = Path(bundle).read_bytes()
-    cli("export", "--out", bundle, "--for", "amd.crl:Milan/vcek", "--for", quote)
+    cli("export", "--out", bundle, "--for", crl, "--for", quote)
     assert Path(bundle).read_bytes() == first
     there = str(cli.folder / "there")
     assert cli("import", bundle, "--cache", there).count("taken") == 5
     assert len(json.loads(cli("list", "--json", "--cache", there))) == 5
+
+
+def test_a_bundle_cannot_come_from_the_future(cli: Cli, quote: str) -> None:
+    bundle = str(cli.folder / "bundle.json")
+    cli.at = NOW + 3 * DAY
+    cli.fetch(quote)
+    cli("export", "--out", bundle)
+    cli.at = NOW
+    there = str(cli.folder / "there")
+    cli("import", bundle, "--cache", there)
+    listed = json.loads(cli("list", "--json", "--cache", there))
+    assert {one["fetched_at"] for one in listed} == {NOW.isoformat()}
 
 
 def test_what_is_not_imported(cli: Cli, quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
