@@ -225,6 +225,12 @@ def _dstack_log(data: bytes) -> object:
     return parse_dstack_log(data)
 
 
+def _hcl(data: bytes) -> object:
+    from cloister.evidence.hcl import parse_hcl_report
+
+    return parse_hcl_report(data)
+
+
 def _gpu_report(data: bytes) -> object:
     from cloister.evidence.nvgpu import parse_device_report
 
@@ -313,6 +319,7 @@ _DECODERS: Final[Mapping[Kind, Callable[[bytes], object]]] = {
     Kind.EVENT_LOG: _event_log,
     Kind.DSTACK_EVENT_LOG: _dstack_log,
     Kind.DSTACK_COMPOSE: _json,
+    Kind.HCL_REPORT: _hcl,
     Kind.GPU_REPORT: _gpu_report,
     Kind.GPU_EVIDENCE_LIST: _gpu_list,
     Kind.RIM: _rim,

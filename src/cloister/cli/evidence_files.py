@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
 from cloister.errors import ConfigurationError, MalformedError
 from cloister.evidence.recognise import MAX_BYTES, Kind, recognise
 from cloister.verifier.evidence import Verify
 
 if TYPE_CHECKING:
+    from cloister.evidence.pcrs import PcrValues
+    from cloister.verifier.authenticate.ak import AkEvidence
     from cloister.verifier.authenticate.tpm_quote import QuoteEvidence
 
 MAX_FILES: Final = 64
@@ -220,36 +226,109 @@ def _nitro(files: Files) -> Assembled:
 
 
 def _tpm(files: Files) -> Assembled:
-    from cloister.verifier.authenticate.ak import AkEvidence
+    """A quote; whose TPM it is, its attestation key's certificate says."""
+    from cloister.verifier.platforms.gcp import GcpEvidence, verify_gcp
     from cloister.verifier.platforms.tpm import TpmEvidence, verify_tpm
 
     certificates = files.all(Kind.CERTIFICATES)
+    ak = _ak(certificates)
     public = files.optional(Kind.TPM_PUBLIC)
-    if public is None and not certificates:
+    if public is None and ak is None:
         public = files.one(Kind.PUBLIC_KEY)
-    evidence = TpmEvidence(
-        quote=_quote(files),
-        ak_public=public,
-        ak=AkEvidence(certificate=certificates[0], intermediates=certificates[1:])
-        if certificates
-        else None,
+    quotes, log = _quotes(files), files.optional(Kind.EVENT_LOG)
+    if len(quotes) > 1 or _issued_by("Google LLC", certificates):
+        evidence = GcpEvidence(quotes=quotes, ak_public=public, ak=ak, event_log=log)
+        return files.assembled(verify_gcp, evidence, nonce_field="extra_data")
+    record = TpmEvidence(quote=quotes[0], ak_public=public, ak=ak, event_log=log)
+    return files.assembled(verify_tpm, record, nonce_field="extra_data")
+
+
+def _azure(files: Files) -> Assembled:
+    from cloister.verifier.platforms.azure import AzureEvidence, verify_azure
+
+    certificates = files.all(Kind.CERTIFICATES)
+    amd = tuple(data for data in certificates if _issued_by("Advanced Micro Devices", (data,)))
+    evidence = AzureEvidence(
+        hcl_report=files.one(Kind.HCL_REPORT),
+        quote=_quotes(files)[0],
+        snp_certificates=amd,
+        snp_crls=files.all(Kind.REVOCATION_LIST),
+        td_quote=files.optional(Kind.DCAP_QUOTE),
+        td_collateral=files.optional(Kind.COLLATERAL),
+        ak=_ak(tuple(data for data in certificates if data not in amd)),
         event_log=files.optional(Kind.EVENT_LOG),
     )
-    return files.assembled(verify_tpm, evidence, nonce_field="extra_data")
+    return files.assembled(verify_azure, evidence, nonce_field="extra_data")
 
 
-def _quote(files: Files) -> QuoteEvidence:
-    from cloister.evidence.pcrs import parse_pcrs_json
+def _ak(certificates: Sequence[bytes]) -> AkEvidence | None:
+    """The key's certificate is the one that is no CA's; the others complete its chain."""
+    from cloister.verifier.authenticate.ak import AkEvidence
+
+    leaves = [data for data in certificates if not _is_ca(data)]
+    if not leaves:
+        return None
+    others = tuple(data for data in certificates if data is not leaves[0])
+    return AkEvidence(certificate=leaves[0], intermediates=others)
+
+
+def _parsed(data: bytes) -> tuple[x509.Certificate, ...]:
+    from cloister.endorsements.certificates import parse_certificates
+
+    try:
+        return parse_certificates(data)
+    except MalformedError:
+        return ()
+
+
+def _is_ca(data: bytes) -> bool:
+    return any(
+        extension.oid == x509.BasicConstraints.oid and getattr(extension.value, "ca", False)
+        for certificate in _parsed(data)[:1]
+        for extension in certificate.extensions
+    )
+
+
+def _issued_by(organization: str, certificates: Sequence[bytes]) -> bool:
+    return any(
+        attribute.value == organization
+        for data in certificates
+        for certificate in _parsed(data)
+        for attribute in certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    )
+
+
+def _quotes(files: Files) -> tuple[QuoteEvidence, ...]:
+    """Quotes with their signatures and register values; of several, by the order of names.
+
+    Raises:
+        ConfigurationError: there are not as many of each.
+    """
     from cloister.verifier.authenticate.tpm_quote import QuoteEvidence
 
     bare = not files.has(Kind.TPM_SIGNATURE)
-    values = files.optional(Kind.PCR_VALUES)
-    return QuoteEvidence(
-        quote=files.one(Kind.TPM_QUOTE),
-        signature=files.one(Kind.RSA_SIGNATURE if bare else Kind.TPM_SIGNATURE),
-        pcrs=files.one(Kind.TPM_PCR_FILE) if values is None else parse_pcrs_json(values),
-        bare_signature=bare,
+    quotes = files.all(Kind.TPM_QUOTE)
+    signatures = files.all(Kind.RSA_SIGNATURE if bare else Kind.TPM_SIGNATURE)
+    values = [*map(_values, files.all(Kind.PCR_VALUES)), *files.all(Kind.TPM_PCR_FILE)]
+    if not len(quotes) == len(signatures) == len(values):
+        raise ConfigurationError(
+            f"{len(quotes)} quotes need as many signatures and sets of register values; there are"
+            f" {len(signatures)} and {len(values)}",
+            code="evidence.missing",
+        )
+    return tuple(
+        QuoteEvidence(quote=quote, signature=signature, pcrs=pcrs, bare_signature=bare)
+        for quote, signature, pcrs in zip(quotes, signatures, values, strict=True)
     )
+
+
+def _values(data: bytes) -> PcrValues | bytes:
+    from cloister.evidence.pcrs import parse_pcrs_json
+
+    try:
+        return parse_pcrs_json(data)
+    except MalformedError:
+        return data  # whose verifier says that it does not decode
 
 
 def _log(files: Files) -> Assembled:
@@ -258,14 +337,60 @@ def _log(files: Files) -> Assembled:
     return files.assembled(verify_tpm, TpmEvidence(quote=None, event_log=files.one(Kind.EVENT_LOG)))
 
 
+def _gpus(files: Files) -> Assembled:
+    from cloister.evidence.nvgpu import GpuDevice
+    from cloister.verifier.platforms.nvgpu import GpuEvidence, verify_nvgpu
+
+    chain = tuple(
+        certificate.public_bytes(Encoding.DER)
+        for data in files.all(Kind.CERTIFICATES)
+        for certificate in _parsed(data)
+    )
+    evidence = GpuEvidence(
+        devices=(GpuDevice(report=files.one(Kind.GPU_REPORT), chain=chain),),
+        rims=files.all(Kind.RIM),
+        crls=files.all(Kind.REVOCATION_LIST),
+    )
+    return files.assembled(verify_nvgpu, evidence, nonce_field="nonce")
+
+
+def _gpu_list(files: Files) -> Assembled:
+    from cloister.verifier.platforms.nvgpu import GpuEvidence, verify_nvgpu
+
+    try:
+        listed = GpuEvidence.from_json(files.one(Kind.GPU_EVIDENCE_LIST))
+    except MalformedError as error:
+        raise ConfigurationError(
+            f"the list of GPU evidence is refused: {error}", code="evidence.malformed"
+        ) from None
+    evidence = GpuEvidence(
+        devices=listed.devices,
+        rims=files.all(Kind.RIM),
+        crls=files.all(Kind.REVOCATION_LIST),
+    )
+    return files.assembled(verify_nvgpu, evidence, nonce_field="nonce")
+
+
+def _rim(files: Files) -> Assembled:
+    from cloister.verifier.platforms.nvgpu import RimEvidence, verify_nvgpu
+
+    return files.assembled(
+        verify_nvgpu, RimEvidence(document=files.one(Kind.RIM)), nonce_field="nonce"
+    )
+
+
 _Make = Callable[[Files], Assembled]
 
 _PLATFORMS: Final[tuple[tuple[tuple[Kind, ...], _Make], ...]] = (
+    ((Kind.HCL_REPORT, Kind.TPM_QUOTE), _azure),
     ((Kind.DCAP_QUOTE, Kind.DSTACK_EVENT_LOG), _dstack),
     ((Kind.DCAP_QUOTE,), _dcap),
     ((Kind.SNP_REPORT,), _snp),
     ((Kind.NITRO_DOCUMENT,), _nitro),
     ((Kind.TPM_QUOTE,), _tpm),
+    ((Kind.GPU_EVIDENCE_LIST,), _gpu_list),
+    ((Kind.GPU_REPORT,), _gpus),
     ((Kind.EVENT_LOG,), _log),
+    ((Kind.RIM,), _rim),
 )
 """What has to be there for a platform, the composite ones first."""
