@@ -22,11 +22,12 @@ update of the TDX module ("relaunch advised") is not told apart from ``OutOfDate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
+from cloister.endorsements.certificates import serial_number
 from cloister.endorsements.intel import (
     IntelCollateral,
     IsvLevel,
@@ -39,19 +40,27 @@ from cloister.evidence.sgx import EnclaveReport
 from cloister.evidence.tdx import TdReport
 from cloister.strictjson import JsonObject
 from cloister.verifier.appraise.intel_levels import (
-    OUT_OF_DATE,
-    REVOKED,
-    Level,
     Shortfall,
     converged,
     isv_level,
     platform_level,
     shortfalls,
 )
+from cloister.verifier.appraise.intel_states import (
+    ADVISORIES,
+    PLATFORM_TCB,
+    QE_TCB,
+    TCB_STATUS,
+    TDX_MODULE_TCB,
+    Claims,
+    State,
+    StateJudge,
+    all_advisories,
+)
 from cloister.verifier.authenticate.intel_collateral import CLAIMS as AUTHENTICATION_CLAIMS
 from cloister.verifier.chain import Chain, same_key
 from cloister.verifier.ledger import Ledger
-from cloister.verifier.policy import UP_TO_DATE, AppraisalPolicy, Unchecked
+from cloister.verifier.policy import AppraisalPolicy, Unchecked
 
 Tee: TypeAlias = Literal["sgx", "tdx"]
 
@@ -61,16 +70,7 @@ FMSPC_MATCH: Final = "fmspc_match"
 PCK_REVOKED: Final = "pck_revoked"
 QE_IDENTITY_MATCH: Final = "qe_identity_match"
 TDX_MODULE_SIGNER: Final = "tdx_module_signer"
-PLATFORM_TCB: Final = "platform_tcb"
-QE_TCB: Final = "qe_tcb"
-TDX_MODULE_TCB: Final = "tdx_module_tcb"
-TCB_STATUS: Final = "tcb_status"
-ADVISORIES: Final = "tcb_advisories"
 
-MAX_NAMED: Final = 4
-"""Advisories that an explanation names before it only counts them."""
-
-NO_LEVEL: Final = "no_matching_level"
 NOT_SEPARATE: Final = "in_platform_tcb"
 """Value of ``tdx_module_tcb`` for modules of version 0, which platform levels cover."""
 
@@ -93,25 +93,6 @@ class TcbJudgement:
     facts: JsonObject
     """``collateral`` and, for TDX modules above version 0, ``tdx_module``: merge into the facts."""
     not_proven: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """One part of the TCB: its claim, its name, its level, and the list that the level is on."""
-
-    claim: str
-    what: str
-    level: Level | None
-    levels: Sequence[Level]
-
-    @property
-    def next_date(self) -> datetime | None:
-        """When the first newer level appeared."""
-        if self.level is None:
-            return None
-        newer = self.levels[: self.levels.index(self.level)]
-        later = [level.tcb_date for level in newer if level.tcb_date > self.level.tcb_date]
-        return min(later, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,50 +145,58 @@ def judge_tcb(
     """
     if (tee == "tdx") != (td_report is not None):
         raise TypeError("a TDX guest is judged with its report, an SGX enclave without")
-    judge = _Judge(
-        collateral=collateral,
-        policy=policy,
-        at=at,
-        ledger=ledger if authenticated else ledger.stated(),
-        prefix=prefix,
-    )
+    claims = Claims(ledger=ledger if authenticated else ledger.stated(), prefix=prefix)
+    judge = _Judge(collateral=collateral, policy=policy, at=at, claims=claims)
     judge.age()
     judge.evaluation_number()
     judge.belongs(tee, pck)
     judge.revocation(pck_chain)
     judge.quoting_enclave(tee, qe_report)
     svn = None if td_report is None else td_report.tee_tcb_svn
-    separate = svn is not None and svn[1] > 0
-    identity = collateral.tcb_info.tdx_module_identity(svn[1]) if svn and separate else None
+    module = None if not svn or not svn[1] else collateral.tcb_info.tdx_module_identity(svn[1])
     if td_report is not None:
-        judge.module_signer(td_report, identity)
+        judge.module_signer(td_report, module)
     found = _Levels(
         platform=platform_level(collateral.tcb_info, pck, svn),
         qe=isv_level(collateral.qe_identity.levels, qe_report.isvsvn),
-        tdx_module=None if identity is None or svn is None else isv_level(identity.levels, svn[0]),
+        tdx_module=isv_level(module.levels, svn[0]) if module and svn else None,
     )
-    states = [
-        _State(PLATFORM_TCB, "platform", found.platform, collateral.tcb_info.levels),
-        _State(QE_TCB, "quoting enclave", found.qe, collateral.qe_identity.levels),
-    ]
-    if separate:
-        levels = () if identity is None else identity.levels
-        states.append(_State(TDX_MODULE_TCB, "TDX module", found.tdx_module, levels))
-    elif svn is not None:
-        judge.module_of_version_0()
-    judge.states(states)
+    states = _states(collateral, found, module, svn)
+    StateJudge(policy=policy, at=at, claims=claims).judge(states)
+    if svn is not None and not svn[1]:
+        claims.affirm(
+            TDX_MODULE_TCB,
+            "The TDX module is of version 0, which the platform's TCB level covers.",
+            value=NOT_SEPARATE,
+        )
     return _judgement(collateral, found, states, None if svn is None else svn[1])
+
+
+def _states(
+    collateral: IntelCollateral,
+    found: _Levels,
+    module: TdxModuleIdentity | None,
+    svn: bytes | None,
+) -> list[State]:
+    """The platform's first. TDX modules above version 0 have a state of their own."""
+    states = [
+        State(PLATFORM_TCB, "platform", found.platform, collateral.tcb_info.levels),
+        State(QE_TCB, "quoting enclave", found.qe, collateral.qe_identity.levels),
+    ]
+    if svn is not None and svn[1]:
+        levels = () if module is None else module.levels
+        states.append(State(TDX_MODULE_TCB, "TDX module", found.tdx_module, levels))
+    return states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judge:
-    """The steps, each of which makes one claim (`states` one for each state, and two more)."""
+    """The steps up to the states, each of which makes one claim."""
 
     collateral: IntelCollateral
     policy: AppraisalPolicy
     at: datetime
-    ledger: Ledger
-    prefix: str
+    claims: Claims
 
     def age(self) -> None:
         """TCB info, QE identity and PCK list; the root's list is renewed once a year only."""
@@ -217,7 +206,7 @@ class _Judge:
             self.collateral.pck_crl.last_update_utc,
         )
         age, limit = self.at - issued, self.policy.max_collateral_age_s
-        self._check(
+        self.claims.check(
             AGE,
             holds=isinstance(limit, Unchecked) or age <= timedelta(seconds=limit),
             affirmed=f"The oldest part of the collateral was issued {issued:%Y-%m-%d %H:%M} UTC.",
@@ -230,7 +219,7 @@ class _Judge:
         """No falling back to data from before a TCB recovery."""
         numbers = _numbers(self.collateral)
         minimum = self.policy.tcb_minimum_evaluation_number
-        self._check(
+        self.claims.check(
             EVALUATION_NUMBER,
             holds=isinstance(minimum, Unchecked) or min(numbers) >= minimum,
             affirmed=f"The collateral has TCB evaluation data number {_joined(numbers)}.",
@@ -244,13 +233,13 @@ class _Judge:
         """TCB info for this TEE and this family of platforms."""
         info = self.collateral.tcb_info
         if info.id != {"sgx": SGX, "tdx": TDX}[tee]:
-            self.ledger.refuse(
-                self.prefix + FMSPC_MATCH,
+            self.claims.refuse(
+                FMSPC_MATCH,
                 "tcb_info_mismatch",
                 f"The TCB info is for {info.id}, and the quote for {tee.upper()}.",
             )
             return
-        self._check(
+        self.claims.check(
             FMSPC_MATCH,
             holds=(info.fmspc, info.pceid) == (pck.fmspc, pck.pceid),
             affirmed=f"The TCB info is for the platform's family, FMSPC {pck.fmspc.hex()}.",
@@ -263,21 +252,21 @@ class _Judge:
         """The list has to be that of the CA which issued the PCK certificate."""
         crl, root_crl = self.collateral.pck_crl, self.collateral.root_crl
         if crl.issuer != chain.leaf.issuer or not self._same_ca(chain):
-            self.ledger.refuse(
-                self.prefix + PCK_REVOKED,
+            self.claims.refuse(
+                PCK_REVOKED,
                 "crl_mismatch",
                 "The revocation list is another CA's than the one that issued the platform's PCK"
                 " certificate.",
                 value="unknown",
             )
             return
-        revoked = crl.get_revoked_certificate_by_serial_number(chain.leaf.serial_number)
+        revoked = crl.get_revoked_certificate_by_serial_number(serial_number(chain.leaf))
         above = (
             root_crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
             for certificate in chain.certificates[1:-1]
         )
         listed = revoked is not None or any(entry is not None for entry in above)
-        self._check(
+        self.claims.check(
             PCK_REVOKED,
             holds=not listed,
             affirmed="Neither the platform's PCK certificate nor its CA was revoked.",
@@ -306,7 +295,7 @@ class _Judge:
             )
             if not matches
         ]
-        self._check(
+        self.claims.check(
             QE_IDENTITY_MATCH,
             holds=not differing,
             affirmed="The quoting enclave is the one that Intel names for this TEE.",
@@ -321,7 +310,7 @@ class _Judge:
         signer = self.collateral.tcb_info.tdx_module
         if version:
             signer = None if identity is None else identity.signer
-        self._check(
+        self.claims.check(
             TDX_MODULE_SIGNER,
             holds=signer is not None
             and report.mrsigner_seam == signer.mrsigner
@@ -333,136 +322,19 @@ class _Judge:
             else "The TDX module is not signed by whom the TCB info names, or in another mode.",
         )
 
-    def module_of_version_0(self) -> None:
-        """It has no levels of its own."""
-        self.ledger.affirm(
-            self.prefix + TDX_MODULE_TCB,
-            "The TDX module is of version 0, which the platform's TCB level covers.",
-            value=NOT_SEPARATE,
-        )
-
-    def states(self, states: Sequence[_State]) -> None:
-        """The states one by one, then together, then what is open in them."""
-        for state in states:
-            self._state(state)
-        self._together(states)
-        self._advisories(states)
-
-    def _state(self, state: _State) -> None:
-        level = state.level
-        if level is None:
-            self.ledger.refuse(
-                self.prefix + state.claim,
-                "tcb_no_match",
-                f"The {state.what} is below every TCB level that Intel lists.",
-                value=NO_LEVEL,
-            )
-            return
-        grace = self._in_grace(state)
-        dated = f"{level.status} (TCB level of {level.tcb_date:%Y-%m-%d})"
-        self._check(
-            state.claim,
-            holds=grace or self._accepts(level.status),
-            affirmed=f"Intel calls the {state.what} {dated}"
-            + (", within the time that the policy allows for updates." if grace else "."),
-            code="tcb_status",
-            refused=f"Intel calls the {state.what} {dated}, which the policy does not accept"
-            f"{_open(level.advisory_ids)}.",
-            value=level.status,
-        )
-
-    def _together(self, states: Sequence[_State]) -> None:
-        found = converged([None if s.level is None else s.level.status for s in states])
-        worth = converged([self._worth(state) for state in states])
-        if found is None or worth is None:
-            return
-        self._check(
-            TCB_STATUS,
-            holds=self._accepts(worth),
-            affirmed=f"Taken together, Intel calls the platform {found}.",
-            code="tcb_status",
-            refused=f"Taken together, Intel calls the platform {found}, which the policy does not"
-            " accept.",
-            value=found,
-        )
-
-    def _advisories(self, states: Sequence[_State]) -> None:
-        levels = [state.level for state in states if state.level is not None]
-        every = _all_advisories(levels)
-        denied, accepted = self.policy.tcb_denied_advisories, self.policy.tcb_accepted_advisories
-        found = ",".join(every) or "none"
-        bad = () if isinstance(denied, Unchecked) else [name for name in every if name in denied]
-        if bad:
-            self.ledger.refuse(
-                self.prefix + ADVISORIES,
-                "advisory_denied",
-                f"Your policy denies what is open on this platform: {', '.join(bad)}.",
-                value=found,
-            )
-            return
-        still = _all_advisories(level for level in levels if level.status != UP_TO_DATE)
-        unaccepted = (
-            [] if isinstance(accepted, Unchecked) else [n for n in still if n not in accepted]
-        )
-        self._check(
-            ADVISORIES,
-            holds=not unaccepted,
-            affirmed=f"Open advisories: {', '.join(every) or 'none'}; the policy accepts that.",
-            code="advisory_open",
-            refused=f"Open on this platform, and not accepted: {', '.join(unaccepted)}.",
-            value=found,
-        )
-
-    def _accepts(self, status: str) -> bool:
-        accepted = self.policy.tcb_statuses
-        return status != REVOKED and (isinstance(accepted, Unchecked) or status in accepted)
-
-    def _worth(self, state: _State) -> str | None:
-        """The state, or that of a platform up to date while the time of grace runs."""
-        if state.level is None:
-            return None
-        return UP_TO_DATE if self._in_grace(state) else state.level.status
-
-    def _in_grace(self, state: _State) -> bool:
-        """Whether the first newer level is not older than the policy's time of grace."""
-        level, grace = state.level, self.policy.tcb_grace_s
-        if level is None or level.status != OUT_OF_DATE or isinstance(grace, Unchecked):
-            return False
-        since = state.next_date
-        return since is not None and self.at <= since + timedelta(seconds=grace)
-
     def _same_ca(self, chain: Chain) -> bool:
         """By key as well as by name, as far as the chain was found."""
         return len(chain.certificates) == 1 or same_key(
             chain.certificates[1], self.collateral.pck_crl_chain[0]
         )
 
-    def _check(
-        self,
-        name: str,
-        *,
-        holds: bool,
-        affirmed: str,
-        code: str,
-        refused: str,
-        value: str | None = None,
-    ) -> None:
-        self.ledger.check(
-            self.prefix + name,
-            holds=holds,
-            affirmed=affirmed,
-            code=code,
-            refused=refused,
-            value=value,
-        )
-
 
 def _judgement(
-    collateral: IntelCollateral, found: _Levels, states: Sequence[_State], version: int | None
+    collateral: IntelCollateral, found: _Levels, states: Sequence[State], version: int | None
 ) -> TcbJudgement:
     platform = found.platform
     levels = [state.level for state in states if state.level is not None]
-    advisories = None if platform is None else _all_advisories(levels)
+    advisories = None if platform is None else all_advisories(levels)
     numbers = _numbers(collateral)
     facts: JsonObject = {
         "collateral": {
@@ -505,18 +377,6 @@ def _numbers(collateral: IntelCollateral) -> tuple[int, int]:
 def _joined(numbers: tuple[int, int]) -> str:
     """``19``, or ``19/18`` where TCB info and QE identity differ."""
     return "/".join(map(str, dict.fromkeys(numbers)))
-
-
-def _all_advisories(levels: Iterable[Level]) -> tuple[str, ...]:
-    return tuple(sorted({name for level in levels for name in level.advisory_ids}))
-
-
-def _open(advisories: Sequence[str]) -> str:
-    if not advisories:
-        return ""
-    shown = ", ".join(advisories[:MAX_NAMED])
-    more = len(advisories) - MAX_NAMED
-    return f"; open: {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def _masked(value: bytes, mask: bytes) -> bytes:

@@ -8,8 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.intel import Collateral, parse_pck_extensions
 from cloister.endorsements.roots import Vendor
 from cloister.evidence.dcap import parse_quote
@@ -24,7 +27,13 @@ from cloister.testing.simulated_dcap import (
     module_identity,
     tcb_level,
 )
-from cloister.testing.simulated_dcap_parts import SGX_SVNS, TDX_SVNS, TEE_TCB_SVN
+from cloister.testing.simulated_dcap_parts import (
+    SGX_SVNS,
+    TDX_SVNS,
+    TEE_TCB_SVN,
+    der,
+    der_integer,
+)
 from cloister.verifier.appraise.intel_tcb import (
     TcbJudgement,
     collateral_claims,
@@ -244,6 +253,23 @@ def test_a_platform_without_a_chain_is_looked_up_by_its_issuers_name() -> None:
     }
     listed = INTEL.collateral(revoked=[PLATFORM.certificate])
     assert judge(chain=(), collateral=listed).broken == {"pck_revoked": refused("revoked", "yes")}
+
+
+def with_serial_0(certificate: x509.Certificate) -> x509.Certificate:
+    """As it was, but for the serial number (and so with a signature that does not hold)."""
+    tbs, whole = certificate.tbs_certificate_bytes, certificate.public_bytes(Encoding.DER)
+    version, serial = tbs[4:9], der_integer(certificate.serial_number)
+    assert tbs[9 : 9 + len(serial)] == serial
+    changed = der(0x30, version + der_integer(0) + tbs[9 + len(serial) :])
+    return parse_certificate(der(0x30, changed + whole[4 + len(tbs) :]))
+
+
+def test_a_serial_number_of_0_is_looked_up_without_a_warning() -> None:
+    """Anyone may make such a certificate; the library warns, which here is an error."""
+    made = with_serial_0(PLATFORM.certificate)
+    with pytest.warns(UserWarning, match="serial number"):
+        assert made.serial_number == 0
+    assert judge(platform=dataclasses.replace(PLATFORM, certificate=made)).broken == {}
 
 
 # --------------------------------------------------------------------- quoting enclave
