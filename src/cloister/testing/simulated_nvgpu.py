@@ -70,8 +70,12 @@ class Signer:
         not_after: datetime = FOREVER,
         extensions: Iterable[tuple[x509.ExtensionType, bool]] = (),
         key: ec.EllipticCurvePrivateKey | None = None,
+        signs: bool | None = None,
     ) -> Signer:
-        """Certify a new key, or `key`, under the common name `name`."""
+        """Certify a new key, or `key`, under the common name `name`.
+
+        Keys sign reports unless they are a CA's; `signs` says otherwise.
+        """
         key = key or ec.generate_private_key(ec.SECP384R1())
         certificate = _certificate(
             key.public_key(),
@@ -79,6 +83,7 @@ class Signer:
             self.certificate.subject,
             self.key,
             ca=ca,
+            signs=not ca if signs is None else signs,
             validity=(not_before or self.certificate.not_valid_before_utc, not_after),
             extensions=extensions,
         )
@@ -364,10 +369,11 @@ def _certificate(
     *,
     ca: bool,
     validity: tuple[datetime, datetime],
+    signs: bool = False,
     extensions: Iterable[tuple[x509.ExtensionType, bool]] = (),
 ) -> x509.Certificate:
     usage = x509.KeyUsage(
-        digital_signature=not ca,
+        digital_signature=signs,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

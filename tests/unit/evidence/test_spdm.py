@@ -108,6 +108,20 @@ def test_measurement_blocks_are_exact_and_ascend(offset: int, value: int) -> Non
         parse_measurements(parse_report(changed(offset, value)))
 
 
+def test_slots_and_indices_end() -> None:
+    last = encode_unsigned(
+        nonce=NONCE, measurements=[block(254)], response_nonce=NONCE, opaque={}, slot=7
+    )
+    parse_measurements(parse_report(last + SIGNATURE))
+    over = encode_unsigned(
+        nonce=NONCE, measurements=[block(254)], response_nonce=NONCE, opaque={}, slot=8
+    )
+    with pytest.raises(MalformedError, match="slot"):
+        parse_report(over + SIGNATURE)
+    with pytest.raises(MalformedError, match="indices"):
+        parse_measurements(parse_report(report(block(255))))
+
+
 def test_measurements_in_another_order_are_refused() -> None:
     parse_measurements(parse_report(report(block(1), block(2))))
     with pytest.raises(MalformedError, match="ascending"):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from lxml import etree  # type: ignore[import-untyped] # it ships no types
+from signxml.algorithms import CanonicalizationMethod, DigestAlgorithm, SignatureMethod
+from signxml.signer import XMLSigner
 
 from cloister.endorsements.roots import Roots
 from cloister.errors import AuthenticationError, MalformedError, UnsupportedError
+from cloister.evidence.rim import RimDocument, parse_rim
 from cloister.testing.simulated_nvgpu import SimulatedNvidia, digest, rim_text
 from cloister.verifier.authenticate.rim import authenticate_rim
 from cloister.verifier.evidence import run
@@ -76,6 +81,39 @@ def test_content_is_what_was_hashed_whatever_is_around_it() -> None:
     assert "rim_bad_signature" in refused(
         evil.encode().removesuffix(b"</SoftwareIdentity>") + signature
     )
+
+
+def parses_to(monkeypatch: pytest.MonkeyPatch, document: RimDocument) -> None:
+    """As if the first look at a document had been fooled."""
+    module = importlib.import_module("cloister.verifier.authenticate.rim")
+    monkeypatch.setattr(module, "parse_rim", lambda _: document)
+
+
+def test_content_never_comes_from_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = TEXT.replace(digest("one").hex(), digest("evil").hex())
+    fooled = dataclasses.replace(parse_rim(NVIDIA.sign(evil)), raw=SIGNED)
+    parses_to(monkeypatch, fooled)
+    rim = authenticate_rim(SIGNED, roots=NVIDIA.roots, at=NOW).value.rim
+    assert rim.active[0].alternatives == (digest("one"),)
+
+
+def test_algorithms_are_fixed_where_signatures_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = XMLSigner(
+        signature_algorithm=SignatureMethod.ECDSA_SHA256,
+        digest_algorithm=DigestAlgorithm.SHA384,
+        c14n_algorithm=CanonicalizationMethod.CANONICAL_XML_1_1,
+    ).sign(
+        etree.fromstring(TEXT.encode()),
+        key=NVIDIA.rim_signer.key,
+        cert=list(NVIDIA.rim_signer.chain),
+    )
+    weaker = etree.tostring(made)
+    assert refused(weaker)[0] == "malformed"
+    parses_to(monkeypatch, dataclasses.replace(parse_rim(SIGNED), raw=weaker))
+    with pytest.raises(AuthenticationError, match="not signed"):
+        authenticate_rim(weaker, roots=NVIDIA.roots, at=NOW)
 
 
 def test_another_root_is_refused() -> None:

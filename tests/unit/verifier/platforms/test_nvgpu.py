@@ -221,6 +221,14 @@ def test_a_ca_makes_no_reports() -> None:
     assert found["gpu0", "nvgpu.signature"] == "bad_signature"
 
 
+def test_a_leaf_signs_and_does_nothing_else() -> None:
+    """A CA that may sign reports as well, and a key that may sign nothing."""
+    affirmed(evidence(reissued(ca=False, signs=True)))
+    for ca, signs in ((True, True), (False, False)):
+        found = failures(verify(evidence(reissued(ca=ca, signs=signs))))
+        assert found["gpu0", "nvgpu.chain"] == "bad_chain"
+
+
 def test_another_curve_is_refused() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     affirmed(evidence(reissued(ca=False)))
@@ -333,5 +341,10 @@ def test_certificates_alone_prove_no_device() -> None:
     wrong = Expected(values={"fwid": bytes(48)})
     found = failures(verify(GpuChain(chain=GPU.chain), policy=BARE, expected=wrong))
     assert found == {("gpu0", "expected.fwid"): "measurement_mismatch"}
-    broken = verify(GpuChain(chain=GPU.chain[:2] + GPU.chain[3:]), policy=BARE)
+    broken = verify(GpuChain(chain=GPU.chain[:2] + GPU.chain[3:]), policy=BARE, expected=named)
+    assert failures(broken) == {
+        ("gpu0", "nvgpu.chain"): "bad_chain",
+        ("gpu0", "nvgpu.validity"): "not_checked",
+        ("gpu0", "expected.fwid"): "unauthenticated",
+    }
     assert broken.facts["links"] == [True, False, True]

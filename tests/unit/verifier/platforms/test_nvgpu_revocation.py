@@ -172,7 +172,9 @@ def test_revoked_signers_of_manifests_are_refused() -> None:
     text = rim_text(golden(GPU, DRIVER_INDICES), version="550.90.07")
     made = dataclasses.replace(GOOD, driver_rims=(NVIDIA.sign(text, signer=signer),))
     name = ("gpu0", "nvgpu.driver_rim_revocation")
-    assert failures(verify(made))[name] == "endorsements_missing"
+    found = failures(verify(made))
+    assert found[name] == "endorsements_missing"
+    assert found["gpu0", "nvgpu.driver_rim_measurements"] == "unauthenticated"
     good = answer(signer, NVIDIA.rim_issuer)
     affirmed(dataclasses.replace(made, ocsp=(good,)))
     bad = answer(signer, NVIDIA.rim_issuer, ocsp.OCSPCertStatus.REVOKED)
