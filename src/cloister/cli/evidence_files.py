@@ -201,7 +201,7 @@ def _dcap(files: Files) -> Assembled:
 
     quote = files.one(Kind.DCAP_QUOTE)
     collateral = files.optional(Kind.COLLATERAL)
-    certificates = files.all(Kind.CERTIFICATES)
+    certificates = _der(files)
     tee: Tee = "tdx"
     with suppress(MalformedError):  # a verifier says what is wrong with it
         tee = parse_quote(quote).tee
@@ -270,6 +270,15 @@ def _ak(certificates: Sequence[bytes]) -> AkEvidence | None:
         return None
     others = tuple(data for data in certificates if data is not leaves[0])
     return AkEvidence(certificate=leaves[0], intermediates=others)
+
+
+def _der(files: Files) -> tuple[bytes, ...]:
+    """Every certificate in every file, one by one."""
+    return tuple(
+        certificate.public_bytes(Encoding.DER)
+        for data in files.all(Kind.CERTIFICATES)
+        for certificate in _parsed(data)
+    )
 
 
 def _parsed(data: bytes) -> tuple[x509.Certificate, ...]:
@@ -341,13 +350,8 @@ def _gpus(files: Files) -> Assembled:
     from cloister.evidence.nvgpu import GpuDevice
     from cloister.verifier.platforms.nvgpu import GpuEvidence, verify_nvgpu
 
-    chain = tuple(
-        certificate.public_bytes(Encoding.DER)
-        for data in files.all(Kind.CERTIFICATES)
-        for certificate in _parsed(data)
-    )
     evidence = GpuEvidence(
-        devices=(GpuDevice(report=files.one(Kind.GPU_REPORT), chain=chain),),
+        devices=(GpuDevice(report=files.one(Kind.GPU_REPORT), chain=_der(files)),),
         rims=files.all(Kind.RIM),
         crls=files.all(Kind.REVOCATION_LIST),
     )

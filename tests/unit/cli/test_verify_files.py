@@ -1,0 +1,324 @@
+"""``cloister verify`` and ``cloister inspect`` on files: simulated vendors, recorded evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from cloister.cli import evidence_files
+from cloister.cli.cases.verdict import RESULTS, reason
+from cloister.cli.evidence_files import assemble, read_files
+from cloister.cli.main import main
+from cloister.endorsements.pinned import pinned_roots
+from cloister.errors import ConfigurationError
+from cloister.testing.simulated_hardware import SimulatedHardware
+from cloister.testing.simulated_nitro import SimulatedNitro
+from cloister.verifier import policy
+from cloister.verifier.ear_jwt import open_ear
+from cloister.verifier.evidence import run as verify
+
+NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
+AT = NOW.isoformat()
+EVIDENCE = Path(__file__).parents[4] / "shared" / "evidence"
+recorded = [
+    pytest.mark.evidence,
+    pytest.mark.skipif(
+        not EVIDENCE.is_dir(), reason="REAL EVIDENCE NOT CHECKED: ../shared/evidence is absent"
+    ),
+]
+NITRO = SimulatedNitro(now=NOW)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code, out, err
+
+    return command
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the simulated vendor's root were pinned."""
+    monkeypatch.setattr("cloister.endorsements.pinned.pinned_roots", lambda: NITRO.roots)
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "document.cbor"
+    path.write_bytes(NITRO.document(nonce=b"challenge", user_data=b"keys"))
+    return path
+
+
+@pytest.mark.usefixtures("pinned")
+def test_evidence_in_a_file(run: Run, document: Path) -> None:
+    options = ("--at", AT, "--development")
+    assert run("verify", document, *options)[0] == 0
+    code, out, _ = run("verify", document, "--at", AT)
+    assert code == 1
+    assert "development_refused" in out
+
+
+@pytest.mark.usefixtures("pinned")
+def test_a_nonce_and_expectations(run: Run, document: Path) -> None:
+    good = ("--nonce", b"challenge".hex(), "--expect", f"user_data={b'keys'.hex()}")
+    verified = ("verify", document, "--at", AT, "--development")
+    assert run(*verified, *good)[0] == 0
+    assert run(*verified, "--expect", f"user_data^={b'ke'.hex()}")[0] == 0
+    code, out, _ = run(*verified, "--nonce", "00")
+    assert code == 1
+    assert "nonce_mismatch" in out
+    code, out, _ = run(*verified, "--expect", "pcr0=00")
+    assert code == 1
+    assert "measurement_mismatch" in out
+
+
+@pytest.mark.usefixtures("pinned")
+def test_the_time_is_an_argument(run: Run, document: Path) -> None:
+    assert run("verify", document, "--at", AT, "--development")[0] == 0
+    code, out, _ = run("verify", document, "--at", "2030-01-01T00:00:00Z", "--development")
+    assert code == 1
+    assert "expired" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--at", "yesterday"], "verify.time"),
+        (["--at", "2026-11-03T12:00:00"], "verify.time"),
+        (["--nonce", "xyz"], "verify.hexadecimal"),
+        (["--expect", "pcr0"], "verify.expect"),
+        (["--expect", "=00"], "verify.expect"),
+        (["--expect", "pcr0=zz"], "verify.hexadecimal"),
+        (["--expect", "pcr0=00", "--expect", "pcr0=11"], "verify.expect"),
+        (["--expect", "mr_td=00"], "expected.unknown"),
+        (["--nonce", "00", "--expect", "nonce=11"], "verify.expect"),
+        (["--policy", "/nonexistent"], "trust.unreadable"),
+        (["--sign-key", "/nonexistent"], "jwt.key"),
+    ],
+)
+def test_options_that_make_no_sense(
+    run: Run, document: Path, arguments: list[str], code: str
+) -> None:
+    left, _, err = run("verify", document, *arguments)
+    assert left == 2
+    assert f"[{code}]" in err
+
+
+def test_a_worker_is_asked_now(run: Run) -> None:
+    left, _, err = run("verify", "http://127.0.0.1:9", "--at", AT)
+    assert left == 2
+    assert "[verify.options]" in err
+
+
+def test_files_that_hold_no_evidence(run: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    for target, code in (
+        (empty, "evidence.none"),
+        (tmp_path / "missing.bin", "evidence.unreadable"),
+    ):
+        left, _, err = run("verify", target, empty)
+        assert left == 2
+        assert f"[{code}]" in err
+
+
+def test_too_many_files(tmp_path: Path) -> None:
+    for number in range(evidence_files.MAX_FILES + 1):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(ConfigurationError) as raised:
+        read_files([tmp_path])
+    assert raised.value.code == "evidence.many"
+
+
+def test_two_files_of_one_kind(run: Run, document: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.cbor"
+    again.write_bytes(document.read_bytes())
+    left, _, err = run("verify", document, again)
+    assert left == 2
+    assert "[evidence.ambiguous]" in err
+
+
+@pytest.mark.usefixtures("pinned")
+def test_a_file_of_no_use_is_named(run: Run, document: Path, tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("hello")
+    code, _, err = run("verify", tmp_path, "--at", AT, "--development")
+    assert code == 0
+    assert "notes.txt was of no use" in err
+
+
+@pytest.mark.usefixtures("pinned")
+def test_a_signed_result(run: Run, document: Path, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    path = tmp_path / "key.pem"
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    code, out, _ = run("verify", document, "--at", AT, "--development", "--sign-key", path)
+    assert code == 0
+    ear = open_ear(out.strip(), key.public_key(), at=NOW)
+    submodules = ear["submods"]
+    assert isinstance(submodules, dict)
+    cpu = submodules["cpu0"]
+    assert isinstance(cpu, dict)
+    assert cpu["ear.status"] == "affirming"
+
+
+def test_a_saved_report(run: Run, tmp_path: Path) -> None:
+    """A report proves freshness against the nonce that was sent, and nothing without one."""
+    worker, nonce = SimulatedHardware.make("snp", now=NOW), bytes(range(32))
+    (tmp_path / "report.json").write_bytes(worker.report(nonce))
+    (tmp_path / "values.json").write_text(worker.reference_values.dump_json())
+    command = ("verify", tmp_path / "report.json", "--reference-values", tmp_path / "values.json")
+    options = ("--at", AT, "--development")
+    left, _, err = run(*command, *options)
+    assert left == 2
+    assert "[verify.nonce]" in err
+    # Nobody pins a simulated vendor's root.
+    code, out, _ = run(*command, *options, "--nonce", nonce.hex())
+    assert code == 1
+    assert "bad_chain" in out
+
+
+def test_inspect(run: Run, document: Path, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", document)
+    assert code == 0
+    assert "not verified" in out
+    assert "module_id" in out
+    code, out, _ = run("inspect", document, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["kind"] == "nitro-document"
+    assert found["decoded"]["user_data"] == b"keys".hex()
+
+
+def test_inspect_says_what_it_cannot_read(run: Run, document: Path, tmp_path: Path) -> None:
+    broken, unknown = tmp_path / "broken", tmp_path / "unknown"
+    broken.write_bytes(document.read_bytes()[:-1])
+    unknown.write_bytes(b"hello")
+    assert run("inspect", broken)[0] == 1
+    assert run("inspect", unknown)[0] == 3
+    code, out, _ = run("inspect", document, broken, unknown, "--json")
+    assert code == 3
+    assert ["error" in json.loads(line) for line in out.splitlines()] == [False, True, True]
+
+
+def test_inspect_a_report_looks_into_its_evidence(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(SimulatedHardware.make("tdx", now=NOW).report(None))
+    code, out, _ = run("inspect", path, "--json")
+    assert code == 0
+    evidence = json.loads(out)["decoded"]["evidence"]
+    assert evidence["tdx.quote"]["decoded"]["body"]["mr_td"] == "a1" * 48
+
+
+def test_inspect_prints_nothing_that_a_terminal_obeys(run: Run, tmp_path: Path) -> None:
+    nitro = NITRO.payload()
+    nitro["module_id"] = "i-\x1b[31mred"
+    path = tmp_path / "document"
+    path.write_bytes(NITRO.sign(nitro))
+    code, out, _ = run("inspect", path)
+    assert code in {0, 1}
+    assert "\x1b" not in out
+
+
+class TestRecorded:
+    """Evidence of real machines, given as files and found out by their bytes."""
+
+    pytestmark = recorded
+
+    AMBIGUOUS = ("nitro/dstack-debug", "nitro/dstack-nsm")
+    """Two files that are the same document."""
+    NOT_RECOGNISED = ("snp/neg-truncated", "snp/neg-version-zero")
+
+    @staticmethod
+    def cases() -> list[tuple[Path, dict[str, object]]]:
+        told = [
+            (path.parent, json.loads(path.read_text())) for path in EVIDENCE.glob("*/*/case.json")
+        ]
+        return [
+            (path, case)
+            for path, case in sorted(told, key=lambda pair: pair[0])
+            if "inputs" not in case
+        ]
+
+    def test_folders_give_the_verdicts_of_their_cases(self) -> None:
+        wrong, count = [], 0
+        for path, told in self.cases():
+            if told["case"] in (*self.AMBIGUOUS, *self.NOT_RECOGNISED):
+                with pytest.raises(ConfigurationError):
+                    assemble(read_files([path]))
+                continue
+            made = assemble(read_files([path]))
+            result = verify(
+                made.verify,
+                made.evidence,
+                policy=policy.as_captured(policy.strict()),
+                roots=pinned_roots(),
+                at=datetime.fromisoformat(str(told["verification_time"])),
+            )
+            expected = told["expected"]
+            assert isinstance(expected, dict)
+            found = (RESULTS[result.verdict], reason(result))
+            count += 1
+            if found != (expected["result"], expected.get("reason")):
+                wrong.append((told["case"], found))
+        assert count > 90
+        assert wrong == []
+
+    def test_every_file_of_evidence_is_decoded(self, run: Run) -> None:
+        for platform in (
+            "snp",
+            "tdx",
+            "nitro",
+            "az-vtpm",
+            "nvidia-gpu",
+            "tpm",
+            "gcp-vtpm",
+            "dstack",
+        ):
+            for folder in sorted((EVIDENCE / platform).iterdir()):
+                if folder.name.startswith("neg-"):
+                    continue
+                files = [path for path in sorted(folder.iterdir()) if path.name != "case.json"]
+                _, out, _ = run("inspect", *files, "--json")
+                lines = [json.loads(line) for line in out.splitlines()]
+                failed = [line for line in lines if "error" in line and line["kind"] != "unknown"]
+                assert failed == []
+
+    def test_case_lines(self, run: Run) -> None:
+        folders = [EVIDENCE / name for name in ("snp/ms-turin", "tdx/neg-mrtd-flip")]
+        code, out, _ = run("verify", "--case", *folders, "--json")
+        assert code == 1
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert [(line["case"], line["result"], line["reason"]) for line in lines] == [
+            ("snp/ms-turin", "pass", None),
+            ("tdx/neg-mrtd-flip", "fail", "bad_signature"),
+        ]
+        assert set(lines[0]) == {"case", "result", "reason", "layers", "facts"}
+        assert run("verify", "--case", folders[0])[0] == 0
+
+    def test_a_case_at_another_time(self, run: Run) -> None:
+        folder = EVIDENCE / "snp" / "ms-turin"
+        code, out, _ = run("verify", "--case", folder, "--at", "2050-01-01T00:00:00Z")
+        assert code == 1
+        assert json.loads(out)["reason"] == "expired"
+
+    def test_a_folder_that_is_no_case(self, run: Run, tmp_path: Path) -> None:
+        code, out, err = run("verify", "--case", tmp_path, EVIDENCE / "snp" / "ms-turin")
+        assert code == 2
+        assert [json.loads(line)["result"] for line in out.splitlines()] == ["undecided", "pass"]
+        assert "[case.malformed]" in err
