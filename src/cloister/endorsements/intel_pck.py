@@ -42,7 +42,7 @@ class PckExtensions:
     """The SGX extensions of a PCK certificate."""
 
     ppid: bytes
-    """16 bytes: names this one processor (PPID), encrypted or not as Intel issued it."""
+    """16 bytes (PPID): names this one processor, or the platform of several."""
     tcb_components: tuple[int, ...]
     """16 numbers from 0 to 255, in the order in which TCB information lists them."""
     pcesvn: int
