@@ -33,6 +33,7 @@ def answer(
     this_update: datetime = NOW - HOUR,
     next_update: datetime | None = NOW + DAY,
     nonce: bytes | None = None,
+    algorithm: hashes.SHA224 | hashes.SHA256 | None = None,
     named_by: ocsp.OCSPResponderEncoding = ocsp.OCSPResponderEncoding.HASH,
 ) -> bytes:
     revoked = status is ocsp.OCSPCertStatus.REVOKED
@@ -51,7 +52,7 @@ def answer(
         builder = builder.certificates([signer.certificate])
     if nonce is not None:
         builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
-    return builder.sign(signer.key, hashes.SHA256()).public_bytes(Encoding.DER)
+    return builder.sign(signer.key, algorithm or hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 def tampered(data: bytes) -> bytes:

@@ -148,13 +148,11 @@ def test_status(cli: Cli, quote: str) -> None:
 
 
 def test_export_and_import(cli: Cli, quote: str, report: str) -> None:
-    bundle = str(cli.folder / "bundle.json")
+    bundle, crl = str(cli.folder / "bundle.json"), "amd.crl:Milan/vcek"
     assert "[endorsement.missing]" in cli("export", "--out", bundle, "--for", quote, code=2)
     cli.fetch(quote, report)
     assert "4 artefacts" in cli("export", "--out", bundle, "--for", quote)
-    assert "5 artefacts" in cli(
-        "export", "--out", bundle, "--for", quote, "--for", "amd.crl:Milan/vcek"
-    )
+    assert "5 artefacts" in cli("export", "--out", bundle, "--for", quote, "--for", crl)
     first = Path(bundle).read_bytes()
     cli("export", "--out", bundle, "--for", crl, "--for", quote)
     assert Path(bundle).read_bytes() == first

@@ -197,10 +197,14 @@ def test_an_older_revocation_list(kept: EndorsementCache) -> None:
         assert raised.value.code == "endorsement.rolled_back"
 
 
-def test_what_was_seen_outlives_the_copy(kept: EndorsementCache) -> None:
+@pytest.mark.parametrize("damage", ["the object", "the index"])
+def test_what_was_seen_outlives_the_copy(kept: EndorsementCache, damage: str) -> None:
     older, newer = tcb_info(number=19), tcb_info(number=20)
     kept.put(newer)
-    (kept.folder / "objects" / newer.sha256).unlink()
+    if damage == "the object":
+        (kept.folder / "objects" / newer.sha256).unlink()
+    else:
+        edited(kept, fetched_at=None)
     assert kept.peek(TCB_INFO) is None
     with pytest.raises(AuthenticationError) as raised:
         kept.get(TCB_INFO, Gives(older), at=NOW)
@@ -295,6 +299,9 @@ DAMAGE: dict[str, Callable[[EndorsementCache], object]] = {
     "bytes of the object": lambda kept: (kept.folder / "objects" / tcb_info().sha256).write_bytes(
         b"\0"
     ),
+    "another issue in its place": lambda kept: (
+        kept.folder / "objects" / tcb_info().sha256
+    ).write_bytes(tcb_info(number=20).data),
     "no object": lambda kept: (kept.folder / "objects" / tcb_info().sha256).unlink(),
     "an empty index": lambda kept: index_of(kept).write_bytes(b""),
     "an index of something else": lambda kept: index_of(kept).write_bytes(b"[]"),
@@ -370,6 +377,9 @@ def test_leftovers_are_removed_when_they_are_old(kept: EndorsementCache) -> None
     os.utime(objects / first.sha256, (0, 0))
     kept.put(third)
     assert {path.name for path in objects.iterdir()} == {second.sha256, third.sha256}
+    os.utime(objects / third.sha256, (0, 0))
+    kept.put(Issue().artefact(ROOT_CRL))
+    assert third.sha256 in {path.name for path in objects.iterdir()}
 
 
 def test_threads_fetch_once(kept: EndorsementCache) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
@@ -89,6 +90,7 @@ BAD: dict[str, Callable[[], bytes]] = {
     "a responder to come": lambda: answer(responder(not_before=NOW + HOUR)),
     "a forged responder": lambda: answer(responder(signer=STRANGER.key)),
     "another device of the issuer": lambda: answer(OTHER),
+    "a weak hash": lambda: answer(algorithm=hashes.SHA224()),
     "too old": lambda: answer(next_update=NOW - timedelta(seconds=1)),
     "too early": lambda: answer(this_update=NOW + timedelta(minutes=6)),
     "no end": lambda: answer(this_update=NOW - 25 * HOUR, next_update=None),
