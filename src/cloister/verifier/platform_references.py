@@ -40,6 +40,8 @@ IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "nitro": (("pcr0",),),
         "azure-snp": (("measurement", *_FIRMWARE_TO_APPLICATION),),
         "azure-tdx": (("mr_td", *_FIRMWARE_TO_APPLICATION),),
+        "gcp-snp": (("measurement", *_FIRMWARE_TO_APPLICATION),),
+        "gcp-tdx": (("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),),
         "gcp-vtpm": (_FIRMWARE_TO_APPLICATION,),
         "tpm": (_FIRMWARE_TO_APPLICATION,),
     }

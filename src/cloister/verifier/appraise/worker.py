@@ -41,6 +41,8 @@ MANIFEST_REGISTER: Final[Mapping[str, str]] = {
     "nitro": "pcr16",
     "azure-snp": "host_data",
     "azure-tdx": "mr_config_id",
+    "gcp-snp": "host_data",
+    "gcp-tdx": "mr_config_id",
 }
 """Where each platform carries the manifest's SHA-256 (docs/design.md section 5): as it is,
 zero-padded, except for Nitro's PCR16, which was extended with it. The host chooses HOST_DATA and

@@ -10,9 +10,10 @@ revoked. Lists and answers come with the evidence or from a cache; nobody is ask
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from typing import Final
@@ -40,8 +41,8 @@ class Revocation:
     """What is known about revocation, and how much has to be."""
 
     crls: tuple[x509.CertificateRevocationList, ...] = ()
-    answers: tuple[bytes, ...] = ()
-    """OCSP responses in DER (RFC 6960), one certificate each."""
+    answers: Mapping[int, tuple[bytes, ...]] = field(default_factory=dict)
+    """OCSP responses in DER (RFC 6960), by the serial number they are about (`by_serial`)."""
     authorities: tuple[x509.Certificate, ...] = ()
     """Who besides a certificate's issuer may name the responder for it: the pinned roots."""
     required: bool = False
@@ -73,9 +74,8 @@ class Revocation:
             and not self._about(certificate)
         )
 
-    def _about(self, certificate: x509.Certificate) -> list[bytes]:
-        serial = serial_number(certificate) if self.answers else 0
-        return [answer for answer in self.answers if _serial_in(answer) == serial]
+    def _about(self, certificate: x509.Certificate) -> tuple[bytes, ...]:
+        return self.answers.get(serial_number(certificate), ()) if self.answers else ()
 
     def _fault(
         self,
@@ -98,11 +98,14 @@ class Revocation:
             )
 
 
-def _serial_in(answer: bytes) -> int | None:
-    try:
-        return parse_ocsp(answer).serial_number
-    except MalformedError:
-        return None
+def by_serial(answers: Iterable[bytes]) -> dict[int, tuple[bytes, ...]]:
+    """OCSP responses, sorted for `Revocation`; those that do not decode answer nothing."""
+    found: dict[int, tuple[bytes, ...]] = {}
+    for answer in answers:
+        with contextlib.suppress(MalformedError):
+            serial = parse_ocsp(answer).serial_number
+            found[serial] = (*found.get(serial, ()), answer)
+    return found
 
 
 def chain_claims(prefix: str, revocation: Revocation) -> tuple[str, ...]:

@@ -24,12 +24,14 @@ from cloister.endorsements.certificates import parse_crl
 from cloister.endorsements.roots import Roots, Vendor
 from cloister.errors import MalformedError
 from cloister.evidence.nvgpu import (
+    MAX_DEVICES,
     GpuDevice,
     GpuMode,
     evidence_digest,
     parse_evidence_list,
 )
 from cloister.verifier.appraise.nvgpu import (
+    ALL,
     Rims,
     appraise_device,
     appraise_set,
@@ -48,7 +50,7 @@ from cloister.verifier.authenticate.nvgpu import (
     decode_device,
     device_claims,
 )
-from cloister.verifier.authenticate.nvidia_chain import Revocation, chain_claims
+from cloister.verifier.authenticate.nvidia_chain import Revocation, by_serial, chain_claims
 from cloister.verifier.authenticate.rim import (
     ExaminedRim,
     RimSource,
@@ -73,6 +75,9 @@ ALL_DEVICES: Final = "gpus"
 RIM_DEVICE: Final = "rim"
 RIM: Final = "rim"
 CRLS: Final = "nvgpu.crls"
+
+MAX_LISTS: Final = 1024
+"""Revocation lists and OCSP answers: a handful for each device."""
 
 FIELD_NAMES: Final = ("nonce", "fwid", "driver_version", "vbios_version")
 
@@ -117,6 +122,13 @@ class GpuEvidence:
         Raises MalformedError, and nothing else.
         """
         return cls(devices=parse_evidence_list(data))
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether there are more devices, manifests or lists than any machine has."""
+        rims = len(self.driver_rims) + len(self.vbios_rims) + len(self.rims)
+        lists = len(self.crls) + len(self.ocsp)
+        return max(len(self.devices), rims) > MAX_DEVICES or lists > MAX_LISTS
 
     @property
     def digest(self) -> bytes:
@@ -166,6 +178,8 @@ def verify_nvgpu(
             evidence, policy=policy, roots=roots, at=at, expected=expected, ledger=ledger
         )
     check_names(expected, FIELD_NAMES)
+    if evidence.is_too_much:
+        return _refuse_heap(ledger.on(ALL_DEVICES))
     return _Devices(
         evidence, policy=policy, roots=roots, at=at, expected=expected, ledger=ledger
     ).verify()
@@ -199,6 +213,7 @@ class _Devices:
         )
 
     def verify(self) -> Outcome:
+        """Judge every device, then all of them together."""
         devices = [decode_device(device) for device in self._evidence.devices]
         judged = [
             self._judge(name, device) for name, device in zip(_names(devices), devices, strict=True)
@@ -223,7 +238,7 @@ class _Devices:
             crls = ()
         return Revocation(
             crls=crls,
-            answers=self._evidence.ocsp,
+            answers=by_serial(self._evidence.ocsp),
             authorities=_authorities(self._roots),
             required=self._policy.require_endorsements,
         )
@@ -300,6 +315,14 @@ class _Devices:
 
 _SWITCH: Final = "nvswitch"
 _GPU: Final = "gpu"
+
+
+def _refuse_heap(ledger: Ledger) -> Outcome:
+    ledger.expect(ALL)
+    ledger.refuse(ALL, "malformed", "The evidence is of more devices than a machine has.")
+    return Outcome(
+        platform="NVIDIA GPU", memory_confidentiality="none", facts={}, not_proven=(NOT_ATTACHED,)
+    )
 
 
 def _names(devices: Iterable[Decoded]) -> list[str]:
