@@ -141,12 +141,12 @@ def _file(folder: Path, members: Mapping[str, object]) -> CaseFile:
         role=expect_str(members.get("role"), "role", limit=64),
         name=name,
         encoding=encoding,
-        data=_decode(data, encoding),
+        data=decode_file(data, encoding),
     )
 
 
-def _decode(data: bytes, encoding: str) -> bytes:
-    """Undo a text encoding. What does not decode stays as it is: the parser will say so."""
+def decode_file(data: bytes, encoding: str) -> bytes:
+    """Undo a file's text encoding. What does not decode stays as it is: the parser will say so."""
     text = b"".join(data.split())
     try:
         if encoding == "hex-text":

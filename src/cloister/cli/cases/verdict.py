@@ -63,18 +63,11 @@ def verdict(
     case = read_case(folder)
     if case.platform not in READERS:
         return _answer(case.name, "undecided", "platform_unsupported", {}, {})
-    reader: Reader = import_module(f"cloister.cli.cases.{READERS[case.platform]}")
-    made = reader.read(case)
-    pinned = pinned_roots()
-    result = run(
-        reader.VERIFY,
-        made.evidence,
-        policy=made.narrow(as_captured(strict()) if policy is None else policy),
-        roots=dataclasses.replace(
-            pinned, intermediates=(*pinned.intermediates, *case.certificates)
-        ),
+    reader = reader_of(case)
+    result = appraise_case(
+        case,
+        policy=as_captured(strict()) if policy is None else policy,
         at=case.at if at is None else at,
-        expected=made.expected,
     )
     return _answer(
         case.name,
@@ -82,6 +75,33 @@ def verdict(
         reason(result),
         layers(result, reader.LAYERS) | _listed(result, getattr(reader, "FACT_LAYERS", ())),
         result.facts,
+    )
+
+
+def reader_of(case: CaseFiles) -> Reader:
+    """The module that reads cases of this platform, which is one of `READERS`."""
+    reader: Reader = import_module(f"cloister.cli.cases.{READERS[case.platform]}")
+    return reader
+
+
+def appraise_case(case: CaseFiles, *, policy: AppraisalPolicy, at: datetime) -> AttestationResult:
+    """Verify a case whose files are at hand; its platform is one of `READERS`.
+
+    Raises:
+        ConfigurationError: it lacks a file, or expects what nobody understands.
+    """
+    reader = reader_of(case)
+    made = reader.read(case)
+    pinned = pinned_roots()
+    return run(
+        reader.VERIFY,
+        made.evidence,
+        policy=made.narrow(policy),
+        roots=dataclasses.replace(
+            pinned, intermediates=(*pinned.intermediates, *case.certificates)
+        ),
+        at=at,
+        expected=made.expected,
     )
 
 
@@ -117,4 +137,13 @@ def _answer(
     return {"case": name, "result": result, "reason": why, "layers": found, "facts": facts}
 
 
-__all__ = ["READERS", "Reader", "Roots", "layers", "reason", "verdict"]
+__all__ = [
+    "READERS",
+    "Reader",
+    "Roots",
+    "appraise_case",
+    "layers",
+    "reader_of",
+    "reason",
+    "verdict",
+]
