@@ -325,12 +325,24 @@ def test_a_redirect_on_the_same_host(server: VendorServer) -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["https://example.com/x", "//example.com/x", "http://127.0.0.1:1/x", "http://u@127.0.0.1/x"],
+    ["https://example.com/x", "//example.com/x", "http://127.0.0.1:1/x", "http://u@{here}/x"],
 )
 def test_a_redirect_to_another_host(server: VendorServer, location: str) -> None:
+    location = location.format(here=server.url.removeprefix("http://"))
     server.answers[TCB_PATH] = Reply(302, headers={"location": location})
+    server.answers["/x"] = Issue().tcb_info
     assert refused(server).code == "fetch.redirect"
     assert len(server.asked) == 1
+
+
+def test_a_question_is_not_sent_on(server: VendorServer) -> None:
+    server.answers["/ocsp"] = Reply(307, headers={"location": "/elsewhere"})
+    server.answers["/elsewhere"] = Reply(body=b"answer")
+    retriever = Retriever(Httpx2Transport(), hosts=HostRules(loopback=True))
+    assert retriever.fetch(f"{server.url}/ocsp", limit=100, at=NOW).body == b"answer"
+    with pytest.raises(FetchError) as raised:
+        retriever.fetch(f"{server.url}/ocsp", limit=100, at=NOW, body=b"question")
+    assert raised.value.code == "fetch.redirect"
 
 
 def test_redirects_without_end(server: VendorServer) -> None:
