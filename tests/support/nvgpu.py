@@ -6,17 +6,10 @@ import dataclasses
 from datetime import UTC, datetime
 
 from cloister.endorsements.roots import Roots
-from cloister.testing.simulated_nvgpu import (
-    SimulatedGpu,
-    SimulatedNvidia,
-)
+from cloister.testing.simulated_nvgpu import SimulatedGpu, SimulatedNvidia
 from cloister.verifier.evidence import run
 from cloister.verifier.expected import NOTHING_EXPECTED, Expected
-from cloister.verifier.platforms.nvgpu import (
-    GpuEvidence,
-    NvEvidence,
-    verify_nvgpu,
-)
+from cloister.verifier.platforms.nvgpu import GpuEvidence, NvEvidence, verify_nvgpu
 from cloister.verifier.policy import AppraisalPolicy, development
 from cloister.verifier.result import AttestationResult, Finding
 

@@ -20,6 +20,7 @@ from cloister.errors import MalformedError
 from cloister.evidence.spdm import MAX_REPORT_BYTES, MeasurementsReport, parse_report
 from cloister.strictjson import (
     decode_base64,
+    expect_hex,
     expect_list,
     expect_object,
     expect_str,
@@ -72,8 +73,9 @@ class GpuMode(enum.StrEnum):
     """Modes that a report with a feature flag names; all of them are confidential ones."""
 
     MULTI_GPU = "mpt"
-    """Passed through with others; memory is protected, and so are the links between them."""
+    """One of several GPUs in one guest."""
     SINGLE_GPU = "spt"
+    """The only GPU in a guest."""
     PROTECTED_PCIE = "ppcie"
     """Traffic between GPUs over NVLink is not encrypted."""
 
@@ -107,6 +109,8 @@ _BINARY: Final = (
     OpaqueField.FWID,
     OpaqueField.SWITCH_PDI,
 )
+_HEX_REPORT: Final = "11e0"
+"""How a report begins in hexadecimal; in base64, it begins with ``EeA``."""
 _PACKED_VERSION_BYTES: Final = 8
 _VERSION: Final = re.compile(r"[0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f]{2}){4}")
 _DRIVER: Final = re.compile(r"[0-9]{1,8}(?:\.[0-9A-Za-z]{1,8}){1,4}")
@@ -186,17 +190,17 @@ def parse_device_report(data: bytes) -> DeviceReport:
 def parse_evidence_list(data: bytes) -> tuple[GpuDevice, ...]:
     """Decode the evidence of several devices, as NVIDIA's tools serialise it.
 
-    A JSON list of objects with ``evidence`` (the report) and ``certificate`` (the chain in PEM),
-    both in base64, and ``arch`` and ``nonce``. The last two only repeat, unsigned, what the
-    report says itself, so ``nonce`` is not even kept.
+    A JSON list of objects with ``evidence`` (the report, which some tools write in hexadecimal)
+    and ``certificate`` (the chain in PEM), both in base64, and ``arch`` and ``nonce``; or an
+    object that has such a list as ``evidence_list``, as NVIDIA's remote service is asked. ``arch``
+    and ``nonce`` only repeat, unsigned, what the report says itself, so ``nonce`` is not even kept.
 
     Raises MalformedError, and nothing else.
     """
-    entries = expect_list(
-        parse_json(data, limit=MAX_LIST_BYTES, what="the evidence list", code=_CODE),
-        "the evidence list",
-        limit=MAX_DEVICES,
-    )
+    value = parse_json(data, limit=MAX_LIST_BYTES, what="the evidence list", code=_CODE)
+    if isinstance(value, dict):
+        value = value.get("evidence_list")
+    entries = expect_list(value, "the evidence list", limit=MAX_DEVICES)
     return tuple(_entry(entry) for entry in entries)
 
 
@@ -252,8 +256,11 @@ def _number(value: int) -> bytes:
 
 def _entry(entry: object) -> GpuDevice:
     members = expect_object(entry, "a device's evidence")
-    report = decode_base64(
-        members.get("evidence"), limit=MAX_REPORT_BYTES, what="a report", code=_CODE
+    text = members.get("evidence")
+    report = (
+        expect_hex(text, "a report", limit=MAX_REPORT_BYTES)
+        if isinstance(text, str) and text.startswith(_HEX_REPORT)
+        else decode_base64(text, limit=MAX_REPORT_BYTES, what="a report", code=_CODE)
     )
     chain = decode_base64(
         members.get("certificate"), limit=MAX_CHAIN_BYTES, what="a certificate chain", code=_CODE

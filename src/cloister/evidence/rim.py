@@ -25,6 +25,8 @@ MAX_RIM_BYTES: Final = 512 * 1024
 MAX_DEPTH: Final = 8
 MAX_ELEMENTS: Final = 2048
 MAX_ATTRIBUTES: Final = 64
+MAX_NAMESPACES: Final = 32
+"""Declarations in the whole document. Canonical XML compares each one with all the others."""
 MAX_INDEX: Final = 254
 MAX_ALTERNATIVES: Final = 32
 MAX_CERTIFICATES: Final = 8
@@ -133,10 +135,12 @@ class _Builder:
         self.root: _Element | None = None
         self._open: list[_Element] = []
         self._count = 0
+        self._namespaces = 0
 
     def attach(self, parser: expat.XMLParserType) -> None:
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
+        parser.StartNamespaceDeclHandler = self._namespace
         parser.CharacterDataHandler = self._characters
         parser.XmlDeclHandler = self._declaration
         parser.StartDoctypeDeclHandler = self._refuse_doctype
@@ -158,6 +162,11 @@ class _Builder:
         else:
             self.root = element
         self._open.append(element)
+
+    def _namespace(self, _: str, __: str) -> None:
+        self._namespaces += 1
+        if self._namespaces > MAX_NAMESPACES:
+            raise _malformed("declares too many namespaces")
 
     def _end(self, _: str) -> None:
         self._open.pop()

@@ -154,6 +154,10 @@ def test_a_list_decodes() -> None:
     devices = parse_evidence_list(json.dumps([entry(), entry(arch="LS10")]).encode())
     assert devices[0] == GpuDevice(report=b"report", chain=split_pem(PEM), arch="HOPPER")
     assert devices[1].arch == "LS10"
+    asked = {"nonce": "00", "arch": "HOPPER", "evidence_list": [entry(), entry(arch="LS10")]}
+    assert parse_evidence_list(json.dumps(asked).encode()) == devices
+    (device,) = parse_evidence_list(json.dumps([entry(evidence="11e001ff")]).encode())
+    assert device.report == bytes.fromhex("11e001ff")
 
 
 @pytest.mark.parametrize(
@@ -164,10 +168,12 @@ def test_a_list_decodes() -> None:
         ["report"],
         [entry(evidence=5)],
         [entry(evidence="AQI")],
+        [entry(evidence="11e0g")],
+        {"evidence_list": 5},
         [entry(), entry(certificate=None)],
         [entry(arch=1)],
     ],
-    ids=["object", "many", "text", "number", "base64", "nothing", "arch"],
+    ids=["object", "many", "text", "number", "base64", "hex", "member", "nothing", "arch"],
 )
 def test_other_lists_are_refused(data: object) -> None:
     with pytest.raises(MalformedError):

@@ -215,5 +215,13 @@ def test_sizes_are_bounded() -> None:
     refused(SIGNED.replace("<ns0:Payload>", f"<ns0:Payload {_many(65)}>"), "attributes")
 
 
+def test_namespaces_are_bounded() -> None:
+    """Canonical XML takes the square of their number."""
+    many = " ".join(f'xmlns:n{number}="x"' for number in range(20_000))
+    begun = time.process_time()
+    refused(SIGNED.replace("<ns0:Payload>", f"<ns0:Payload {many}>"), "namespaces")
+    assert time.process_time() - begun < 1
+
+
 def _many(count: int) -> str:
     return " ".join(f'a{number}="1"' for number in range(count))

@@ -14,19 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cloister.endorsements.nvidia import COMPOSITE_DEVICE_ID, TCB_INFO
 from cloister.endorsements.roots import Roots
 from cloister.errors import ConfigurationError
-from cloister.testing.simulated_nvgpu import (
-    SimulatedGpu,
-    SimulatedNvidia,
-    digest,
-)
+from cloister.testing.simulated_nvgpu import SimulatedGpu, SimulatedNvidia, digest
 from cloister.verifier.expected import NOTHING_EXPECTED, Expected
 from cloister.verifier.ledger import Ledger
-from cloister.verifier.platforms.nvgpu import (
-    NOT_ATTACHED,
-    GpuChain,
-    GpuEvidence,
-    verify_nvgpu,
-)
+from cloister.verifier.platforms.nvgpu import NOT_ATTACHED, GpuChain, GpuEvidence, verify_nvgpu
 from cloister.verifier.policy import development, strict
 from cloister.verifier.result import Finding
 from support.nvgpu import (

@@ -22,9 +22,7 @@ from cloister.testing.simulated_nvgpu import (
     rim_text,
 )
 from cloister.verifier.authenticate.rim import authenticate_rim
-from cloister.verifier.platforms.nvgpu import (
-    GpuEvidence,
-)
+from cloister.verifier.platforms.nvgpu import GpuEvidence
 from cloister.verifier.policy import UNCHECKED, development
 from support.nvgpu import (
     BARE,

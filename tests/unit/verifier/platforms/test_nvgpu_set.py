@@ -5,17 +5,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from typing import Any
+
+import pytest
 
 from cloister.evidence.nvgpu import GpuDevice, OpaqueField
-from cloister.testing.simulated_nvgpu import (
-    VBIOS_INDICES,
-    Signer,
-    SimulatedGpu,
-    digest,
-)
-from cloister.verifier.platforms.nvgpu import (
-    GpuEvidence,
-)
+from cloister.testing.simulated_nvgpu import VBIOS_INDICES, Signer, SimulatedGpu, digest
+from cloister.verifier.platforms.nvgpu import NOT_ATTACHED, GpuEvidence
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy, development
 from cloister.verifier.result import Finding
 from support.nvgpu import (
@@ -85,6 +81,19 @@ def test_no_device_is_no_evidence() -> None:
     result = verify(GpuEvidence(devices=()))
     assert result.verdict is Finding.CONTRAINDICATED
     assert failures(result)["gpus", "nvgpu.all_devices"] == "evidence_missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("devices", 129), ("driver_rims", 128), ("vbios_rims", 128), ("crls", 1025), ("ocsp", 1025)],
+)
+def test_heaps_are_refused_unread(name: str, count: int) -> None:
+    affirmed(GOOD)
+    entry: object = GOOD.devices[0] if name == "devices" else b""
+    fields: dict[str, Any] = {name: (entry,) * count}
+    result = verify(dataclasses.replace(GOOD, **fields))
+    assert failures(result) == {("gpus", "nvgpu.all_devices"): "malformed"}
+    assert NOT_ATTACHED in result.not_proven
 
 
 def test_a_number_of_gpus_can_be_required() -> None:
