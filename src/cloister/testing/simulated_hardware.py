@@ -18,29 +18,44 @@ development affirms it::
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from cloister.channel.statement import REPORT_DATA_SIZE, statement_digest
-from cloister.endorsements.roots import Roots
+from cloister.endorsements.roots import Roots, Vendor
 from cloister.evidence import items
+from cloister.evidence.eventlog import EventType
+from cloister.evidence.hcl import parse_hcl_report
 from cloister.evidence.nvgpu import GpuDevice, evidence_digest, gpu_nonce
 from cloister.evidence.report import (
     API_VERSION,
     ITEM_CLAIMS,
+    ITEM_EVENT_LOG,
+    ITEM_QUOTE,
+    ITEM_SIGNATURE,
     MEDIA_TYPE_CERTIFICATE,
     MEDIA_TYPE_CLAIMS,
+    MEDIA_TYPE_EVENT_LOG,
+    MEDIA_TYPE_QUOTE,
+    MEDIA_TYPE_SIGNATURE,
     AttestationReport,
     Endorsement,
     EvidenceItem,
 )
+from cloister.evidence.snp import parse_report
+from cloister.evidence.tpm import HASH_NAMES, Alg
+from cloister.testing.simulated_azure import SimulatedAzure
 from cloister.testing.simulated_dcap import SimulatedIntel
 from cloister.testing.simulated_nitro import SimulatedNitro
 from cloister.testing.simulated_nvgpu import SimulatedGpu, SimulatedNvidia
 from cloister.testing.simulated_snp import SimulatedAmd
 from cloister.testing.simulated_tpm import SimulatedAttester
+from cloister.testing.simulated_vtpm import SimulatedAkVendor, SimulatedVtpm
+from cloister.verifier.authenticate.ak import AkEvidence
+from cloister.verifier.authenticate.tpm_quote import QuoteEvidence
 from cloister.verifier.platform_references import PlatformReference
 from cloister.verifier.reference_values import ReferenceValues
 
@@ -59,7 +74,7 @@ class SimulatedHardware:
     """A worker on a simulated platform, with all of its secrets. Every field may be replaced."""
 
     platform: str
-    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``."""
+    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``, ``azure-snp``, ``gcp-snp``."""
     tee_type: str
     worker: SimulatedAttester
     issue: Issue
@@ -255,4 +270,112 @@ def _nitro(
     )
 
 
-_MAKERS: Final = {"snp": _snp, "tdx": _tdx, "sgx": _sgx, "nitro": _nitro}
+def _azure(
+    now: datetime, worker: SimulatedAttester, fields: dict[str, object]
+) -> SimulatedHardware:
+    machine = SimulatedAzure.make(now=now)
+    crl = machine.amd.crl()
+    for pcr in range(9, 16):
+        machine.vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+
+    def issue(digest: bytes) -> Items:
+        made = machine.evidence(digest)
+        report = machine.hcl_report(**fields)  # type: ignore[arg-type]
+        vouching = (
+            *_endorse(MEDIA_TYPE_CERTIFICATE, *made.snp_certificates),
+            *_endorse(items.MEDIA_TYPE_CRL, crl),
+        )
+        return {
+            items.ITEM_AZURE_HCL_REPORT: EvidenceItem(
+                media_type=items.MEDIA_TYPE_HCL_REPORT, data=report, endorsements=vouching
+            ),
+            items.ITEM_AZURE_QUOTE: EvidenceItem(
+                media_type=MEDIA_TYPE_QUOTE, data=made.quote.quote, endorsements=_chain(made.ak)
+            ),
+            items.ITEM_AZURE_SIGNATURE: EvidenceItem(
+                media_type=items.MEDIA_TYPE_RSA_SIGNATURE, data=made.quote.signature
+            ),
+            items.ITEM_AZURE_PCRS: _registers(made.quote),
+            **_log(made.event_log),
+        }
+
+    report = parse_report(parse_hcl_report(machine.hcl_report()).hardware_report)
+    return SimulatedHardware(
+        platform="azure-snp",
+        tee_type=items.TEE_TYPE_AZURE_SNP,
+        worker=worker,
+        issue=issue,
+        roots=machine.roots,
+        reference=_reference(
+            "azure-snp", measurement=report.measurement, **_measured(machine.vtpm)
+        ),
+    )
+
+
+def _gcp(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) -> SimulatedHardware:
+    below = _snp(now, worker, fields)
+    google, vtpm = SimulatedAkVendor(Vendor.GOOGLE_VTPM, now=now), SimulatedVtpm()
+    vtpm.boot()
+    for pcr in range(9, 16):
+        vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+    ak = AkEvidence(
+        certificate=google.certify(vtpm.key.public_key()), intermediates=google.intermediates
+    )
+
+    def issue(digest: bytes) -> Items:
+        quote = vtpm.quote(digest)
+        return {
+            **below.issue(digest),
+            ITEM_QUOTE: EvidenceItem(
+                media_type=MEDIA_TYPE_QUOTE, data=quote.quote, endorsements=_chain(ak)
+            ),
+            ITEM_SIGNATURE: EvidenceItem(media_type=MEDIA_TYPE_SIGNATURE, data=quote.signature),
+            items.ITEM_TPM_PCRS: _registers(quote),
+            **_log(vtpm.event_log()),
+        }
+
+    return SimulatedHardware(
+        platform="gcp-snp",
+        tee_type=items.TEE_TYPE_GCP_SNP,
+        worker=worker,
+        issue=issue,
+        roots=below.roots.merged(google.roots),
+        reference=_reference("gcp-snp", measurement=MEASUREMENT, **_measured(vtpm)),
+    )
+
+
+def _chain(ak: AkEvidence | None) -> tuple[Endorsement, ...]:
+    certificates = () if ak is None else (ak.certificate, *ak.intermediates)
+    return _endorse(MEDIA_TYPE_CERTIFICATE, *certificates)
+
+
+def _registers(quote: QuoteEvidence) -> EvidenceItem:
+    if isinstance(quote.pcrs, bytes):
+        raise TypeError("a simulated TPM gives its registers decoded")
+    banks = {
+        HASH_NAMES[bank]: {str(pcr): value.hex() for pcr, value in values.items()}
+        for bank, values in quote.pcrs.items()
+    }
+    return EvidenceItem(media_type=items.MEDIA_TYPE_PCRS, data=json.dumps(banks).encode())
+
+
+def _log(log: bytes | None) -> Items:
+    if log is None:
+        return {}
+    return {ITEM_EVENT_LOG: EvidenceItem(media_type=MEDIA_TYPE_EVENT_LOG, data=log)}
+
+
+def _measured(vtpm: SimulatedVtpm) -> dict[str, bytes]:
+    """Every register that reference values of a virtual TPM have to list."""
+    numbers = (*range(8), 9, 11, 12, 13, 14, 15)
+    return {f"pcr{number}": vtpm.registers[Alg.SHA256][number] for number in numbers}
+
+
+_MAKERS: Final = {
+    "snp": _snp,
+    "tdx": _tdx,
+    "sgx": _sgx,
+    "nitro": _nitro,
+    "azure-snp": _azure,
+    "gcp-snp": _gcp,
+}

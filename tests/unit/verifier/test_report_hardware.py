@@ -25,12 +25,14 @@ from cloister.verifier.result import AttestationResult, Finding, Source
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 NONCE = bytes(range(32))
 OTHER = bytes(32)
-PLATFORMS = ("snp", "tdx", "sgx", "nitro")
+PLATFORMS = ("snp", "tdx", "sgx", "nitro", "azure-snp", "gcp-snp")
 MAIN_ITEM = {
     "snp": items.ITEM_SNP_REPORT,
     "tdx": items.ITEM_TDX_QUOTE,
     "sgx": items.ITEM_SGX_QUOTE,
     "nitro": items.ITEM_NITRO_DOCUMENT,
+    "azure-snp": items.ITEM_AZURE_QUOTE,
+    "gcp-snp": items.ITEM_SNP_REPORT,
 }
 WORKERS = {name: SimulatedHardware.make(name, now=NOW) for name in PLATFORMS}
 
@@ -125,10 +127,9 @@ def test_evidence_of_another_worker_on_the_same_platform(worker: SimulatedHardwa
     own = SimulatedAttester.make(now=NOW)
     other = dataclasses.replace(worker, worker=own)
     assert verify(other).verdict is Finding.AFFIRMING
-    name = MAIN_ITEM[worker.platform]
-    spliced = with_data(
-        worker.attestation_report(NONCE), name, other.attestation_report(NONCE).evidence[name].data
-    )
+    report = worker.attestation_report(NONCE)
+    evidence = {**other.attestation_report(NONCE).evidence, "claims": report.evidence["claims"]}
+    spliced = dataclasses.replace(report, evidence=evidence)
     found = codes(verify(worker, spliced))
     assert found["quote.fresh"] == "quote_nonce"
     assert found["keyset.bound"] == "keyset_unbound"
@@ -153,14 +154,38 @@ OTHER_SOFTWARE: dict[str, dict[str, object]] = {
     "tdx": {"mr_td": OTHER + bytes(16)},
     "sgx": {"mrenclave": OTHER},
     "nitro": {"pcrs": {0: b"\x01" * 48, 1: b"\x02" * 48, 2: b"\x03" * 48}},
+    "gcp-snp": {"measurement": OTHER + bytes(16)},
 }
 
 
-def test_other_software(worker: SimulatedHardware) -> None:
-    made = OTHER_SOFTWARE[worker.platform]
-    other = SimulatedHardware.make(worker.platform, now=NOW, worker=worker.worker, **made)
+@pytest.mark.parametrize("platform", OTHER_SOFTWARE)
+def test_other_software(platform: str) -> None:
+    worker = WORKERS[platform]
+    other = SimulatedHardware.make(
+        platform, now=NOW, worker=worker.worker, **OTHER_SOFTWARE[platform]
+    )
     found = codes(verify(other, values=worker.reference_values))
     assert found == {"software.registers": "measurement_mismatch"}
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-snp"])
+def test_each_register_of_a_virtual_tpm(platform: str) -> None:
+    worker = WORKERS[platform]
+    assert verify(worker).verdict is Finding.AFFIRMING
+    for register in worker.reference.registers:
+        changed = {**worker.reference.registers, register: ("00" * 31 + "01",)}
+        reference = dataclasses.replace(worker.reference, registers=changed)
+        found = codes(verify(worker, values=ReferenceValues.from_platforms(reference)))
+        assert found == {"software.registers": "measurement_mismatch"}
+
+
+def test_halves_of_two_challenges_on_google_cloud() -> None:
+    """The processor's answer of today with the virtual TPM's answer to another challenge."""
+    worker = WORKERS["gcp-snp"]
+    report, other = worker.attestation_report(NONCE), worker.attestation_report(OTHER)
+    halves = {**other.evidence, MAIN_ITEM["gcp-snp"]: report.evidence[MAIN_ITEM["gcp-snp"]]}
+    found = codes(verify(worker, dataclasses.replace(report, evidence=halves)))
+    assert found == {"gcp.same_challenge": "report_data_mismatch"}
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -194,10 +219,11 @@ def test_reference_values_of_another_platform(worker: SimulatedHardware) -> None
     assert found["software.registers"] == "measurement_mismatch"
 
 
-def test_software_that_is_not_known_has_no_say(worker: SimulatedHardware) -> None:
+@pytest.mark.parametrize("platform", OTHER_SOFTWARE)
+def test_software_that_is_not_known_has_no_say(platform: str) -> None:
     """What the claims document says is worth nothing where the registers are not accepted."""
-    made = OTHER_SOFTWARE[worker.platform]
-    other = SimulatedHardware.make(worker.platform, now=NOW, worker=worker.worker, **made)
+    worker, made = WORKERS[platform], OTHER_SOFTWARE[platform]
+    other = SimulatedHardware.make(platform, now=NOW, worker=worker.worker, **made)
     result = verify(other, values=worker.reference_values)
     model = next(claim for claim in result.claims if claim.name == "software.model")
     assert (model.finding, model.code) == (Finding.NONE, "unauthenticated")
@@ -212,8 +238,8 @@ def test_without_the_evidence(worker: SimulatedHardware) -> None:
 
 @pytest.mark.parametrize("claimed", PLATFORMS)
 def test_a_lie_about_the_platform(worker: SimulatedHardware, claimed: str) -> None:
-    if claimed == worker.platform:
-        return
+    if claimed == worker.platform or (worker.platform, claimed) == ("gcp-snp", "snp"):
+        return  # the truth, or part of it
     report = worker.attestation_report(NONCE)
     item = report.evidence[MAIN_ITEM[worker.platform]]
     lie = dataclasses.replace(
@@ -272,6 +298,8 @@ DEBUG: dict[str, dict[str, object]] = {
     "tdx": {"td_attributes": b"\x01" + bytes(7)},
     "sgx": {"attributes": b"\x07" + bytes(7) + b"\xe7" + bytes(7)},
     "nitro": {"pcrs": dict.fromkeys(range(3), bytes(48))},
+    "azure-snp": {"policy": 0x30000 | 1 << 19},
+    "gcp-snp": {"policy": 0x30000 | 1 << 19},
 }
 
 
@@ -279,7 +307,7 @@ def test_debug(worker: SimulatedHardware) -> None:
     made = DEBUG[worker.platform]
     open_one = SimulatedHardware.make(worker.platform, now=NOW, worker=worker.worker, **made)
     found = codes(verify(open_one))
-    assert found[f"{worker.platform}.debug"] == "debug"
+    assert found[f"{worker.platform.rpartition('-')[2]}.debug"] == "debug"
 
 
 def test_the_claims_document_is_the_one_that_was_signed_for(worker: SimulatedHardware) -> None:
@@ -340,6 +368,7 @@ STARTED_FOR: dict[str, Callable[[bytes], dict[str, object]]] = {
     "snp": lambda digest: {"host_data": digest},
     "tdx": lambda digest: {"mr_config_id": digest + bytes(16)},
     "sgx": lambda digest: {"config_id": digest + bytes(32)},
+    "gcp-snp": lambda digest: {"host_data": digest},
     "nitro": lambda digest: {
         "pcrs": {
             **{index: bytes([0xD0 + index]) * 48 for index in range(3)},
@@ -356,7 +385,7 @@ def started_for(platform: str, digest: bytes) -> SimulatedHardware:
     return documented(made, document)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", STARTED_FOR)
 def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
     result = verify(started_for(platform, MANIFEST))
     assert result.verdict is Finding.AFFIRMING, result.failures
