@@ -134,7 +134,9 @@ def claims(
     for kind in rims.kinds:
         # Where none fits, the first claim says so, and there is no other to speak of.
         found = kind in rims.chosen
-        names += (*rim_claims(kind, revocation), _measurements(kind)) if found else (kind,)
+        names += (
+            (*rim_claims(kind.value, revocation), _measurements(kind)) if found else (kind.value,)
+        )
     if len(rims.kinds) > 1:
         names.append(APART)
     mode = None if device is None else device.report.mode
@@ -287,11 +289,11 @@ def _rim(
     authentic: bool,
 ) -> None:
     """Steps 1 and 2, and the manifest's own authentication."""
-    record_rim(kind, examined, revocation, ledger)
+    record_rim(kind.value, examined, revocation, ledger)
     if examined.rim is None:
         return
     heard = ledger if authentic and examined.authenticated is not None else ledger.stated()
-    heard.affirm(kind, f"There is a manifest for version {examined.rim.version}.")
+    heard.affirm(kind.value, f"There is a manifest for version {examined.rim.version}.")
     if device.measurements is not None:
         _golden(_measurements(kind), mismatches(examined.rim, device), examined.rim, heard)
 
@@ -302,14 +304,14 @@ def _no_rim(kind: RimKind, device: NvDevice, ledger: Ledger, *, absent: bool) ->
     version = report.driver_version if kind is RimKind.DRIVER else report.vbios_version
     if absent:
         ledger.refuse(
-            kind,
+            kind.value,
             "endorsements_missing",
             f"There is no manifest for any {what}, and the policy requires one.",
             value="not_present",
         )
         return
     ledger.refuse(
-        kind,
+        kind.value,
         "rim_mismatch",
         f"No manifest is for {what} {version or '(not named)'} on {device.model or 'this model'},"
         " which is what the device reports.",
@@ -348,7 +350,7 @@ def _mode(mode: GpuMode | None, ledger: Ledger, *, golden: bool) -> None:
             MODE,
             "The GPU says that it is in a confidential mode.",
             source=Source.HARDWARE_PROVEN,
-            value=mode,
+            value=mode.value,
         )
     elif golden:
         ledger.affirm(
@@ -429,4 +431,4 @@ def _seen(device: NvDevice) -> set[bytes]:
 
 
 def _measurements(kind: RimKind) -> str:
-    return f"{kind}_measurements"
+    return f"{kind.value}_measurements"

@@ -141,6 +141,8 @@ class GpuChain:
     """A device's certificates without a report: they prove no more than that they exist."""
 
     chain: tuple[bytes, ...]
+    crls: tuple[bytes, ...] = ()
+    ocsp: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,8 @@ class RimEvidence:
     """A manifest on its own."""
 
     document: RimSource
+    crls: tuple[bytes, ...] = ()
+    ocsp: tuple[bytes, ...] = ()
 
 
 NvEvidence: TypeAlias = GpuEvidence | GpuChain | RimEvidence
@@ -205,7 +209,7 @@ class _Devices:
         self._expected = expected
         self._ledger = ledger
         self._set = ledger.on(ALL_DEVICES)
-        self._revocation = self._lists()
+        self._revocation = _revocation(evidence, policy, roots, self._set)
         self._rims = Rims(
             driver=self._examine(evidence.driver_rims),
             vbios=self._examine(evidence.vbios_rims),
@@ -227,21 +231,6 @@ class _Devices:
             authentic, count=len(judged), policy=self._policy, names=names, ledger=self._set
         )
         return self._outcome(judged, authentic=len(authentic) == len(judged))
-
-    def _lists(self) -> Revocation:
-        """What was given about revocation. Of lists that do not decode, none is believed."""
-        try:
-            crls = tuple(parse_crl(data) for data in self._evidence.crls)
-        except MalformedError as error:
-            self._set.expect(CRLS)
-            self._set.refuse(CRLS, "malformed", f"A revocation list is refused: {error}.")
-            crls = ()
-        return Revocation(
-            crls=crls,
-            answers=by_serial(self._evidence.ocsp),
-            authorities=_authorities(self._roots),
-            required=self._policy.require_endorsements,
-        )
 
     def _examine(self, sources: Iterable[RimSource]) -> tuple[ExaminedRim, ...]:
         return tuple(
@@ -317,6 +306,24 @@ _SWITCH: Final = "nvswitch"
 _GPU: Final = "gpu"
 
 
+def _revocation(
+    evidence: NvEvidence, policy: AppraisalPolicy, roots: Roots, ledger: Ledger
+) -> Revocation:
+    """What was given about revocation. Where a list does not decode, none is believed."""
+    try:
+        crls = tuple(parse_crl(data) for data in evidence.crls)
+    except MalformedError as error:
+        ledger.expect(CRLS)
+        ledger.refuse(CRLS, "malformed", f"A revocation list is refused: {error}.")
+        crls = ()
+    return Revocation(
+        crls=crls,
+        answers=by_serial(evidence.ocsp),
+        authorities=_authorities(roots),
+        required=policy.require_endorsements,
+    )
+
+
 def _refuse_heap(ledger: Ledger) -> Outcome:
     ledger.expect(ALL)
     ledger.refuse(ALL, "malformed", "The evidence is of more devices than a machine has.")
@@ -375,7 +382,7 @@ def _verify_rim(
     evidence: RimEvidence, *, policy: AppraisalPolicy, roots: Roots, at: datetime, ledger: Ledger
 ) -> Outcome:
     device = ledger.on(RIM_DEVICE)
-    revocation = Revocation(required=policy.require_endorsements)
+    revocation = _revocation(evidence, policy, roots, device)
     device.expect(*rim_claims(RIM, revocation))
     examined = examine_rim(evidence.document, roots=roots, at=at, revocation=revocation)
     record_rim(RIM, examined, revocation, device)
@@ -401,7 +408,7 @@ def _verify_chain(
     ledger: Ledger,
 ) -> Outcome:
     device = ledger.on(f"{_GPU}0")
-    revocation = Revocation(required=policy.require_endorsements)
+    revocation = _revocation(evidence, policy, roots, device)
     device.expect(*chain_claims(PREFIX, revocation), *expected.names)
     decoded = decode_device(GpuDevice(report=b"", chain=evidence.chain))
     certificates = decoded.certificates

@@ -22,7 +22,7 @@ from cloister.testing.simulated_nvgpu import (
     rim_text,
 )
 from cloister.verifier.authenticate.rim import authenticate_rim
-from cloister.verifier.platforms.nvgpu import GpuEvidence
+from cloister.verifier.platforms.nvgpu import GpuChain, GpuEvidence, RimEvidence
 from cloister.verifier.policy import UNCHECKED, development
 from support.nvgpu import (
     BARE,
@@ -161,6 +161,23 @@ def test_answers_about_revocation_count() -> None:
     for other in (answer(revocable(ASKABLE)[1], issuer), b"x"):
         found = failures(verify(answered(other)))
         assert found["gpu0", "nvgpu.revocation"] == "endorsements_missing"
+
+
+def test_certificates_and_manifests_alone_can_be_asked_about() -> None:
+    gpu, own = revocable(ASKABLE)
+    bare = GpuChain(chain=gpu.chain)
+    name = ("gpu0", "nvgpu.revocation")
+    assert failures(verify(bare)) == {name: "endorsements_missing"}
+    affirmed(dataclasses.replace(bare, ocsp=(answer(own, NVIDIA.provisioner),)))
+    revoked = dataclasses.replace(bare, crls=(crl(NVIDIA.provisioner, own.certificate),))
+    assert failures(verify(revoked)) == {name: "revoked"}
+    signer = NVIDIA.rim_issuer.issue("Signer", ca=False, extensions=[(ASKABLE, False)])
+    text = rim_text(golden(GPU, DRIVER_INDICES), version="550.90.07")
+    rim = RimEvidence(document=NVIDIA.sign(text, signer=signer))
+    found = failures(verify(rim))
+    assert found["rim", "rim_revocation"] == "endorsements_missing"
+    assert found["rim", "rim"] == "unauthenticated"
+    affirmed(dataclasses.replace(rim, ocsp=(answer(signer, NVIDIA.rim_issuer),)))
 
 
 def test_revoked_signers_of_manifests_are_refused() -> None:
