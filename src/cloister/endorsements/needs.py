@@ -6,7 +6,7 @@ Nothing is authenticated: whoever made the evidence chose what is asked for, wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 from cryptography import x509
@@ -32,6 +32,7 @@ from cloister.endorsements.intel_pck import parse_pck_extensions
 from cloister.endorsements.nvidia import device_model
 from cloister.errors import ConfigurationError, UnsupportedError
 from cloister.evidence.dcap import Quote, parse_quote
+from cloister.evidence.hcl import HardwareType, HclReport, parse_hcl_report
 from cloister.evidence.nvgpu import (
     DeviceReport,
     GpuDevice,
@@ -40,7 +41,7 @@ from cloister.evidence.nvgpu import (
     parse_evidence_list,
 )
 from cloister.evidence.recognise import Kind, recognise
-from cloister.evidence.report import parse_attestation_report
+from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, EvidenceItem, parse_attestation_report
 from cloister.evidence.snp import Product, SigningKey, SnpReport, parse_report
 
 _AZURE_DOMAINS = (".microsoft.com", ".windows.net")
@@ -52,8 +53,9 @@ def requests_for(
     """What is needed to verify the evidence in `data`, each once.
 
     `data` is an SEV-SNP report, an Intel quote, evidence of NVIDIA devices as their tools
-    serialise it, an AK certificate, or a whole attestation report. `product` names the processor
-    of SEV-SNP reports before version 3, which do not say. With `early`, Intel's early TCB data.
+    serialise it, Azure's HCL report, an AK certificate, or a whole attestation report. `product`
+    names the processor of SEV-SNP reports before version 3, which do not say. With `early`,
+    Intel's early TCB data.
 
     Raises:
         MalformedError: it does not decode.
@@ -70,6 +72,8 @@ def _requests(data: bytes, product: Product | None, *, early: bool) -> Iterator[
             yield from for_snp(parse_report(found.data), product)
         case Kind.DCAP_QUOTE:
             yield from for_quote(parse_quote(found.data), early=early)
+        case Kind.HCL_REPORT:
+            yield from for_hcl(parse_hcl_report(found.data), product)
         case Kind.GPU_EVIDENCE_LIST:
             for device in parse_evidence_list(found.data):
                 yield from for_gpu(device)
@@ -77,7 +81,7 @@ def _requests(data: bytes, product: Product | None, *, early: bool) -> Iterator[
             yield from for_certificate(_certificate(found.data))
         case Kind.ATTESTATION_REPORT:
             for item in parse_attestation_report(found.data).evidence.values():
-                yield from _for_item(item.data, [one.data for one in item.endorsements], early)
+                yield from _for_item(item, product, early=early)
         case _:
             raise UnsupportedError(
                 f"it is not known which endorsements a file of kind {found.kind} needs",
@@ -113,6 +117,12 @@ def for_quote(quote: Quote, *, early: bool = False) -> Iterator[ArtefactRequest]
     yield intel_qe_identity(quote.tee, early=early)
     yield intel_pck_crl("platform" if "Platform" in issuer else "processor")
     yield intel_root_crl()
+
+
+def for_hcl(report: HclReport, product: Product | None = None) -> Iterator[ArtefactRequest]:
+    """As `for_snp`, for a report inside Azure's; of a TD report the quote beside it tells."""
+    if report.hardware_type is HardwareType.SNP:
+        yield from for_snp(parse_report(report.hardware_report), product)
 
 
 def for_gpu(device: GpuDevice) -> Iterator[ArtefactRequest]:
@@ -168,14 +178,22 @@ def issuer_addresses(certificate: x509.Certificate) -> tuple[str, ...]:
     )
 
 
-def _for_item(data: bytes, endorsements: Iterable[bytes], early: bool) -> Iterator[ArtefactRequest]:
-    match recognise(data).kind:
+def _for_item(
+    item: EvidenceItem, product: Product | None, *, early: bool
+) -> Iterator[ArtefactRequest]:
+    chain = tuple(one.data for one in item.endorsements if one.media_type == MEDIA_TYPE_CERTIFICATE)
+    match recognise(item.data).kind:
         case Kind.SNP_REPORT:
-            yield from for_snp(parse_report(data))
+            yield from for_snp(parse_report(item.data), product)
         case Kind.DCAP_QUOTE:
-            yield from for_quote(parse_quote(data), early=early)
+            yield from for_quote(parse_quote(item.data), early=early)
+        case Kind.HCL_REPORT:
+            yield from for_hcl(parse_hcl_report(item.data), product)
         case Kind.GPU_REPORT:
-            yield from for_gpu(GpuDevice(report=data, chain=tuple(endorsements)))
+            yield from for_gpu(GpuDevice(report=item.data, chain=chain))
+        case Kind.TPM_QUOTE:
+            for highest in chain[-1:]:
+                yield from for_certificate(parse_certificate(highest))
         case _:
             return
 

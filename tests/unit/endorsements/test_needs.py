@@ -22,7 +22,12 @@ from cloister.errors import (
     MalformedError,
     UnsupportedError,
 )
-from cloister.evidence.report import AttestationReport, Endorsement, EvidenceItem
+from cloister.evidence.report import (
+    MEDIA_TYPE_CERTIFICATE,
+    AttestationReport,
+    Endorsement,
+    EvidenceItem,
+)
 from cloister.evidence.snp import Product, SigningKey
 from support.certificates import Party, issue
 from support.published import (
@@ -94,22 +99,31 @@ def test_what_a_chips_certificate_does_not_say() -> None:
         make_artefact(VCEK, other.certificate, source="x", fetched_at=NOW)
 
 
-def test_a_whole_report() -> None:
-    items = {"cpu": SNP, "tdx": QUOTE, "else": b"\x00" * 9}
-    report = AttestationReport(
+def whole_report(*items: EvidenceItem) -> bytes:
+    return AttestationReport(
         api_version="aci/1",
         keyset_digest="sha256:" + "00" * 32,
         tee_type="x",
         keyset={},
         report_data=bytes(32),
-        evidence={
-            name: EvidenceItem(
-                media_type="x", data=data, endorsements=(Endorsement(media_type="x", data=b"x"),)
-            )
-            for name, data in items.items()
-        },
-    )
-    assert set(requests_for(report.encode())) == {VCEK, AMD_CHAIN, AMD_CRL, *TDX_NEEDS}
+        evidence={str(number): item for number, item in enumerate(items)},
+    ).encode()
+
+
+def test_a_whole_report() -> None:
+    items = (EvidenceItem(media_type="x", data=data) for data in (SNP, QUOTE, bytes(9)))
+    assert set(requests_for(whole_report(*items))) == {VCEK, AMD_CHAIN, AMD_CRL, *TDX_NEEDS}
+
+
+def test_a_quote_of_a_tpm_with_its_aks_certificate() -> None:
+    quote = b"\xffTCG\x80\x18" + bytes(40)
+    for chain, needed in (((der(AK),), 1), ((der(AK), der(ISSUING)), 1), ((), 0)):
+        endorsements = (
+            *(Endorsement(media_type=MEDIA_TYPE_CERTIFICATE, data=data) for data in chain),
+            Endorsement(media_type="text/plain", data=b"no certificate"),
+        )
+        item = EvidenceItem(media_type="x", data=quote, endorsements=endorsements)
+        assert len(requests_for(whole_report(item))) == needed
 
 
 def test_what_needs_nothing_that_is_known() -> None:
