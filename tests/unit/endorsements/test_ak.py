@@ -209,6 +209,8 @@ def test_which_instance_a_key_belongs_to() -> None:
         instance(der(0x0C, b"more")),
         instance(der(0xA0, der(2, b"\0"))),
         instance(properties(b"\xff"), properties(b"\xff")),
+        b"\x30\x81" + instance()[1:],  # a length in two bytes where one would do
+        b"\x30\x82\0" + instance()[1:],
         instance(der(0xA0, der(0x30, der(0xA1, der(2, b"\xff"))))),
         der(0x30, der(0x0C, b"\xff\xff"), *(instance()[17:],)),
     ],

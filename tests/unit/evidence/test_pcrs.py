@@ -76,7 +76,9 @@ def test_values_follow_the_selection_through_banks_and_lists() -> None:
         dump([selection(SHA256, 0b11)], [digests([ZERO, ONE])], count=17),
         dump([selection(Alg.SM3_256, 0b11)], [digests([ZERO, ONE])]),
         dump([selection(SHA384, 0b11)], [digests([ZERO, ONE])]),
-        dump([selection(SHA256, 0b11)], [digests([ZERO, ONE])] * 49),
+        dump([selection(SHA256, 0b11)], [digests([ZERO, ONE])] + [digests([])] * 48),
+        dump([selection(SHA256, 0xFF)], [digests([ZERO] * 8, count=9)]),
+        GOOD[:272] + b"\x20\0" + GOOD[274:],  # a size in a slot that is not used
     ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:

@@ -92,6 +92,8 @@ def test_a_boot_variable_that_lies_about_its_lengths_is_a_fault() -> None:
     for data in (VARIABLE + b"more", VARIABLE[:20], VARIABLE_HEAD.pack(bytes(16), 9, 5) + NAME):
         stretched = event(EventType.EV_EFI_VARIABLE_BOOT, data, b"value")
         assert payload_fault(stretched, SHA256) is not None
+    longer = event(EventType.EV_EFI_VARIABLE_BOOT, VARIABLE + b"more", b"valuemore")
+    assert payload_fault(longer, SHA256) is not None
 
 
 def test_only_boot_variables_may_leave_the_name_out() -> None:

@@ -299,6 +299,15 @@ def test_nothing_is_affirmed_of_what_the_key_did_not_sign() -> None:
         assert claims[name].value == "pass"
 
 
+def test_nothing_is_affirmed_of_a_key_that_nobody_vouches_for() -> None:
+    """The quote holds, but by a key whose certificate does not."""
+    evidence = replace(GENUINE, ak=certified(not_after=NOW - timedelta(hours=1)))
+    result = verify(evidence, Expected(values={"extra_data": NONCE}))
+    assert refused(result) == {("ak.time", "expired")}
+    undecided = {claim.name for claim in result.claims if claim.finding is Finding.NONE}
+    assert {"eventlog.replay", "expected.extra_data"} <= undecided
+
+
 # The key.
 
 
@@ -530,6 +539,28 @@ def test_secure_boot_counts_only_until_its_register_is_closed() -> None:
     result = verify(evidence_of(vtpm))
     assert result.verdict is Finding.AFFIRMING
     assert result.facts["secure_boot"] is False
+
+
+def test_secure_boot_said_too_late_was_not_said() -> None:
+    vtpm = SimulatedVtpm()
+    for pcr in range(8):
+        vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+    vtpm.measure(8, EventType.EV_IPL, b"text")
+    late = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\1")
+    vtpm.measure(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, late)
+    result = verify(evidence_of(vtpm))
+    assert result.verdict is Finding.AFFIRMING
+    assert result.facts["secure_boot"] is None
+
+
+def test_nothing_is_read_from_registers_that_do_not_replay() -> None:
+    vtpm = booted(secure_boot=False)
+    twin = SimulatedVtpm()
+    twin.events = list(vtpm.events)
+    twin.events[SECURE_BOOT] = BOOTED.events[SECURE_BOOT]  # data and digests of "on"
+    result = verify(replace(evidence_of(vtpm), event_log=twin.event_log()))
+    assert refused(result) == {("eventlog.replay", "eventlog_mismatch")}
+    assert result.facts["secure_boot"] is None
 
 
 def test_of_two_states_the_worse_one_counts() -> None:
