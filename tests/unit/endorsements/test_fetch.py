@@ -8,12 +8,14 @@ from datetime import timedelta
 from email.utils import format_datetime
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.endorsements.artefact import (
     MAX_BYTES,
     ArtefactKind,
     ArtefactRequest,
     ak_intermediate,
+    amd_chain,
     amd_crl,
     amd_vcek,
     nvidia_rim,
@@ -139,6 +141,16 @@ def test_amd(server: VendorServer) -> None:
     for request in (VCEK, AMD_CHAIN, AMD_CRL):
         check_genuine(fetcher(server).fetch(request, at=NOW), ROOTS)
     assert server.asked[0] == (f"/vcek/v1/Milan/{CHIP.hwid.hex()}?" + VCEK.key.partition("?")[2])
+
+
+def test_amd_for_loaded_keys(server: VendorServer) -> None:
+    pem = b"".join(one.public_bytes(Encoding.PEM) for one in (AMD.asvk, AMD.ark))
+    server.answers["/vlek/v1/Milan/cert_chain"] = Reply(body=pem)
+    server.answers["/vlek/v1/Milan/crl"] = Reply(body=AMD.crl())
+    for request in (amd_chain(Product.MILAN, vlek=True), amd_crl(Product.MILAN, vlek=True)):
+        check_genuine(fetcher(server).fetch(request, at=NOW), ROOTS)
+    server.answers["/vlek/v1/Milan/cert_chain"] = Reply(body=amd_chain_pem())
+    assert "is a chain of" in str(refused(server, amd_chain(Product.MILAN, vlek=True)))
 
 
 def test_turins_address_has_8_bytes_and_the_fmc() -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from cloister.endorsements.artefact import nvidia_ocsp
+from cloister.endorsements.artefact import ArtefactRequest, nvidia_ocsp
 from cloister.endorsements.cache import EndorsementCache
 from cloister.endorsements.contents import make_artefact
 from cloister.endorsements.fetch.nvidia import NvidiaOcsp
@@ -21,7 +21,13 @@ from cloister.endorsements.fetch.retrieve import HostRules, Retriever
 from cloister.endorsements.fetch.transport import HttpAnswer, HttpRequest
 from cloister.endorsements.genuine import check_genuine
 from cloister.endorsements.ocsp import CertificateStatus, build_question, check_answer
-from cloister.errors import AuthenticationError, CloisterError, FetchError, MalformedError
+from cloister.errors import (
+    AuthenticationError,
+    CloisterError,
+    ConfigurationError,
+    FetchError,
+    MalformedError,
+)
 from support.certificates import Party, issue
 from support.ocsp import (
     DAY,
@@ -167,6 +173,14 @@ def test_fetching_binds_the_answer_to_the_question() -> None:
         with pytest.raises(FetchError) as raised:
             fetcher(make).fetch(REQUEST, at=NOW)
         assert raised.value.code == "fetch.content"
+
+
+def test_a_question_takes_the_certificates() -> None:
+    bare = ArtefactRequest(kind=REQUEST.kind, key=REQUEST.key)
+    assert bare == REQUEST
+    with pytest.raises(ConfigurationError) as raised:
+        fetcher(lambda _: answer()).fetch(bare, at=NOW)
+    assert raised.value.code == "endorsement.evidence"
 
 
 def test_questions_differ() -> None:

@@ -20,7 +20,7 @@ from cloister.endorsements.artefact import MAX_BYTES, Artefact, ArtefactKind, Ar
 from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.fetch.fetcher import accept
 from cloister.endorsements.fetch.retrieve import Retriever, check_base
-from cloister.errors import AuthenticationError, FetchError, MalformedError
+from cloister.errors import AuthenticationError, ConfigurationError, FetchError, MalformedError
 from cloister.strictjson import decode_base64, parse_json_object
 
 NVIDIA_RIM: Final = "https://rim.attestation.nvidia.com"
@@ -74,7 +74,11 @@ class NvidiaOcsp:
     def fetch(self, request: ArtefactRequest, *, at: datetime) -> Artefact:
         """As `Fetcher` says; needs a request from `nvidia_ocsp`, with its certificates."""
         if len(request.material) != 2:
-            raise TypeError("an OCSP question needs the certificate and its issuer")
+            raise ConfigurationError(
+                "an OCSP question takes the certificate and its issuer: name the evidence that"
+                " brings them",
+                code="endorsement.evidence",
+            )
         certificate, issuer = (parse_certificate(one) for one in request.material)
         nonce = self._nonce()
         answer = self._retriever.fetch(
