@@ -197,12 +197,15 @@ def kernel_command_lines(findings: LogFindings) -> tuple[str, ...]:
 
 
 def _command_line(findings: LogFindings, event: Event) -> str | None:
+    of_grub = event.data.startswith(GRUB_PREFIXES)
+    if of_grub and not event.data.startswith(_KERNEL_PREFIXES):
+        return None  # a command of GRUB's own
     measured = _read(findings, event)
     if measured is None:
         return None
-    if event.data.startswith(_KERNEL_PREFIXES):
+    if of_grub:
         return measured.decode("utf-8", "replace")
-    if event.data.startswith(GRUB_PREFIXES) or len(measured) % 2 or measured[1:2] != b"\0":
+    if len(measured) % 2 or measured[1:2] != b"\0":
         return None
     return measured.decode("utf-16-le", "replace").removesuffix("\0")
 

@@ -34,6 +34,8 @@ GRUB_PREFIXES: Final = (
 
 GCE_NONHOST_INFO: Final = b"GCE NonHostInfo\0"
 
+_HASHES: Final = {bank: getattr(hashlib, name) for bank, name in HASH_NAMES.items()}
+
 COVERED: Final = frozenset(
     {
         EventType.EV_SEPARATOR,
@@ -115,15 +117,20 @@ def measured_bytes(event: Event, bank: int) -> bytes | None:
     Raises:
         KeyError: as `payload_fault`.
     """
-    digest, name = event.digests[bank], HASH_NAMES[bank]
+    digest, compute = event.digests[bank], _HASHES[bank]
     if event.type == EventType.EV_NO_ACTION:
         return None
-    forms = _forms(event)
-    return next((form for form in forms if hashlib.new(name, form).digest() == digest), None)
+    for form in _forms(event):
+        if compute(form).digest() == digest:
+            return form
+    return None
 
 
 def _forms(event: Event) -> Iterable[bytes]:
+    """The forms of its data that an event of its type may be measured in."""
     data = event.data
+    if event.type == EventType.EV_IPL:
+        yield from _loader_texts(data)
     yield data
     match event.type:
         case EventType.EV_EFI_VARIABLE_BOOT:
@@ -131,8 +138,6 @@ def _forms(event: Event) -> Iterable[bytes]:
         case EventType.EV_EFI_VARIABLE_AUTHORITY:
             # shim before version 15 counted one byte too many.
             yield data[:-1]
-        case EventType.EV_IPL:
-            yield from _loader_texts(data)
 
 
 def _variable_contents(data: bytes) -> Iterable[bytes]:
