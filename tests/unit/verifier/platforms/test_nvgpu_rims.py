@@ -85,6 +85,17 @@ def test_every_active_measurement_is_compared(index: int) -> None:
         assert found["gpu0", "nvgpu.debug"] == "not_checked"
 
 
+def test_either_of_debugging_and_devtools_is_asked_about() -> None:
+    def asks(**accepted: bool) -> bool:
+        policy = dataclasses.replace(development(), **accepted)  # type: ignore[arg-type]
+        return "nvgpu.debug" in {claim.name for claim in affirmed(GOOD, policy).claims}
+
+    assert asks()
+    assert asks(accept_debug=True)
+    assert asks(accept_devtools=True)
+    assert not asks(accept_debug=True, accept_devtools=True)
+
+
 def test_a_raw_value_is_no_digest() -> None:
     affirmed(GOOD)
     unsigned = bytearray(GPU.unsigned(NONCE))
