@@ -24,12 +24,13 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from cloister.channel.claims import ClaimsDocument
 from cloister.channel.ohttp import KeyConfig, parse_key_configs
 from cloister.client import Connection, Httpx2Transport, connect, make_trust
 from cloister.client.connect import Options, TrustOptions, open_connection
 from cloister.client.settings import Effects
 from cloister.evidence.component import Component, ComponentKind
-from cloister.evidence.report import EvidenceItem
+from cloister.evidence.report import TEE_TYPE_TPM, EvidenceItem
 from cloister.strictjson import JsonObject
 from cloister.testing.fake_engine import FakeEngine
 from cloister.testing.simulated_tpm import (
@@ -39,6 +40,7 @@ from cloister.testing.simulated_tpm import (
 )
 from cloister.verifier import policy as policies
 from cloister.worker.app import Worker, build_worker
+from cloister.worker.keys import ReceiptKey
 from cloister.worker.logs import EventLog
 from cloister.worker.reports import EvidenceSource
 from cloister.worker.server import HttpServer, listen_tcp
@@ -142,8 +144,15 @@ def live_worker(
     source: EvidenceSource | None = None,
     api_keys: Path | None = None,
     random: Callable[[int], bytes] | None = None,
+    tee_type: str = TEE_TYPE_TPM,
+    claims: ClaimsDocument | None = None,
+    receipt_key: ReceiptKey | None = None,
+    boot_evidence: Mapping[str, EvidenceItem] | None = None,
 ) -> Iterator[LiveWorker]:
-    """Start a worker and its server in a thread; stop both at the end."""
+    """Start a worker and its server in a thread; stop both at the end.
+
+    With `tee_type` it is a worker on a hardware platform, whose evidence `source` makes.
+    """
     attester = attester or launched()
     engine, source = engine or FakeEngine(), source or SimulatedSource(attester)
     clocks, stream = TurnedClocks(), io.StringIO()
@@ -154,7 +163,10 @@ def live_worker(
         worker = build_worker(
             engine=engine,
             source=source,
-            claims=attester.claims_document,
+            claims=attester.claims_document if claims is None else claims,
+            tee_type=tee_type,
+            receipt_key=receipt_key,
+            boot_evidence=boot_evidence,
             log=EventLog(stream),
             settings=settings,
             clocks=clocks.clocks,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.engine.protocol import Engine
-from cloister.evidence.report import TEE_TYPE_TPM
+from cloister.evidence.report import TEE_TYPE_TPM, EvidenceItem
 from cloister.strictjson import JsonObject
 from cloister.worker import problems, wire
 from cloister.worker.api_keys import Gatekeeper
@@ -19,7 +19,7 @@ from cloister.worker.cache_domain import CacheDomains
 from cloister.worker.context import Context
 from cloister.worker.gateway import Gateway
 from cloister.worker.idempotency import IdempotencyMemory
-from cloister.worker.keys import KeyRing
+from cloister.worker.keys import KeyRing, ReceiptKey
 from cloister.worker.logs import EventLog
 from cloister.worker.metrics import Metrics
 from cloister.worker.problems import RefusedError
@@ -152,8 +152,13 @@ def build_worker(
     api_keys: Path | None = None,
     open_when_empty: bool = False,
     provenance: JsonObject | None = None,
+    receipt_key: ReceiptKey | None = None,
+    boot_evidence: Mapping[str, EvidenceItem] | None = None,
 ) -> Worker:
     """Put a worker together; nothing is started and nothing is read but the API key file.
+
+    `boot_evidence` goes into every report as it is: that of GPUs, which were asked once, at boot,
+    for a nonce made from `receipt_key`, and which `claims` name.
 
     `open_when_empty` serves anybody while no API key was ever made: for a worker that listens
     on the loopback only. ConfigurationError when the API key file cannot be used.
@@ -161,7 +166,13 @@ def build_worker(
     settings = settings or WorkerSettings()
     clocks = clocks or Clocks()
     metrics = Metrics()
-    keys = KeyRing(subject=claims.subject, settings=settings.keys, clocks=clocks, random=random)
+    keys = KeyRing(
+        subject=claims.subject,
+        settings=settings.keys,
+        clocks=clocks,
+        random=random,
+        receipt_key=receipt_key,
+    )
     context = Context(
         settings=settings,
         clocks=clocks,
@@ -191,6 +202,7 @@ def build_worker(
         log=log,
         metrics=metrics,
         provenance=provenance,
+        boot_evidence=boot_evidence or {},
     )
     return Worker(context, reports)
 

@@ -73,8 +73,10 @@ class ReportService:
         log: EventLog,
         metrics: Metrics,
         provenance: JsonObject | None = None,
+        boot_evidence: Mapping[str, EvidenceItem] | None = None,
     ) -> None:
         self._source = source
+        self._boot_evidence = dict(boot_evidence or {})
         self._tee_type = tee_type
         self._claims = EvidenceItem(media_type=MEDIA_TYPE_CLAIMS, data=claims.encode())
         self._keys = keys
@@ -134,7 +136,7 @@ class ReportService:
             tee_type=self._tee_type,
             keyset=generation.keyset.to_json(),
             report_data=digest,
-            evidence={**items, ITEM_CLAIMS: self._claims},
+            evidence={**self._boot_evidence, **items, ITEM_CLAIMS: self._claims},
             source_provenance=self._provenance,
             service_capabilities=_CAPABILITIES,
         ).encode()
