@@ -190,9 +190,15 @@ def unsaid(quote: QuoteFindings, log: LogFindings | None) -> tuple[str, ...]:
         sentences.append(NO_LOG)
     elif log.unsigned:
         sentences.append(NOT_QUOTED.format(", ".join(map(str, log.unsigned))))
-    if quote.stated is not None and set(quote.stated.pcrs) == {Alg.SHA1}:
+    banks = set() if quote.stated is None else set(quote.stated.pcrs)
+    if banks == {Alg.SHA1} or _weak(log):
         sentences.append(WEAK_BANK)
     return tuple(sentences)
+
+
+def _weak(log: LogFindings | None) -> bool:
+    """Whether a log has digests of SHA-1 alone."""
+    return log is not None and set(log.banks) == {Alg.SHA1}
 
 
 def key_claims(
@@ -287,7 +293,7 @@ def _log_alone(event_log: bytes | None, ledger: Ledger, *, missing: bool) -> Out
         platform=LOG_ALONE,
         memory_confidentiality=NO_MEMORY,
         facts={} if log is None else tpm_log.log_facts(log),
-        not_proven=(*NOT_PROVEN, NOT_SIGNED),
+        not_proven=(*NOT_PROVEN, NOT_SIGNED, *((WEAK_BANK,) if _weak(log) else ())),
     )
 
 

@@ -724,6 +724,18 @@ def test_registers_of_sha1_alone_prove_little() -> None:
     assert not any("SHA-1" in sentence for sentence in verify(GENUINE).not_proven)
 
 
+def test_logs_of_sha1_alone_prove_little() -> None:
+    old = SimulatedVtpm(banks=(Alg.SHA1,))
+    old.boot()
+    for evidence in (
+        TpmEvidence(quote=None, event_log=old.event_log()),
+        evidence_of(old, old.quote(NONCE, bank=Alg.SHA1)),
+    ):
+        result = verify(evidence, policy=LENIENT)
+        assert result.verdict is Finding.AFFIRMING
+        assert any("SHA-1" in sentence for sentence in result.not_proven)
+
+
 def test_command_lines_of_systemd() -> None:
     vtpm = booted()
     text = "root=/dev/vda quiet\0".encode("utf-16-le")
