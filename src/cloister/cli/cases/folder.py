@@ -126,7 +126,11 @@ def _case(folder: Path, members: Mapping[str, object]) -> CaseFiles:
         variant=None if variant is None else expect_str(variant, "variant", limit=64),
         files=tuple(_file(folder, expect_object(entry, "a file")) for entry in entries),
         inputs=expect_object(members.get("inputs", {}), "inputs"),
-        certificates=tuple(_root(folder, expect_str(root, "a root", limit=256)) for root in roots),
+        certificates=tuple(
+            certificate
+            for root in roots
+            if (certificate := _root(folder, expect_str(root, "a root", limit=256))) is not None
+        ),
         at=_time(expect_str(members.get("verification_time"), "verification_time", limit=64)),
     )
 
@@ -158,13 +162,19 @@ def decode_file(data: bytes, encoding: str) -> bytes:
     return data
 
 
-def _root(folder: Path, name: str) -> x509.Certificate:
-    """A certificate under ``roots/`` beside the platforms' folders."""
+def _root(folder: Path, name: str) -> x509.Certificate | None:
+    """A certificate under ``roots/`` beside the platforms' folders.
+
+    ``None`` where the case was moved away from it: nothing is trusted for being there, so at worst
+    a chain stays incomplete.
+    """
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         raise MalformedError("a root of the case lies outside roots/")
-    data = _read(folder.parent.parent / "roots" / path, MAX_FILE_BYTES)
-    return parse_certificates(data)[0]
+    beside = folder.resolve().parent.parent / "roots" / path
+    if not beside.is_file():
+        return None
+    return parse_certificates(_read(beside, MAX_FILE_BYTES))[0]
 
 
 def _time(text: str) -> datetime:
