@@ -61,7 +61,9 @@ def test_an_outcome_binds_only_what_is_authentic() -> None:
         return found.bound, len(found.registers)
 
     assert outcome(GOOD) == (NONCE, 64)
-    assert outcome(with_report(GOOD, GOOD.devices[0].report[:-1] + b"\x00")) == (None, 0)
+    altered = bytearray(GOOD.devices[0].report)
+    altered[-1] ^= 1
+    assert outcome(with_report(GOOD, bytes(altered))) == (None, 0)
 
 
 def test_simulated_devices_need_a_policy_that_names_development() -> None:
