@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli.asking import Development, Kit, Policy, Proxy, References, Root, trust_from
+from cloister.cli.endorsements import DEFAULT_FOLDER
 from cloister.cli.exits import AFFIRMED, exit_code
 from cloister.cli.verify_evidence import (
     parse_expected,
@@ -61,6 +62,14 @@ Captured = Annotated[
         help="Judge evidence on what it contains: missing collateral is said, not refused.",
     ),
 ]
+Kept = Annotated[
+    Path,
+    typer.Option(
+        "--endorsements",
+        help="Where `cloister endorsements` keeps what vouches for evidence; used for files only.",
+        envvar="CLOISTER_ENDORSEMENTS",
+    ),
+]
 SignKey = Annotated[
     Path | None,
     typer.Option("--sign-key", help="Print the result as a JWT signed with this PEM key."),
@@ -80,6 +89,7 @@ def verify(
     nonce: Nonce = None,
     expect: Expect = None,
     as_captured: Captured = False,
+    endorsements: Kept = DEFAULT_FOLDER,
     case: Annotated[
         bool,
         typer.Option("--case", help="The targets are case folders; one JSON line for each."),
@@ -118,6 +128,7 @@ def verify(
                 at=moment,
                 expected=parse_expected(expect),
                 nonce=asked,
+                endorsements=endorsements,
             )
     _print(result, asked, left_over, sign_key=sign_key, as_json=as_json)
     raise typer.Exit(_outcome(result))

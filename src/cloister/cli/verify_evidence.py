@@ -33,18 +33,22 @@ def verify_files(
     at: datetime,
     expected: Expected,
     nonce: bytes | None = None,
+    endorsements: Path,
 ) -> tuple[AttestationResult, tuple[str, ...]]:
     """Verify the evidence in files; also return the names of those that were of no use.
 
-    `nonce` is expected in the field where the platform carries one.
+    `nonce` is expected in the field where the platform carries one. What vouches for the evidence
+    and is not beside it is looked for among the `endorsements` kept on this machine.
 
     Raises:
         ConfigurationError: there is no evidence in them, or not all that it takes.
     """
+    from cloister.cli.evidence_cache import completed
     from cloister.cli.evidence_files import assemble, read_files
     from cloister.verifier.evidence import run
 
-    made = assemble(read_files(paths))
+    given = read_files(paths)
+    made = assemble(completed(given, endorsements.expanduser()))
     result = run(
         made.verify,
         made.evidence,
@@ -53,7 +57,7 @@ def verify_files(
         at=at,
         expected=_with_nonce(expected, made.nonce_field, nonce),
     )
-    return result, tuple(file.name for file in made.left_over)
+    return result, tuple(file.name for file in made.left_over if file in given)
 
 
 def _with_nonce(expected: Expected, name: str, nonce: bytes | None) -> Expected:

@@ -122,9 +122,12 @@ def _gcp_item(evidence: Items) -> GcpEvidence:
     from cloister.verifier.platforms.gcp import GcpEvidence
 
     names = (ITEM_QUOTE, ITEM_SIGNATURE, items.ITEM_TPM_PCRS)
+    ak = _ak(evidence, ITEM_QUOTE)
+    if ak is None:  # whatever the policy: a key that nobody vouches for is anybody's
+        raise MalformedError("nobody certifies the key that signed the quote")
     return GcpEvidence(
         quotes=(_quote_evidence(evidence, *names, bare=False),),
-        ak=_ak(evidence, ITEM_QUOTE),
+        ak=ak,
         event_log=_optional(evidence, ITEM_EVENT_LOG),
     )
 

@@ -15,8 +15,13 @@ from cloister.cli import evidence_files
 from cloister.cli.cases.verdict import RESULTS, reason
 from cloister.cli.evidence_files import assemble, read_files
 from cloister.cli.main import main
+from cloister.endorsements.artefact import amd_vcek
+from cloister.endorsements.cache import EndorsementCache
+from cloister.endorsements.certificates import parse_certificates
+from cloister.endorsements.contents import make_artefact
 from cloister.endorsements.pinned import pinned_roots
 from cloister.errors import ConfigurationError
+from cloister.evidence.snp import parse_report
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.testing.simulated_nitro import SimulatedNitro
 from cloister.verifier import policy
@@ -38,8 +43,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("CLOISTER_ENDORSEMENTS", str(tmp_path / "nothing kept"))
 
     def command(*arguments: str | Path) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as leaving:
@@ -298,6 +304,28 @@ class TestRecorded:
                 lines = [json.loads(line) for line in out.splitlines()]
                 failed = [line for line in lines if "error" in line and line["kind"] != "unknown"]
                 assert failed == []
+
+    def test_what_is_missing_comes_from_what_is_kept(self, run: Run, tmp_path: Path) -> None:
+        folder = EVIDENCE / "snp" / "ms-turin"
+        report = folder / "report.bin"
+        kept = EndorsementCache(tmp_path / "kept", pinned_roots())
+        verified = ("verify", report, "--at", "2026-03-01T00:00:00Z", "--as-captured")
+        assert run(*verified, "--endorsements", kept.folder)[0] == 1
+        decoded = parse_report(report.read_bytes())
+        assert decoded.product is not None
+        request = amd_vcek(decoded.product, decoded.chip_id, decoded.reported_tcb)
+        vcek = parse_certificates((folder / "vcek.pem").read_bytes())[0]
+        kept.put(
+            make_artefact(
+                request,
+                vcek.public_bytes(Encoding.DER),
+                source="https://kdsintf.amd.com/",
+                fetched_at=NOW,
+            )
+        )
+        code, _, err = run(*verified, "--endorsements", kept.folder)
+        assert code == 0
+        assert err == ""
 
     def test_case_lines(self, run: Run) -> None:
         folders = [EVIDENCE / name for name in ("snp/ms-turin", "tdx/neg-mrtd-flip")]

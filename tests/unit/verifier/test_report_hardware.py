@@ -293,6 +293,18 @@ def test_without_what_vouches_for_it(platform: str) -> None:
     assert "endorsements_missing" in codes(verify(worker, stripped)).values()
 
 
+def test_a_virtual_tpm_key_that_nobody_certifies() -> None:
+    """Refused by every policy: such a key may be anybody's."""
+    worker = WORKERS["gcp-snp"]
+    report = worker.attestation_report(NONCE)
+    bare = dataclasses.replace(report.evidence["tpm.quote"], endorsements=())
+    stripped = dataclasses.replace(report, evidence={**report.evidence, "tpm.quote": bare})
+    loose = dataclasses.replace(policy.development(), require_endorsements=False)
+    assert verify(worker, under=loose).verdict is Finding.AFFIRMING
+    found = codes(verify(worker, stripped, under=loose))
+    assert found["report.items"] == "evidence_missing"
+
+
 DEBUG: dict[str, dict[str, object]] = {
     "snp": {"policy": 0x30000 | 1 << 19},
     "tdx": {"td_attributes": b"\x01" + bytes(7)},
