@@ -83,12 +83,20 @@ class ObjectAttribute(enum.IntFlag):
     SENSITIVE_DATA_ORIGIN = 1 << 5
     USER_WITH_AUTH = 1 << 6
     ADMIN_WITH_POLICY = 1 << 7
+    FIRMWARE_LIMITED = 1 << 8
+    SVN_LIMITED = 1 << 9
     NO_DA = 1 << 10
     ENCRYPTED_DUPLICATION = 1 << 11
     RESTRICTED = 1 << 16
     DECRYPT = 1 << 17
     SIGN = 1 << 18
+    X509_SIGN = 1 << 19
 
+
+_ATTRIBUTES: Final = sum(ObjectAttribute)
+_SCHEMES: Final = frozenset(
+    {Alg.NULL, Alg.RSASSA, Alg.RSAES, Alg.RSAPSS, Alg.OAEP, Alg.ECDSA, Alg.ECDH, Alg.ECDAA}
+)
 
 HASH_NAMES: Final[Mapping[int, str]] = {
     Alg.SHA1: "sha1",
@@ -301,16 +309,23 @@ def encode_ecdsa_signature(signature: EcdsaSignature, *, size: int = 32) -> byte
 def parse_public(data: bytes) -> PublicArea:
     """Decode a ``TPMT_PUBLIC`` (Part 2 section 12.2.4) of an RSA or ECC key.
 
+    Reserved attributes must be zero, and the scheme one of the known.
+
     Raises MalformedError (code ``tpm_public_malformed``), and nothing else.
     """
     reader = _reader(data, "the TPM public area", "tpm_public_malformed")
     kind = reader.integer(2)
     name_algorithm = reader.integer(2)
-    attributes = ObjectAttribute(reader.integer(4))
+    bits = reader.integer(4)
+    if bits & ~_ATTRIBUTES:
+        raise reader.fail(f"has reserved attributes (0x{bits:08x})")
+    attributes = ObjectAttribute(bits)
     auth_policy = reader.sized(limit=64)
     algorithm = reader.integer(2)
     symmetric = None if algorithm == Alg.NULL else (algorithm, reader.integer(2), reader.integer(2))
     scheme = reader.integer(2)
+    if scheme not in _SCHEMES:
+        raise reader.fail(f"names scheme 0x{scheme:04x}, which is not known")
     scheme_hash = None if scheme in {Alg.NULL, Alg.RSAES} else reader.integer(2)
     if scheme == Alg.ECDAA:
         reader.integer(2)

@@ -168,8 +168,11 @@ def _path(
 
 
 def same_key(one: x509.Certificate, other: x509.Certificate) -> bool:
-    """Whether two certificates are for one name and one public key."""
-    return one.subject == other.subject and _spki(one) == _spki(other)
+    """Whether two certificates are for one name and one public key, which can be read."""
+    try:
+        return one.subject == other.subject and _spki(one) == _spki(other)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def _spki(certificate: x509.Certificate) -> bytes:

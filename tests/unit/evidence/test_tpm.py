@@ -77,6 +77,20 @@ def test_public_area_and_name() -> None:
     assert (area.scheme, area.scheme_hash, area.symmetric) == (Alg.ECDSA, Alg.SHA256, None)
 
 
+@pytest.mark.parametrize("bit", [0, 3, 12, 15, 20, 31])
+def test_reserved_attributes(bit: int) -> None:
+    reserved = int(parse_public(PUBLIC).attributes) | 1 << bit
+    with pytest.raises(MalformedError, match="reserved attributes"):
+        parse_public(PUBLIC[:4] + reserved.to_bytes(4, "big") + PUBLIC[8:])
+
+
+def test_a_scheme_that_is_not_known() -> None:
+    at = PUBLIC.index(bytes.fromhex("0018000b"))
+    assert parse_public(PUBLIC).scheme == Alg.ECDSA
+    with pytest.raises(MalformedError, match="scheme 0x8018"):
+        parse_public(PUBLIC[:at] + b"\x80" + PUBLIC[at + 1 :])
+
+
 def test_signature_over_the_quote() -> None:
     area, signature = parse_public(PUBLIC), parse_signature(SIGNATURE)
     assert isinstance(area.key, EccPublic)

@@ -8,9 +8,11 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.endorsements.roots import Anchor, Vendor
 from cloister.verifier.chain import (
@@ -66,6 +68,22 @@ def test_a_root_reissued_with_its_key_is_the_same_root() -> None:
     assert same_key(again.certificate, ROOT.certificate)
     assert not same_key(issue("Root").certificate, ROOT.certificate)
     assert chain(anchors=[anchor(again)]).holds
+
+
+@pytest.mark.parametrize("of_the_point", [True, False])
+def test_a_key_that_cannot_be_read_is_nobodys(of_the_point: bool) -> None:
+    """A point that is not on its curve, and a curve that nobody knows."""
+    der = ROOT.certificate.public_bytes(Encoding.DER)
+    spki = ROOT.certificate.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    at = der.index(spki) + (len(spki) - 1 if of_the_point else 20)
+    odd = x509.load_der_x509_certificate(der[:at] + bytes([der[at] ^ 1]) + der[at + 1 :])
+    assert same_key(ROOT.certificate, ROOT.certificate)
+    with pytest.raises((ValueError, UnsupportedAlgorithm)):
+        odd.public_key()
+    assert not same_key(odd, ROOT.certificate)
+    assert not same_key(ROOT.certificate, odd)
 
 
 def test_a_root_that_only_the_evidence_names() -> None:
