@@ -32,6 +32,8 @@ MAX_ALTERNATIVES: Final = 32
 MAX_CERTIFICATES: Final = 8
 MAX_CERTIFICATE_BYTES: Final = 8 * 1024
 DIGEST_BYTES: Final = 48
+SIGNATURE_BYTES: Final = 96
+"""ECDSA on P-384: r ‖ s."""
 
 SWID: Final = "http://standards.iso.org/iso/19770/-2/2015/schema.xsd"
 SHA384: Final = "http://www.w3.org/2001/04/xmlenc#sha384"
@@ -287,8 +289,11 @@ def _signature(signature: _Element) -> tuple[bytes, ...]:
         _wordless(element)
         if element.attributes != {"Algorithm": wanted}:
             raise _malformed("is signed with algorithms or transforms that are not accepted")
-    for element in (value, digest_value):
+    for element, size in ((value, SIGNATURE_BYTES), (digest_value, DIGEST_BYTES)):
         _childless(element)
+        # The library for signatures reads past what is no base64.
+        if len(_base64(element, size)) != size:
+            raise _malformed("has a signature or a digest of another size than is accepted")
     for element in (signature, info, reference, transforms, key):
         _wordless(element)
     return tuple(_certificates(key))
@@ -302,12 +307,17 @@ def _certificates(key: _Element) -> Iterator[bytes]:
     for child in data.children:
         _expect(child, f"{DSIG} X509Certificate")
         _childless(child)
-        yield decode_base64(
-            "".join(child.text.split()),
-            limit=MAX_CERTIFICATE_BYTES,
-            what="a signer's certificate",
-            code=_CODE,
-        )
+        yield _base64(child, MAX_CERTIFICATE_BYTES)
+
+
+def _base64(element: _Element, limit: int) -> bytes:
+    """Strict base64, but for the white space that XML may have in it."""
+    return decode_base64(
+        "".join(element.text.split()),
+        limit=limit,
+        what="a certificate, signature or digest of the manifest",
+        code=_CODE,
+    )
 
 
 def _children(element: _Element, *names: str) -> list[_Element]:

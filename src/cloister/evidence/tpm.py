@@ -343,6 +343,8 @@ def parse_public(data: bytes) -> PublicArea:
         case _:
             raise reader.fail(f"is of type 0x{kind:04x}, neither RSA nor ECC")
     reader.finish()
+    if isinstance(key, RsaPublic) and 8 * len(key.modulus) != key.bits:
+        raise reader.fail(f"says {key.bits} bits of a modulus of {len(key.modulus)} bytes")
     return PublicArea(
         raw=data,
         name_algorithm=name_algorithm,

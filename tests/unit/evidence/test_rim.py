@@ -66,6 +66,20 @@ def test_unknown_entities_are_refused() -> None:
     refused(SIGNED.replace('product="GH100"', 'product="&x;"'), "well-formed")
 
 
+@pytest.mark.parametrize("junk", ["_", "!", "=", "é"])
+@pytest.mark.parametrize("element", ["SignatureValue", "DigestValue"])
+def test_signatures_and_digests_have_one_spelling(element: str, junk: str) -> None:
+    """The library for signatures reads past what is no base64."""
+    refused(SIGNED.replace(f"<ds:{element}>", f"<ds:{element}>{junk}"), "base64")
+
+
+@pytest.mark.parametrize("element", ["SignatureValue", "DigestValue"])
+def test_signatures_and_digests_of_another_size(element: str) -> None:
+    start = SIGNED.index(f"<ds:{element}>") + len(f"<ds:{element}>")
+    refused(SIGNED[:start] + "AAAA" + SIGNED[start:], "bytes|another size")
+    refused(SIGNED[:start] + SIGNED[start + 4 :], "another size")
+
+
 @pytest.mark.parametrize(
     "aside",
     ["<!-- x -->", "<![CDATA[ ]]>", "<?php x?>"],
