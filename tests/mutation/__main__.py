@@ -47,6 +47,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make mutate", description=__doc__)
     parser.add_argument("only", nargs="*", help="subjects whose names contain one of these")
     parser.add_argument("--one-in", type=int, default=1, help="a sample: one mutant in so many")
+    parser.add_argument("--turn", type=int, default=0, help="which sample, of several")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="where to write the counts")
     parser.add_argument("--resume", type=Path, help="a file that keeps what is done, and is read")
@@ -56,8 +57,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> Iterator[tuple[str, Tally]]:
     """Results of all tasks, those kept in a file first."""
     done = dict(_kept(options.resume))
-    todo = [task for task in tasks(SUBJECTS, options.one_in) if task.key(SUBJECTS) not in done]
-    wanted = {task.key(SUBJECTS) for task in tasks(SUBJECTS, options.one_in)}
+    chosen = list(tasks(SUBJECTS, options.one_in, options.turn))
+    todo = [task for task in chosen if task.key(SUBJECTS) not in done]
+    wanted = {task.key(SUBJECTS) for task in chosen}
     yield from ((key, tally) for key, tally in done.items() if key in wanted)
     judged, started, told = 0, time.monotonic(), 0.0
     with (

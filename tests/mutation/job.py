@@ -69,11 +69,11 @@ class Tally:
         self.slowest = max(self.slowest, other.slowest)
 
 
-def tasks(subjects: Sequence[Subject], one_in: int) -> Iterator[Task]:
+def tasks(subjects: Sequence[Subject], one_in: int, turn: int = 0) -> Iterator[Task]:
     """Every task of a sample of one mutant in `one_in`."""
     for number, subject in enumerate(subjects):
         for part in subject.parts:
-            for run in chunks(part.plan.sample(one_in), CHUNK):
+            for run in chunks(part.plan.sample(one_in, turn), CHUNK):
                 yield Task(subject=number, part=part.name, numbers=run)
 
 

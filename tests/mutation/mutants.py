@@ -77,9 +77,9 @@ class Plan:
             number -= count
         raise IndexError(number)
 
-    def sample(self, one_in: int) -> range:
-        """The numbers of one mutant in `one_in`, beginning at a place that the seed decides."""
-        return range(self._chance(one_in, "sample", 0), len(self), one_in)
+    def sample(self, one_in: int, turn: int = 0) -> range:
+        """The numbers of one mutant in `one_in`, beginning where the seed says, and `turn`."""
+        return range(self._chance(one_in, "sample", turn), len(self), one_in)
 
     @property
     def _stride(self) -> int:

@@ -26,12 +26,12 @@ from cloister.evidence.eventlog import (
 )
 from cloister.evidence.hcl import parse_hcl_report, quoted_td_report
 from cloister.evidence.nitro import unwrap_document
-from cloister.evidence.tpm import Alg, PublicArea, parse_public, parse_tpm2b_public
-from cloister.verifier.authenticate.tpm_payload import must_be_covered
+from cloister.evidence.tpm import HASH_NAMES, Alg, PublicArea, parse_public, parse_tpm2b_public
+from cloister.verifier.authenticate.tpm_payload import measured_bytes, must_be_covered
 from cloister.verifier.chain import same_key
 from cloister.verifier.platforms.tpm import LOG_ALONE
 from cloister.verifier.result import AttestationResult
-from mutation.spelling import Certificate, Difference, Tree, decoded, differences, leaves
+from mutation.spelling import MISSING, Certificate, Difference, Tree, decoded, differences, leaves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,16 @@ def _event_comments(mutant: Affirmed) -> bool:
         return False
     before, after = _tcg_events(mutant.original), _tcg_events(mutant.changed)
     return _extended(before) == _extended(after) and all(
-        not must_be_covered(new) for old, new in _pairs(before, after) if old != new
+        _is_comment(old, new) for old, new in _pairs(before, after) if old != new
+    )
+
+
+def _is_comment(old: Event, new: Event) -> bool:
+    """Nothing is read from the event as it is now, or the very bytes that its digest covers."""
+    return not must_be_covered(new) or all(
+        measured_bytes(new, bank) == measured_bytes(old, bank) is not None
+        for bank in new.digests
+        if bank in HASH_NAMES
     )
 
 
@@ -141,7 +150,7 @@ def _dstack_comments(mutant: Affirmed) -> bool:
     return [(e.rtmr, e.digest, e.is_runtime) for e in before] == [
         (e.rtmr, e.digest, e.is_runtime) for e in after
     ] and all(
-        not new.is_runtime and not (new.payload and must_be_covered(new.as_event()))
+        not new.is_runtime and (not new.payload or _is_comment(old.as_event(), new.as_event()))
         for old, new in zip(before, after, strict=True)
         if old != new
     )
@@ -188,19 +197,23 @@ def _other_banks(mutant: Affirmed) -> bool:
     ] == [replace(event, digests={Alg.SHA256: event.digests[Alg.SHA256]}) for event in after]
 
 
-_LABELS: Final = frozenset({"media_type", "service_capabilities", "source_provenance"})
+_LABELS: Final = {
+    "report.json": {
+        "media_type",
+        "service_capabilities",
+        "source_provenance",
+        "supported_e2ee_versions",
+    },
+    "hopper_evidence.json": {"arch", "nonce"},
+}
 
 
 def _labels(mutant: Affirmed) -> bool:
-    """Names of what data is, and what a server says about itself."""
-    found = mutant.differences
-    return (
-        mutant.part == "report.json" and bool(found) and all(_is_label(path) for path, *_ in found)
+    """What a list or report says of the evidence in it, or of itself."""
+    found, labels = mutant.differences, _LABELS.get(mutant.part)
+    return bool(found and labels) and all(
+        before == MISSING or (labels or set()).intersection(path) for path, before, _ in found
     )
-
-
-def _is_label(path: tuple[str | int, ...]) -> bool:
-    return path[-1] == "media_type" or bool(_LABELS.intersection(path))
 
 
 TABLE: Final = (
@@ -225,9 +238,10 @@ TABLE: Final = (
     Unsigned(
         name="event_comment",
         applies=_event_comments,
-        reason="Event data that no digest covers (what describes an image, a blob or a file), the"
-        " type of such an event, and EV_NO_ACTION events, which are never extended. Digests, their"
-        " registers and their order are the same; nothing is read from such data.",
+        reason="Event data that no digest covers (what describes an image, a blob or a file; the"
+        " GUID and name before a boot variable's value), the type of such an event, and"
+        " EV_NO_ACTION events, which are never extended. Digests, their registers and their order"
+        " are the same; nothing is read from such data.",
     ),
     Unsigned(
         name="other_bank",
@@ -251,9 +265,9 @@ TABLE: Final = (
     Unsigned(
         name="public_area",
         applies=_public_area,
-        reason="What a TPM says around a public key (attributes, policy, scheme): no name"
-        " of the key came along. The key itself is the one that the certificate names, or that signed; and"
-        " attributes that an attestation key must have, or must not, are still refused.",
+        reason="What a TPM says around a public key (attributes, policy, scheme): no name of the"
+        " key came along. The key itself is the one that the certificate names, or that signed;"
+        " and attributes that an attestation key must have, or must not, are still refused.",
     ),
     Unsigned(
         name="nitro_wrapper",
@@ -264,8 +278,8 @@ TABLE: Final = (
     Unsigned(
         name="label",
         applies=_labels,
-        reason="Media types in a worker's report, and what the server says it can do. Items are"
-        " found by name and judged by their bytes; endorsements with another media type are not"
-        " used, as if they had been left out.",
+        reason="Media types in a worker's report, what the server says it can do, members that no"
+        " version knows, and the nonce that a list of GPUs repeats. Items are found by name and judged by their own, signed"
+        " bytes; endorsements with another media type are not used, as if they had been left out.",
     ),
 )
