@@ -9,7 +9,15 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+P384_ORDER = (1 << 384) - 1388124618062372383947042015309946732620727252194336364173
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,3 +118,16 @@ def revocation_list(
             x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), critical=True
         )
     return builder.sign(signer or issuer.key, hashes.SHA256())
+
+
+def respelled(certificate: x509.Certificate, order: int) -> x509.Certificate:
+    """The same certificate with the other ECDSA signature that holds; `order` of its CA's curve."""
+    der, signed = certificate.public_bytes(Encoding.DER), certificate.tbs_certificate_bytes
+    r, s = decode_dss_signature(certificate.signature)
+    signature = encode_dss_signature(r, order - s)
+    algorithm = der[der.index(signed) + len(signed) :][:12]
+    assert algorithm[:2] == b"\x30\x0a"
+    inner = signed + algorithm + bytes((3, len(signature) + 1, 0)) + signature
+    assert 256 <= len(inner) < 65536
+    assert len(signature) < 127
+    return x509.load_der_x509_certificate(b"\x30\x82" + len(inner).to_bytes(2, "big") + inner)

@@ -10,11 +10,40 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from cloister.errors import ConfigurationError
 
 MAX_ROOTS: Final = 64
+
+_ECDSA: Final = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+    }
+)
+_ORDERS: Final = tuple(
+    int(order, 16)
+    for order in (
+        "FFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551",
+        (
+            "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF"
+            "581A0DB248B0A77AECEC196ACCC52973"
+        ),
+        (
+            "01FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF"
+            "FFFA51868783BF2F966B7FCC0148F709A5D03BB5C9B8899C47AEBB6FB71E9138"
+            "6409"
+        ),
+    )
+)
+"""Orders of P-256, P-384 and P-521 (NIST SP 800-186 section 3.2.1)."""
 
 
 class Vendor(enum.StrEnum):
@@ -123,6 +152,44 @@ class Roots:
 def fingerprint(certificate: x509.Certificate) -> str:
     """``sha256:<hex>`` of the certificate's DER."""
     return "sha256:" + hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+
+
+def fingerprints(certificate: x509.Certificate) -> frozenset[str]:
+    """Every name under which this certificate may be on a list of digests.
+
+    An ECDSA signature (r, s) holds as (r, n - s), too, and anyone can write the one for the
+    other: the certificate says the same, its chain holds, and its digest is another. Whoever denies
+    certificates by digest denies both. No other part of a certificate that is signed, and
+    decodes, has two spellings: `cryptography` reads strict DER.
+    """
+    twins = (hashlib.sha256(der).hexdigest() for der in _twins(certificate))
+    return frozenset({fingerprint(certificate), *(f"sha256:{digest}" for digest in twins)})
+
+
+def _twins(certificate: x509.Certificate) -> Iterable[bytes]:
+    """The certificate with s replaced, for each curve that its issuer's key may be on."""
+    if certificate.signature_algorithm_oid not in _ECDSA:
+        return
+    signed = certificate.tbs_certificate_bytes
+    rest = certificate.public_bytes(Encoding.DER).partition(signed)[2]
+    algorithm = rest[: 2 + rest[1]]  # always of less than 128 bytes
+    try:
+        r, s = decode_dss_signature(certificate.signature)
+    except ValueError:
+        return
+    for order in _ORDERS:
+        if 0 < s < order:
+            signature = b"\0" + encode_dss_signature(r, order - s)
+            yield _der(0x30, signed + algorithm + _der(0x03, signature))
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    """One DER value of a tag of one byte (X.690 section 8.1.3)."""
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + content
 
 
 def name_of(certificate: x509.Certificate) -> str:

@@ -6,12 +6,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cloister.endorsements.roots import MAX_ROOTS, Roots, fingerprint, name_of
+from cloister.endorsements.pinned import pinned_roots
+from cloister.endorsements.roots import (
+    MAX_ROOTS,
+    Roots,
+    Vendor,
+    _twins,
+    fingerprint,
+    fingerprints,
+    name_of,
+)
 from cloister.errors import ConfigurationError
 from cloister.testing.simulated_tpm import SimulatedEnrolmentCa
+from support.certificates import P256_ORDER, P384_ORDER, issue, respelled
 
 CA = SimulatedEnrolmentCa(now=datetime(2026, 11, 3, tzinfo=UTC))
 
@@ -21,6 +32,38 @@ def test_pem_there_and_back() -> None:
     assert again.enrolment_cas == (CA.certificate, CA.certificate)
     assert again.fingerprints == (fingerprint(CA.certificate),) * 2
     assert name_of(CA.certificate) == "CN=Simulated enrolment CA"
+
+
+@pytest.mark.parametrize(
+    ("curve", "order"), [(ec.SECP256R1(), P256_ORDER), (ec.SECP384R1(), P384_ORDER)]
+)
+def test_a_certificate_with_the_other_signature_is_the_same(
+    curve: ec.EllipticCurve, order: int
+) -> None:
+    root = issue("Root", key=ec.generate_private_key(curve))
+    for number in range(8):  # r and s with and without a leading zero
+        leaf = issue(f"Leaf {number}", root, ca=False).certificate
+        other = respelled(leaf, order)
+        other.verify_directly_issued_by(root.certificate)
+        assert fingerprint(other) != fingerprint(leaf)
+        assert {fingerprint(leaf), fingerprint(other)} <= fingerprints(leaf) & fingerprints(other)
+        assert not fingerprints(leaf) & fingerprints(root.certificate)
+
+
+def test_a_long_signature_keeps_its_encoding() -> None:
+    """P-521: the signature's own length takes two bytes."""
+    root = issue("Root", key=ec.generate_private_key(ec.SECP521R1()))
+    leaf = issue("Leaf", root, ca=False).certificate
+    assert fingerprint(leaf) in fingerprints(leaf)
+    (other,) = list(_twins(leaf))[-1:]
+    x509.load_der_x509_certificate(other).verify_directly_issued_by(root.certificate)
+
+
+def test_an_rsa_signature_has_one_spelling() -> None:
+    signer = next(
+        anchor.certificate for anchor in pinned_roots().anchors if anchor.vendor is Vendor.AMD
+    )
+    assert fingerprints(signer) == {fingerprint(signer)}
 
 
 def test_files(tmp_path: Path) -> None:

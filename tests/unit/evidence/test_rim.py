@@ -74,10 +74,8 @@ def test_signatures_and_digests_have_one_spelling(element: str, junk: str) -> No
 
 
 @pytest.mark.parametrize("element", ["SignatureValue", "DigestValue"])
-def test_signatures_and_digests_of_another_size(element: str) -> None:
-    start = SIGNED.index(f"<ds:{element}>") + len(f"<ds:{element}>")
-    refused(SIGNED[:start] + "AAAA" + SIGNED[start:], "bytes|another size")
-    refused(SIGNED[:start] + SIGNED[start + 4 :], "another size")
+def test_signatures_and_digests_are_not_endless(element: str) -> None:
+    refused(SIGNED.replace(f"<ds:{element}>", f"<ds:{element}>{'AAAA' * 40}"), "not base64 of at")
 
 
 @pytest.mark.parametrize(

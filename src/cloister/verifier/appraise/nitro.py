@@ -17,7 +17,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from cloister.endorsements.roots import fingerprint
+from cloister.endorsements.roots import fingerprints
 from cloister.evidence.nitro import MAX_PCRS, DocumentKind, NitroDocument
 from cloister.verifier.authenticated import Authenticated
 from cloister.verifier.chain import Chain
@@ -154,7 +154,11 @@ def _age(document: NitroDocument, policy: AppraisalPolicy, at: datetime, ledger:
 def _denied(chain: Chain | None, denied: tuple[str, ...], ledger: Ledger) -> None:
     if chain is None:
         return
-    found = {fingerprint(certificate) for certificate in chain.certificates}.intersection(denied)
+    found = {
+        digest
+        for certificate in (chain.certificates if denied else ())
+        for digest in fingerprints(certificate).intersection(denied)
+    }
     ledger.check(
         DENIED,
         holds=not found,

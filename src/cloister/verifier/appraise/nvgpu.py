@@ -30,7 +30,7 @@ from typing import Final
 
 from cryptography import x509
 
-from cloister.endorsements.roots import fingerprint
+from cloister.endorsements.roots import fingerprints
 from cloister.evidence.nvgpu import DISABLED, GpuMode, OpaqueField
 from cloister.evidence.rim import Rim
 from cloister.verifier.authenticate.nvgpu import NvDevice
@@ -367,7 +367,7 @@ def _denied(device: NvDevice, rims: DeviceRims, denied: tuple[str, ...], ledger:
     chains = [device.chain, *(examined.chain for examined in rims.chosen.values())]
     for chain in chains if denied else ():
         certificates += () if chain is None else chain.certificates
-    found = [name for name in map(fingerprint, certificates) if name in denied]
+    found = [name for one in certificates for name in fingerprints(one).intersection(denied)]
     ledger.check(
         DENIED,
         holds=not found,

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from cloister.endorsements.roots import fingerprint
+from cloister.endorsements.roots import fingerprints
 from cloister.evidence.snp import GuestPolicy, SnpReport, tcb_components
 from cloister.verifier.authenticate.snp import SnpAttestation
 from cloister.verifier.authenticated import Authenticated
@@ -221,8 +221,11 @@ def _denied(attestation: SnpAttestation, denied: tuple[str, ...], ledger: Ledger
     """Step 7."""
     if attestation.chain is None:
         return
-    digests = {fingerprint(certificate) for certificate in attestation.chain.certificates}
-    found = sorted(digests.intersection(denied))
+    found = sorted(
+        digest
+        for certificate in (attestation.chain.certificates if denied else ())
+        for digest in fingerprints(certificate).intersection(denied)
+    )
     ledger.check(
         DENIED,
         holds=not found,

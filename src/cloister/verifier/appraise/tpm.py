@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from cloister.endorsements.roots import fingerprint
+from cloister.endorsements.roots import fingerprints
 from cloister.evidence.component import (
     CONFIGURATION_DEBUG,
     Component,
@@ -227,8 +227,8 @@ def _denied(launch: TpmLaunch, keyset_digest: str, denied: tuple[str, ...], ledg
     """Step 9."""
     digests = {
         keyset_digest,
-        fingerprint(launch.certificate),
-        fingerprint(launch.root),
+        *(fingerprints(launch.certificate) if denied else ()),
+        *(fingerprints(launch.root) if denied else ()),
         *(component.digest for component in launch.components),
     }
     found = sorted(digests.intersection(denied))

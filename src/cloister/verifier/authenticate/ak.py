@@ -25,7 +25,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
 from cloister.endorsements.ak import AkKey, certified_key, parse_ak_certificate, same_key
-from cloister.endorsements.roots import Roots, Vendor, fingerprint
+from cloister.endorsements.roots import Roots, Vendor, fingerprints
 from cloister.errors import MalformedError
 from cloister.verifier.chain import Chain, ChainFault, authenticate_chain
 from cloister.verifier.ledger import Ledger
@@ -175,7 +175,12 @@ def _denied(chain: Chain, policy: AppraisalPolicy, ledger: Ledger) -> None:
     """Step 6."""
     if isinstance(policy.denied, Unchecked):
         return
-    found = sorted({fingerprint(one) for one in chain.certificates}.intersection(policy.denied))
+    denied = policy.denied
+    found = sorted(
+        digest
+        for certificate in (chain.certificates if denied else ())
+        for digest in fingerprints(certificate).intersection(denied)
+    )
     ledger.check(
         DENIED,
         holds=not found,

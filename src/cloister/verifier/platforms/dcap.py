@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from cryptography import x509
 
 from cloister.endorsements.intel import Collateral, parse_collateral
-from cloister.endorsements.roots import Roots, fingerprint
+from cloister.endorsements.roots import Roots, fingerprints
 from cloister.errors import MalformedError
 from cloister.evidence.dcap import (
     UNSUPPORTED,
@@ -308,7 +308,8 @@ def _denied(
     if isinstance(policy.denied, Unchecked):
         return
     denied = policy.denied
-    found = sorted({*map(fingerprint, vouching)}.intersection(denied)) if denied else []
+    names = {digest for one in (vouching if denied else ()) for digest in fingerprints(one)}
+    found = sorted(names.intersection(denied))
     ledger.check(
         prefix + DENIED,
         holds=not found,

@@ -24,6 +24,7 @@ from cloister.testing.simulated_nvgpu import (
 from cloister.verifier.authenticate.rim import authenticate_rim
 from cloister.verifier.platforms.nvgpu import GpuChain, GpuEvidence, RimEvidence
 from cloister.verifier.policy import UNCHECKED, development
+from support.certificates import P384_ORDER, respelled
 from support.nvgpu import (
     BARE,
     GOOD,
@@ -47,6 +48,20 @@ def test_denied_certificates_are_refused(certificate: x509.Certificate) -> None:
     policy = dataclasses.replace(development(), denied=(fingerprint(certificate),))
     assert failures(verify(GOOD, policy=policy)) == {("gpu0", "denied"): "denied"}
     affirmed(GOOD, dataclasses.replace(development(), denied=UNCHECKED))
+
+
+def test_a_denied_certificate_with_its_signature_spelt_otherwise() -> None:
+    """Anyone can write another signature that holds: (r, n - s) for (r, s)."""
+    leaf = GPU.leaf.certificate
+    other = respelled(leaf, P384_ORDER).public_bytes(Encoding.DER)
+    device = GOOD.devices[0]
+    assert device.chain[0] == leaf.public_bytes(Encoding.DER) != other
+    made = dataclasses.replace(
+        GOOD, devices=(dataclasses.replace(device, chain=(other, *device.chain[1:])),)
+    )
+    affirmed(made)
+    policy = dataclasses.replace(development(), denied=(fingerprint(leaf),))
+    assert failures(verify(made, policy=policy)) == {("gpu0", "denied"): "denied"}
 
 
 LISTED = x509.CRLDistributionPoints(
