@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,11 @@ def document(outcomes: Iterable[Outcome]) -> str:
     for outcome in listed:
         parts += ["", table(outcome)]
     return "\n".join(parts)
+
+
+def told(page: str) -> list[str]:
+    """Names of the benchmarks that a page, or what `document` rendered, has results of."""
+    return re.findall(r"^- `(\w+)`: \d{4}-", page, re.MULTILINE)
 
 
 def fill(page: str, rendered: str) -> str:

@@ -104,3 +104,9 @@ def test_a_page_without_markers_is_left_alone() -> None:
 )
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert results.number(value) == shown
+
+
+def test_a_page_tells_whose_results_it_has(tmp_path: Path) -> None:
+    rendered = results.document([stored(tmp_path / "x.json")])
+    assert results.told(rendered) == ["things"]
+    assert results.told("- `things`: what it measures") == []
