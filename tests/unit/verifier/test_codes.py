@@ -33,7 +33,7 @@ from cloister.verifier.platforms import nvgpu as gpus
 SOURCE = Path(cloister.__file__).parent
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
 CODES = (REFERENCE / "codes.md").read_text()
-COMMANDS = (REFERENCE / "cli.md").read_text()
+COMMANDS = (REFERENCE / "cli.md").read_text().partition("\n## Errors\n")[2]
 
 FOLDERS = ("evidence", "endorsements", "verifier")
 """Whose codes are in ``codes.md``."""
