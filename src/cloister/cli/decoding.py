@@ -277,6 +277,22 @@ def _signature(data: bytes) -> object:
     return {"signature": data}
 
 
+def _ocsp(data: bytes) -> object:
+    from cryptography.x509 import ocsp
+
+    try:
+        answer = ocsp.load_der_ocsp_response(data)
+        until = answer.next_update_utc
+        return {
+            "status": answer.certificate_status.name.lower(),
+            "serial_number": hex(answer.serial_number),
+            "this_update": answer.this_update_utc,
+            "next_update": until,
+        }
+    except ValueError:
+        raise MalformedError("the OCSP response does not decode") from None
+
+
 def _json(data: bytes) -> object:
     return parse_json(data, limit=len(data), what="the file")
 
@@ -327,6 +343,7 @@ _DECODERS: Final[Mapping[Kind, Callable[[bytes], object]]] = {
     Kind.PCS_RESPONSE: _json,
     Kind.CERTIFICATES: _certificates,
     Kind.REVOCATION_LIST: _crl,
+    Kind.OCSP_RESPONSE: _ocsp,
     Kind.ATTESTATION_REPORT: _report,
     Kind.POLICY: _json,
     Kind.REFERENCE_VALUES: _json,

@@ -84,6 +84,8 @@ def fetch(
     worst = AFFIRMED
     for request in requests:
         worst = max(worst, _fetch_one(cache, fetcher, request))
+    for request in _following(requests, cache):
+        worst = max(worst, _fetch_one(cache, fetcher, request))
     if not requests:
         typer.echo("nothing is kept yet; name a file of evidence, or KIND:KEY", err=True)
     raise typer.Exit(worst)
@@ -223,6 +225,18 @@ def chosen(
         data = read_file(Path(name), MAX_EVIDENCE_BYTES)
         found += requests_for(data, product=_product(product), early=early)
     return list(dict.fromkeys(found))
+
+
+def _following(
+    requests: Iterable[ArtefactRequest], cache: EndorsementCache
+) -> list[ArtefactRequest]:
+    """What the artefacts that came need in their turn: the status of manifests' signers."""
+    from cloister.endorsements.artefact import ArtefactKind
+    from cloister.endorsements.needs import for_rim
+
+    rims = (cache.peek(one) for one in requests if one.kind is ArtefactKind.NVIDIA_RIM)
+    found = [need for rim in rims if rim is not None for need in for_rim(rim.data)]
+    return [need for need in dict.fromkeys(found) if need not in set(requests)]
 
 
 def read_file(path: Path, limit: int) -> bytes:

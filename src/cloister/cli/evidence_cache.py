@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from cloister.cli.evidence_files import EvidenceFile
 from cloister.errors import CloisterError, ConfigurationError, MalformedError, UnsupportedError
-from cloister.evidence.items import MEDIA_TYPE_COLLATERAL, MEDIA_TYPE_CRL, MEDIA_TYPE_RIM
+from cloister.evidence.items import (
+    MEDIA_TYPE_COLLATERAL,
+    MEDIA_TYPE_CRL,
+    MEDIA_TYPE_OCSP,
+    MEDIA_TYPE_RIM,
+)
 from cloister.evidence.recognise import Kind
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE
 
@@ -26,8 +31,9 @@ _KINDS: Final = {
     MEDIA_TYPE_CRL: Kind.REVOCATION_LIST,
     MEDIA_TYPE_COLLATERAL: Kind.COLLATERAL,
     MEDIA_TYPE_RIM: Kind.RIM,
+    MEDIA_TYPE_OCSP: Kind.OCSP_RESPONSE,
 }
-"""What stapled endorsements are as files; OCSP answers have no file of their own here."""
+"""What stapled endorsements are as files."""
 
 _ONE_OF: Final = (Kind.COLLATERAL,)
 """Of these, a file at hand is not joined by another."""
@@ -51,6 +57,9 @@ def completed(files: Sequence[EvidenceFile], folder: Path) -> tuple[EvidenceFile
         for file in _stapled(_kept(_requests(files), cache))
         if not (file.kind in _ONE_OF and file.kind in at_hand)
     ]
+    # A manifest from the cache has signers, whose status is kept too.
+    rims = [file for file in added if file.kind is Kind.RIM]
+    added += _stapled(_kept(_requests(rims), cache))
     return (*files, *dict.fromkeys(added))
 
 

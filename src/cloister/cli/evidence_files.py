@@ -354,6 +354,7 @@ def _gpus(files: Files) -> Assembled:
         devices=(GpuDevice(report=files.one(Kind.GPU_REPORT), chain=_der(files)),),
         rims=files.all(Kind.RIM),
         crls=files.all(Kind.REVOCATION_LIST),
+        ocsp=files.all(Kind.OCSP_RESPONSE),
     )
     return files.assembled(verify_nvgpu, evidence, nonce_field="nonce")
 
@@ -371,6 +372,7 @@ def _gpu_list(files: Files) -> Assembled:
         devices=listed.devices,
         rims=files.all(Kind.RIM),
         crls=files.all(Kind.REVOCATION_LIST),
+        ocsp=files.all(Kind.OCSP_RESPONSE),
     )
     return files.assembled(verify_nvgpu, evidence, nonce_field="nonce")
 
@@ -378,9 +380,12 @@ def _gpu_list(files: Files) -> Assembled:
 def _rim(files: Files) -> Assembled:
     from cloister.verifier.platforms.nvgpu import RimEvidence, verify_nvgpu
 
-    return files.assembled(
-        verify_nvgpu, RimEvidence(document=files.one(Kind.RIM)), nonce_field="nonce"
+    evidence = RimEvidence(
+        document=files.one(Kind.RIM),
+        crls=files.all(Kind.REVOCATION_LIST),
+        ocsp=files.all(Kind.OCSP_RESPONSE),
     )
+    return files.assembled(verify_nvgpu, evidence, nonce_field="nonce")
 
 
 _Make = Callable[[Files], Assembled]

@@ -91,7 +91,10 @@ def guard(run: Callable[[], object]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except CloisterError as error:
-        typer.echo(f"cloister: {error} [{error.code}]", err=True)
+        # It may repeat names of files, or words from inside them.
+        from cloister.cli.asking import plain
+
+        typer.echo(plain(f"cloister: {error} [{error.code}]"), err=True)
         return exit_code(error)
     except KeyboardInterrupt:
         return 130

@@ -61,9 +61,14 @@ def verify_files(
 
 
 def _with_nonce(expected: Expected, name: str, nonce: bytes | None) -> Expected:
-    """A report-data slot has 64 bytes; a shorter nonce in it is followed by zeros."""
+    """A report-data slot has 64 bytes; a shorter nonce in it is followed by zeros.
+
+    An empty one would be all zeros, which is what evidence carries that nobody asked for.
+    """
     if nonce is None:
         return expected
+    if not nonce:
+        raise ConfigurationError("--nonce is empty", code="verify.hexadecimal")
     value = nonce.ljust(REPORT_DATA_SIZE, b"\0") if name == "report_data" else nonce
     if expected.values.get(name, value) != value:
         raise ConfigurationError(
@@ -128,13 +133,13 @@ def parse_time(text: str | None) -> datetime | None:
         return None
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise ConfigurationError(
-            "--at needs a time with its zone, such as 2026-11-03T12:00:00Z", code="verify.time"
-        )
-    return at.astimezone(UTC)
+        if at.tzinfo is not None:
+            return at.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter where UTC's calendar ends before the zone's
+        pass
+    raise ConfigurationError(
+        "--at needs a time with its zone, such as 2026-11-03T12:00:00Z", code="verify.time"
+    )
 
 
 def parse_hex(option: str, text: str) -> bytes:
@@ -172,7 +177,9 @@ def parse_expected(options: Sequence[str] | None) -> Expected:
 
 
 def _unreadable(folder: Path, error: ConfigurationError) -> JsonObject:
-    typer.echo(f"cloister: {error} [{error.code}]", err=True)
+    from cloister.cli.asking import plain
+
+    typer.echo(plain(f"cloister: {error} [{error.code}]"), err=True)
     return {
         "case": str(folder),
         "result": "undecided",

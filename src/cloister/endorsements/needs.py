@@ -42,6 +42,7 @@ from cloister.evidence.nvgpu import (
 )
 from cloister.evidence.recognise import Kind, recognise
 from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, EvidenceItem, parse_attestation_report
+from cloister.evidence.rim import parse_rim
 from cloister.evidence.snp import Product, SigningKey, SnpReport, parse_report
 
 _AZURE_DOMAINS = (".microsoft.com", ".windows.net")
@@ -53,9 +54,9 @@ def requests_for(
     """What is needed to verify the evidence in `data`, each once.
 
     `data` is an SEV-SNP report, an Intel quote, evidence of NVIDIA devices as their tools
-    serialise it, Azure's HCL report, an AK certificate, or a whole attestation report. `product`
-    names the processor of SEV-SNP reports before version 3, which do not say. With `early`,
-    Intel's early TCB data.
+    serialise it, one of their manifests, Azure's HCL report, an AK certificate, or a whole
+    attestation report. `product` names the processor of SEV-SNP reports before version 3, which
+    do not say. With `early`, Intel's early TCB data.
 
     Raises:
         MalformedError: it does not decode.
@@ -77,6 +78,8 @@ def _requests(data: bytes, product: Product | None, *, early: bool) -> Iterator[
         case Kind.GPU_EVIDENCE_LIST:
             for device in parse_evidence_list(found.data):
                 yield from for_gpu(device)
+        case Kind.RIM:
+            yield from for_rim(found.data)
         case Kind.CERTIFICATES:
             yield from for_certificate(_certificate(found.data))
         case Kind.ATTESTATION_REPORT:
@@ -149,6 +152,13 @@ def manifests(report: DeviceReport, model: str) -> Iterator[ArtefactRequest]:
     if all(parts):
         version = report.vbios_version.replace(".", "").upper()
         yield nvidia_rim("_".join((kind, *parts, version)))
+
+
+def for_rim(data: bytes) -> Iterator[ArtefactRequest]:
+    """The status of the certificates that a manifest's signature names."""
+    chain = [parse_certificate(one) for one in parse_rim(data).certificates]
+    for certificate, issuer in pairwise(chain):
+        yield nvidia_ocsp(certificate, issuer)
 
 
 def for_certificate(certificate: x509.Certificate) -> Iterator[ArtefactRequest]:

@@ -41,6 +41,7 @@ class Kind(enum.StrEnum):
     PCS_RESPONSE = "intel-pcs-response"
     CERTIFICATES = "certificates"
     REVOCATION_LIST = "revocation-list"
+    OCSP_RESPONSE = "ocsp-response"
     PUBLIC_KEY = "public-key"
     ATTESTATION_REPORT = "attestation-report"
     POLICY = "policy"
@@ -137,6 +138,11 @@ def _is_crl(data: bytes) -> bool:
     return data[:1] == b"\x30" and b"\x02\x01\x01\x30" in data[2:16]
 
 
+def _is_ocsp(data: bytes) -> bool:
+    """SEQUENCE { ENUMERATED successful, [0] …: RFC 6960 section 4.2.1."""
+    return data[:2] == b"\x30\x82" and data[4:8] == b"\x0a\x01\x00\xa0"
+
+
 def _is_rim(data: bytes) -> bool:
     head = data[:512]
     return head.lstrip()[:1] == b"<" and b"SoftwareIdentity" in head
@@ -216,6 +222,7 @@ _SIGNS: Final[tuple[tuple[Kind, Callable[[bytes], bool]], ...]] = (
     (Kind.PUBLIC_KEY, _pem(b"PUBLIC KEY-----")),
     (Kind.CERTIFICATES, _is_certificate),
     (Kind.REVOCATION_LIST, _is_crl),
+    (Kind.OCSP_RESPONSE, _is_ocsp),
     (Kind.RIM, _is_rim),
     (Kind.COLLATERAL, _json_with("tcb_info", "qe_identity")),
     (Kind.PCS_RESPONSE, _json_with("signature", "tcbInfo")),

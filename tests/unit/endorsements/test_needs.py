@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -28,7 +30,9 @@ from cloister.evidence.report import (
     Endorsement,
     EvidenceItem,
 )
+from cloister.evidence.rim import parse_rim
 from cloister.evidence.snp import Product, SigningKey
+from cloister.testing.simulated_nvgpu import SimulatedNvidia
 from support.certificates import Party, issue
 from support.published import (
     AMD,
@@ -216,3 +220,16 @@ def test_another_clouds_root_is_none() -> None:
     google = Roots(anchors=(Anchor(vendor=Vendor.GOOGLE_VTPM, certificate=ROOT.certificate),))
     with pytest.raises(AuthenticationError):
         check_genuine(made, google)
+
+
+def test_a_manifest_asks_about_its_signers() -> None:
+    nvidia = SimulatedNvidia.make(now=NOW)
+    rim = nvidia.driver_rim(nvidia.device())
+    chain = [x509.load_der_x509_certificate(der) for der in parse_rim(rim).certificates]
+    asked = requests_for(rim)
+    assert [one.kind for one in asked] == [ArtefactKind.NVIDIA_OCSP] * (len(chain) - 1)
+    assert [one.key for one in asked] == [
+        hashlib.sha256(one.public_bytes(Encoding.DER)).hexdigest() for one in chain[:-1]
+    ]
+    with pytest.raises(MalformedError):
+        requests_for(rim.replace(b"</SoftwareIdentity>", b""))

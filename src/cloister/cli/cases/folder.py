@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -138,7 +138,7 @@ def _case(folder: Path, members: Mapping[str, object]) -> CaseFiles:
 def _file(folder: Path, members: Mapping[str, object]) -> CaseFile:
     name = expect_str(members.get("file"), "file", limit=256)
     encoding = expect_str(members.get("encoding"), "encoding", limit=64)
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise MalformedError("a file of the case lies outside its folder")
     data = _read(folder / name, MAX_FILE_BYTES)
     return CaseFile(
@@ -184,7 +184,10 @@ def _time(text: str) -> datetime:
         raise MalformedError("verification_time is no time") from None
     if at.tzinfo is None:
         raise MalformedError("verification_time has no time zone")
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise MalformedError("verification_time is beyond the calendar") from None
 
 
 def _read(path: Path, limit: int) -> bytes:
