@@ -93,7 +93,7 @@ def run(context: Context) -> Report:
     given = {**calls(), NOTHING: lambda: None}
     raw = measure(
         [Arm(name=name, run=_grown(call, count)) for name, call in given.items()],
-        context.plan(ROUNDS),
+        context.plan(ROUNDS, warmups=2),
     )
     totals = (f"{name}: {total_kib(raw, name):.0f} KiB" for name in given)
     return Report(

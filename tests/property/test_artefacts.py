@@ -16,9 +16,10 @@ from cloister.endorsements.artefact import (
     nvidia_rim,
 )
 from cloister.endorsements.bundle import encode_bundle, parse_bundle
-from cloister.endorsements.contents import make_artefact, parse_ocsp, parse_pem_chain
+from cloister.endorsements.contents import make_artefact, parse_pem_chain
 from cloister.endorsements.fetch.retrieve import retry_after
 from cloister.endorsements.needs import requests_for
+from cloister.endorsements.ocsp import parse_ocsp
 from cloister.errors import ConfigurationError, MalformedError, UnsupportedError
 from support.ocsp import DEVICE, ISSUER, answer
 from support.published import NOW, TDX_NEEDS, Issue, amd_artefacts, manifest

@@ -61,7 +61,7 @@ def parse_certificate(data: bytes) -> x509.Certificate:
             certificate = x509.load_der_x509_certificate(data)
         else:
             certificate = _quietly(lambda: x509.load_der_x509_certificate(data))
-        return _decoded(certificate)
+        return _decoded(certificate, data)
     except _WRONG:
         raise MalformedError("a certificate does not decode") from None
 
@@ -78,7 +78,8 @@ def parse_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
     if data.count(_PEM) > MAX_CERTIFICATES:
         raise MalformedError(f"more than {MAX_CERTIFICATES} certificates in one text")
     try:
-        return tuple(map(_decoded, _quietly(lambda: x509.load_pem_x509_certificates(data))))
+        certificates = _quietly(lambda: x509.load_pem_x509_certificates(data))
+        return tuple(_decoded(one, one.public_bytes(Encoding.DER)) for one in certificates)
     except _WRONG:
         raise MalformedError("a certificate does not decode") from None
 
@@ -102,8 +103,8 @@ def serial_number(certificate: x509.Certificate) -> int:
     return _quietly(lambda: certificate.serial_number)
 
 
-def _decoded(certificate: x509.Certificate) -> x509.Certificate:
-    if _LONG_NAME.search(certificate.public_bytes(Encoding.DER)):
+def _decoded(certificate: x509.Certificate, der: bytes) -> x509.Certificate:
+    if _LONG_NAME.search(der):
         _quietly(lambda: (certificate.subject, certificate.issuer))
     _ = certificate.subject, certificate.issuer, certificate.extensions
     return certificate

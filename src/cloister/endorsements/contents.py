@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.x509 import ocsp
 
 from cloister.endorsements.amd import common_name, parse_endorsement_key
 from cloister.endorsements.artefact import (
@@ -28,6 +27,7 @@ from cloister.endorsements.artefact import (
 from cloister.endorsements.certificates import parse_certificate, parse_certificates
 from cloister.endorsements.intel import parse_crl
 from cloister.endorsements.intel_tcb_info import QE, TD_QE, parse_qe_identity, parse_tcb_info
+from cloister.endorsements.ocsp import parse_ocsp
 from cloister.errors import MalformedError
 from cloister.evidence.rim import parse_rim
 
@@ -110,23 +110,6 @@ def parse_pem_chain(data: bytes) -> tuple[x509.Certificate, ...]:
     if not 0 < data.count(b"-----BEGIN CERTIFICATE-----") <= MAX_CERTIFICATES:
         raise MalformedError(f"a chain has not 1 to {MAX_CERTIFICATES} PEM certificates")
     return parse_certificates(data)
-
-
-def parse_ocsp(data: bytes) -> ocsp.OCSPResponse:
-    """Decode one DER OCSP response with exactly one answer (RFC 6960 section 4.2.1).
-
-    Raises MalformedError, and nothing else.
-    """
-    try:
-        response = ocsp.load_der_ocsp_response(data)
-        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            raise MalformedError(
-                f"the OCSP responder answered {response.response_status.name.lower()}"
-            )
-        _ = response.serial_number, response.certificate_status, response.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension):
-        raise MalformedError("an OCSP response does not decode") from None
-    return response
 
 
 def parse_signed_json(data: bytes, name: str) -> SignedJson:

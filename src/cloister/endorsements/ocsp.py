@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from cloister.endorsements.contents import parse_ocsp
-from cloister.errors import AuthenticationError
+from cloister.errors import AuthenticationError, MalformedError
 
 NONCE_BYTES: Final = 32
 """RFC 9654 section 2.1: what clients should send."""
@@ -49,6 +48,23 @@ class OcspAnswer:
     next_update: datetime | None
     revoked_at: datetime | None
     nonce: bytes | None
+
+
+def parse_ocsp(data: bytes) -> ocsp.OCSPResponse:
+    """Decode one DER OCSP response with exactly one answer (RFC 6960 section 4.2.1).
+
+    Raises MalformedError, and nothing else.
+    """
+    try:
+        response = ocsp.load_der_ocsp_response(data)
+        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+            raise MalformedError(
+                f"the OCSP responder answered {response.response_status.name.lower()}"
+            )
+        _ = response.serial_number, response.certificate_status, response.extensions
+    except (ValueError, TypeError, x509.DuplicateExtension):
+        raise MalformedError("an OCSP response does not decode") from None
+    return response
 
 
 def build_question(certificate: x509.Certificate, issuer: x509.Certificate, nonce: bytes) -> bytes:

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cloister.endorsements.artefact import Artefact, ArtefactKind
-from cloister.endorsements.contents import parse_ocsp
 from cloister.endorsements.freshness import SKEW, Freshness
+from cloister.endorsements.ocsp import parse_ocsp
 
 _STALLED: Final = timedelta(days=7)
 _ISSUED_DAILY: Final = frozenset({ArtefactKind.INTEL_TCB_INFO, ArtefactKind.INTEL_QE_IDENTITY})

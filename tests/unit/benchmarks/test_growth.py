@@ -11,7 +11,8 @@ CALLS = growth.calls()
 
 # A hundred bytes for each verification, should they stay, make 1 MB.
 MOST_BYTES = 1_000_000
-WARM_UP = 500
+# By then the allocator has what it needs: a megabyte, at most.
+WARM_UP = 2_000
 
 
 def test_everything_that_is_measured_is_repeated() -> None:

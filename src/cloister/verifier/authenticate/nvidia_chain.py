@@ -23,9 +23,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.endorsements.certificates import serial_number
-from cloister.endorsements.contents import parse_ocsp
 from cloister.endorsements.nvidia import names_revocation
-from cloister.endorsements.ocsp import CertificateStatus, check_answer
+from cloister.endorsements.ocsp import CertificateStatus, check_answer, parse_ocsp
 from cloister.endorsements.roots import Anchor, name_of
 from cloister.errors import AuthenticationError, MalformedError
 from cloister.verifier.chain import Chain, ChainFault

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.endorsements.ak import TCG_KP_AIK_CERTIFICATE, AkKey, rsa_key
 from cloister.endorsements.roots import Roots, Vendor
 from cloister.errors import MalformedError
-from cloister.evidence.dcap import parse_quote
 from cloister.evidence.hcl import (
     HardwareType,
     HclReport,
@@ -39,11 +38,12 @@ from cloister.verifier.authenticate.tpm_quote import QuoteEvidence, QuoteFinding
 from cloister.verifier.expected import Expected, check_names
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
-from cloister.verifier.platforms import snp, tdx, tpm
-from cloister.verifier.platforms.dcap import CollateralInput
+from cloister.verifier.platforms import snp, tpm
 from cloister.verifier.platforms.snp import SnpEvidence
-from cloister.verifier.platforms.tdx import TdxEvidence
 from cloister.verifier.policy import AppraisalPolicy
+
+if TYPE_CHECKING:
+    from cloister.verifier.platforms.dcap import CollateralInput
 
 HCL: Final = "azure.hcl"
 HARDWARE: Final = "azure.hardware"
@@ -113,7 +113,12 @@ class AzureEvidence:
 
 def field_names(evidence: AzureEvidence) -> tuple[str, ...]:
     """What a caller may expect something of: the virtual TPM's fields, and the hardware's."""
-    return (*VTPM_NAMES, *(snp.FIELD_NAMES if evidence.td_quote is None else tdx.FIELD_NAMES))
+    if evidence.td_quote is None:
+        return (*VTPM_NAMES, *snp.FIELD_NAMES)
+    # Here and below: half of what this module needs is for TDX alone, and slow to import.
+    from cloister.verifier.platforms import tdx
+
+    return (*VTPM_NAMES, *tdx.FIELD_NAMES)
 
 
 def verify_azure(
@@ -207,8 +212,10 @@ def _hardware(
         )
         return Outcome(platform="unknown", memory_confidentiality=NO_MEMORY, facts={})
     if evidence.td_quote is not None:
+        from cloister.verifier.platforms import tdx
+
         return tdx.verify_tdx(
-            TdxEvidence(quote=evidence.td_quote, collateral=evidence.td_collateral),
+            tdx.TdxEvidence(quote=evidence.td_quote, collateral=evidence.td_collateral),
             policy=policy,
             roots=roots,
             at=at,
@@ -247,8 +254,12 @@ def _binding(evidence: AzureEvidence, report: HclReport) -> SnpBinding | TdxBind
 
 
 def _quoted(quote: bytes | None) -> bytes | None:
+    if quote is None:
+        return None
+    from cloister.evidence.dcap import parse_quote
+
     try:
-        body = None if quote is None else parse_quote(quote).body
+        body = parse_quote(quote).body
     except MalformedError:
         return None
     return body.raw[:TD10_REPORT_BYTES] if isinstance(body, TdReport) else None
