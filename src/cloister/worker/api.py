@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from typing import Final
 
@@ -17,12 +18,15 @@ from cloister.engine.protocol import (
     EngineResponse,
 )
 from cloister.errors import EngineError
-from cloister.worker import problems, wire
+from cloister.worker import compat, problems, wire
+from cloister.worker.compat.translation import TranslatedLines
 from cloister.worker.events import LineAssembler, StreamPadding
 from cloister.worker.exchange import EVENT_STREAM, Exchange
 from cloister.worker.generation import Generation, check_generation
 from cloister.worker.problems import Problem, RefusedError
 from cloister.worker.replay import Admission
+from cloister.worker.request import RequestFields
+from cloister.worker.settings import Dialect
 
 _JSON_HEADERS: Final = ((b"content-type", wire.JSON_TYPE), (b"cache-control", b"no-store"))
 _MAX_ENGINE_ERROR: Final = 64 * 1024
@@ -48,6 +52,9 @@ async def handle(exchange: Exchange) -> None:
             exchange.route = "receipts"
             _require(fields.method, "GET")
             await _receipt(exchange, fields.path.removeprefix(wire.RECEIPTS_PREFIX))
+        case _ if dialect := compat.dialect_of(fields.path, exchange.context.settings.compat):
+            exchange.route = dialect.value
+            await _compat(exchange, dialect, fields)
         case _:
             raise RefusedError(problems.UNKNOWN_PATH)
 
@@ -79,6 +86,19 @@ async def _receipt(exchange: Exchange, receipt_id: str) -> None:
     await exchange.answer(200, found, _JSON_HEADERS)
 
 
+async def _compat(exchange: Exchange, dialect: Dialect, fields: RequestFields) -> None:
+    """Answer a path of another server: as a chat, or that the worker is there."""
+    engine = exchange.context.engine
+    translation = compat.translate(dialect, fields, exchange.body, model=engine.model.name)
+    if translation is not None:
+        exchange.translation, exchange.body = translation, translation.body()
+        await _generate(exchange, CHAT_COMPLETIONS)
+    elif engine.ready:
+        await exchange.answer(200, b"", ((b"cache-control", b"no-store"),))
+    else:
+        raise RefusedError(problems.ENGINE_DOWN)
+
+
 async def _generate(exchange: Exchange, path: str) -> None:
     context = exchange.context
     generation = check_generation(exchange.body, model=context.engine.model.name)
@@ -92,7 +112,7 @@ async def _generate(exchange: Exchange, path: str) -> None:
     context.metrics.generations.set(context.generations)
     try:
         async with asyncio.timeout(context.settings.limits.generation_s):
-            await _run(exchange, path, generation)
+            await _run_fitting(exchange, path, generation)
     except TimeoutError:
         raise RefusedError(problems.TIMED_OUT) from None
     finally:
@@ -121,6 +141,23 @@ def _release(exchange: Exchange) -> None:
         exchange.context.idempotency.release(exchange.credential, fields.idempotency_key)
 
 
+async def _run_fitting(exchange: Exchange, path: str, generation: Generation) -> None:
+    """Run; where a translated history is too long, again with ever less of it."""
+    while True:
+        try:
+            await _run(exchange, path, generation)
+        except RefusedError as refused:
+            if exchange.translation is None or refused.problem is not problems.CONTEXT_LENGTH:
+                raise
+            shorter = exchange.translation.shorter()
+            if shorter is None:
+                raise
+            exchange.translation = shorter
+            generation = dataclasses.replace(generation, body=shorter.body())
+        else:
+            return
+
+
 async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
     context, fields = exchange.context, exchange.fields
     secret = None if fields is None else fields.cache_secret
@@ -142,7 +179,10 @@ async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
             if problem is problems.ENGINE_BUSY:
                 _release(exchange)
             raise RefusedError(problem)
-        if response.content_type.encode("latin-1").startswith(EVENT_STREAM):
+        is_stream = response.content_type.encode("latin-1").startswith(EVENT_STREAM)
+        if exchange.translation is not None and is_stream is not generation.stream:
+            raise RefusedError(problems.ENGINE_FAILED)
+        if is_stream:
             await _stream(exchange, response)
         else:
             await _whole(exchange, response)
@@ -151,7 +191,9 @@ async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
 async def _stream(exchange: Exchange, response: EngineResponse) -> None:
     context = exchange.context
     limits = context.settings.limits
-    lines = LineAssembler(limits.max_line_bytes)
+    assembler = LineAssembler(limits.max_line_bytes)
+    translation = exchange.translation
+    lines = assembler if translation is None else TranslatedLines(assembler, translation)
     pad = StreamPadding(context.settings.padding.stream_bucket).pad
     feed, data = lines.feed, exchange.writer.data
     problem: Problem | None = None
@@ -168,7 +210,11 @@ async def _stream(exchange: Exchange, response: EngineResponse) -> None:
         else:
             rest = lines.rest()
             if rest:
+                if not exchange.writer.status:
+                    _start_stream(exchange)
                 await data(pad(rest))
+            if lines.failed:
+                problem = problems.ENGINE_FAILED
     except EngineError as error:
         problem = _engine_problem(error)
     except OverflowError:
@@ -192,6 +238,8 @@ async def _whole(exchange: Exchange, response: EngineResponse) -> None:
     context = exchange.context
     try:
         body = await response.read(context.settings.limits.max_answer_bytes)
+        if exchange.translation is not None:
+            body = exchange.translation.whole(body)
     except EngineError as error:
         raise RefusedError(_engine_problem(error)) from None
     except ValueError:

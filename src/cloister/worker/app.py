@@ -16,6 +16,7 @@ from cloister.strictjson import JsonObject
 from cloister.worker import problems, wire
 from cloister.worker.api_keys import Gatekeeper
 from cloister.worker.cache_domain import CacheDomains
+from cloister.worker.compat import dialect_of
 from cloister.worker.context import Context
 from cloister.worker.gateway import Gateway
 from cloister.worker.idempotency import IdempotencyMemory
@@ -113,7 +114,7 @@ class Worker:
         elif path == "/":
             _require(method, "GET", "HEAD")
             await send_plain(send, 200, _WELCOME, ((b"content-type", b"text/plain"),))
-        elif path.startswith("/v1/"):
+        elif path.startswith("/v1/") or dialect_of(path, self.context.settings.compat):
             raise RefusedError(problems.PLAINTEXT)
         else:
             raise RefusedError(problems.NOT_FOUND_OUTSIDE)

@@ -17,7 +17,14 @@ from cloister.channel.claims import ClaimsDocument, ModelClaim
 from cloister.engine.protocol import Engine
 from cloister.errors import ConfigurationError
 from cloister.strictjson import JsonObject
-from cloister.worker.settings import KeySettings, Limits, Padding, ReceiptSettings, WorkerSettings
+from cloister.worker.settings import (
+    Dialect,
+    KeySettings,
+    Limits,
+    Padding,
+    ReceiptSettings,
+    WorkerSettings,
+)
 
 VERSION: Final = 1
 OPERATOR_DECIDES: Final = ("api_keys", "listen_address", "rate_limits", "threads")
@@ -40,6 +47,7 @@ def effective_configuration(engine: Engine, settings: WorkerSettings) -> JsonObj
             "limits": _whole_numbers(settings.limits),
             "padding": _whole_numbers(settings.padding),
             "receipts": _whole_numbers(settings.receipts),
+            "compat": [dialect.value for dialect in sorted(settings.compat)],
         },
     }
 
@@ -51,7 +59,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
     if configuration.get("operator_decides") != list(OPERATOR_DECIDES):
         raise _refused("it does not say what the operator decides")
     sections = configuration.get("worker")
-    names = {"keys", "limits", "padding", "receipts"}
+    names = {"keys", "limits", "padding", "receipts", "compat"}
     if not isinstance(sections, dict) or sections.keys() != names:
         raise _refused("its section `worker` is not complete")
     return WorkerSettings(
@@ -59,6 +67,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
         limits=_section(Limits, sections["limits"]),
         padding=_section(Padding, sections["padding"]),
         receipts=_section(ReceiptSettings, sections["receipts"]),
+        compat=_dialects(sections["compat"]),
     )
 
 
@@ -107,6 +116,14 @@ def _section(kind: type[_Section], value: object) -> _Section:
         return kind(**value)
     except ValueError:
         raise _refused(f"a setting of {kind.__name__} is out of range") from None
+
+
+def _dialects(value: object) -> frozenset[Dialect]:
+    known = [dialect.value for dialect in sorted(Dialect)]
+    # One spelling for each set: in order, and nothing twice.
+    if not isinstance(value, list) or value != [name for name in known if name in value]:
+        raise _refused("its list `compat` is not one of known names in order")
+    return frozenset(Dialect(name) for name in known if name in value)
 
 
 def _refused(why: str) -> ConfigurationError:

@@ -9,6 +9,7 @@ from typing import Final
 from cloister.channel.receipt import API_VERSION, RECEIPT_TRAILER
 from cloister.engine.protocol import ModelInfo
 from cloister.worker import wire
+from cloister.worker.compat.translation import Translation
 from cloister.worker.context import Context
 from cloister.worker.hashing import RequestHash
 from cloister.worker.keys import Generation
@@ -35,6 +36,8 @@ class Exchange:
     credential: bytes = field(default=b"", repr=False)
     body: bytes = field(default=b"", repr=False)
     request_hash: RequestHash | None = field(default=None, repr=False)
+    translation: Translation | None = field(default=None, repr=False)
+    """Set where a path of another server was asked: how its answer is said."""
     route: str = "none"
     """A label for metrics, from a fixed list."""
     began: float = 0.0

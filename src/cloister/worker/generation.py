@@ -31,7 +31,7 @@ def check_generation(body: bytes, *, model: str) -> Generation:
     Fields that this worker does not know go to the engine as they are. The `provider` field's
     ACI constraints (`aci/1` section 5.3) are for the worker, so they are taken out.
     """
-    document = _parse(body)
+    document = parse_object(body)
     if any(name.startswith(_CONSTRAINT_PREFIX) for name in document):
         raise RefusedError(problems.UNKNOWN_CONSTRAINT)
     named = document.get("model")
@@ -44,7 +44,8 @@ def check_generation(body: bytes, *, model: str) -> Generation:
     return Generation(body=body, stream=document.get("stream") is True)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Decode a body that must be one JSON object without repeated names; RefusedError if not."""
     if len(body) > MAX_COMMAS and body.count(b",") > MAX_COMMAS:
         raise RefusedError(problems.TOO_MANY_VALUES)
     try:

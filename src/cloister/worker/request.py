@@ -33,7 +33,9 @@ class RequestFields:
 
     method: str
     path: str
-    """Without the query, which no path of this API has."""
+    """Without the query."""
+    query: str = field(repr=False)
+    """What follows the question mark, undecoded; only paths of `cloister.worker.compat` have it."""
     client_nonce: bytes = field(repr=False)
     cache_secret: bytes | None = field(repr=False)
     idempotency_key: bytes | None = field(repr=False)
@@ -44,7 +46,8 @@ class RequestFields:
 def read_fields(head: RequestHead) -> RequestFields:
     """Check and decode the inner head's fields; RefusedError names what is wrong."""
     headers = head.headers
-    if len(head.path) > _MAX_PATH:
+    path, _, query = head.path.partition(b"?")
+    if len(path) > _MAX_PATH:
         raise RefusedError(problems.UNKNOWN_PATH)
     nonce = _decoded(headers, wire.CLIENT_NONCE, wire.NONCE_SIZE, problems.NO_NONCE)
     if nonce is None:
@@ -54,7 +57,8 @@ def read_fields(head: RequestHead) -> RequestFields:
         raise RefusedError(problems.BAD_IDEMPOTENCY_KEY)
     return RequestFields(
         method=head.method.decode("latin-1"),
-        path=head.path.partition(b"?")[0].decode("latin-1"),
+        path=path.decode("latin-1"),
+        query=query.decode("latin-1"),
         client_nonce=nonce,
         cache_secret=_decoded(
             headers, wire.CACHE_SECRET, wire.CACHE_SECRET_SIZE, problems.BAD_CACHE_SECRET

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -121,6 +122,13 @@ class ReportSettings:
     timeout_s: float = 20.0
 
 
+class Dialect(StrEnum):
+    """A server that Cloister replaces, whose paths a worker can serve as well."""
+
+    COSMIAN = "cosmian"
+    TRITON = "triton"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
     """All settings of one worker."""
@@ -133,3 +141,5 @@ class WorkerSettings:
     rate: RateLimit = field(default_factory=RateLimit)
     """Per API key; an open worker (loopback, no keys) has none."""
     idempotency_capacity: int = 500_000
+    compat: frozenset[Dialect] = frozenset()
+    """Paths served beside OpenAI's. Measured: it decides what is answered."""

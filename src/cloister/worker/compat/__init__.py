@@ -1,0 +1,38 @@
+"""Paths of other servers, put into the engine's words and their answers back (off by default).
+
+What is translated here runs like any other generation: capacity, idempotency, cache domains,
+padding, time limits and receipts are those of `cloister.worker.api`. Nothing in this folder does
+input or output, or knows who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from cloister.worker.compat import cosmian, triton
+from cloister.worker.compat.translation import Translation
+from cloister.worker.request import RequestFields
+from cloister.worker.settings import Dialect
+
+
+def dialect_of(path: str, enabled: Collection[Dialect]) -> Dialect | None:
+    """The dialect, of those `enabled`, that has this path."""
+    if Dialect.COSMIAN in enabled and path in cosmian.PATHS:
+        return Dialect.COSMIAN
+    if Dialect.TRITON in enabled and path.startswith(triton.PREFIX):
+        return Dialect.TRITON
+    return None
+
+
+def translate(
+    dialect: Dialect, fields: RequestFields, body: bytes, *, model: str
+) -> Translation | None:
+    """Translate one request; None where it only asks whether the worker is there.
+
+    RefusedError says what is wrong with it, and never repeats any of it.
+    """
+    match dialect:
+        case Dialect.COSMIAN:
+            return cosmian.translate(fields, body, model=model)
+        case Dialect.TRITON:
+            return triton.translate(fields, body, model=model)
