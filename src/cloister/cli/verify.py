@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cloister.cli.asking import Development, Kit, Policy, Proxy, References, Root, trust_from
+from cloister.cli.asking import (
+    Development,
+    Kit,
+    Policy,
+    Proxy,
+    References,
+    Root,
+    plain,
+    trust_from,
+)
 from cloister.cli.endorsements import DEFAULT_FOLDER
 from cloister.cli.exits import AFFIRMED, exit_code
 from cloister.cli.verify_evidence import (
@@ -77,6 +86,7 @@ SignKey = Annotated[
 
 
 def verify(
+    context: typer.Context,
     targets: Targets,
     *,
     kit: Kit = None,
@@ -101,16 +111,12 @@ def verify(
 ) -> None:
     """Check a worker or evidence; exit 0 affirmed, 1 refused, 2 usage, 3 cannot decide, 4 gone."""
     if case:
+        _refuse_options(context, "recorded cases", _NOT_FOR_CASES)
         raise typer.Exit(_cases(targets, policy, at))
     asked: bytes | None = None
     left_over: tuple[str, ...] = ()
     if _is_address(targets):
-        if at or nonce or expect or as_captured:
-            raise ConfigurationError(
-                "a worker is asked now, with a nonce of our own: --at, --nonce, --expect and"
-                " --as-captured are for evidence in files",
-                code="verify.options",
-            )
+        _refuse_options(context, "a worker, asked now with a nonce of our own", _NOT_FOR_WORKERS)
         trust = trust_from(kit, policy, reference_values, root, development=development)
         result, asked = _worker(targets[0], trust, proxy)
     else:
@@ -118,9 +124,11 @@ def verify(
         paths, moment = [Path(target) for target in targets], parse_time(at) or datetime.now(UTC)
         report = report_in(paths)
         if report is not None:
+            _refuse_options(context, "a worker's report", _NOT_FOR_REPORTS)
             trust = trust_from(kit, policy, reference_values, root, development=development)
             result = verify_report_file(report, trust=trust, nonce=asked, at=moment)
         else:
+            _refuse_options(context, "evidence on its own", _NOT_FOR_FILES)
             result, left_over = verify_files(
                 paths,
                 policy=_policy(policy, development=development, as_captured=as_captured),
@@ -134,11 +142,37 @@ def verify(
     raise typer.Exit(_outcome(result))
 
 
+_NOT_FOR_CASES: Final = (
+    *("kit", "reference_values", "root", "development"),
+    *("nonce", "expect", "sign_key"),
+)
+_NOT_FOR_WORKERS: Final = ("at", "nonce", "expect", "as_captured")
+_NOT_FOR_REPORTS: Final = ("expect", "as_captured")
+_NOT_FOR_FILES: Final = ("kit", "reference_values")
+
+
+def _refuse_options(context: typer.Context, target: str, names: tuple[str, ...]) -> None:
+    """Nobody shall think something was compared that nobody looked at.
+
+    What stands in the environment may be meant for other calls, and is let be.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} says nothing about {target}", code="verify.options"
+            )
+
+
 def _is_address(targets: Sequence[str]) -> bool:
-    """One target that looks like an address and is no file."""
-    if len(targets) != 1 or Path(targets[0]).exists():
+    """One target that looks like an address and is no file; with ``://`` it can be nothing else."""
+    if len(targets) != 1:
         return False
-    return "://" in targets[0] or re.match(r"[^/\\]+(:\d+)?(/v1/?)?$", targets[0]) is not None
+    if "://" in targets[0]:
+        return True
+    if Path(targets[0]).exists():
+        return False
+    return re.match(r"[^/\\]+(:\d+)?(/v1/?)?$", targets[0]) is not None
 
 
 def _worker(url: str, trust: Trust, proxy: str | None) -> tuple[AttestationResult, bytes | None]:
@@ -186,7 +220,7 @@ def _print(
     as_json: bool,
 ) -> None:
     for name in left_over:
-        typer.echo(f"cloister: {name} was of no use and not looked at", err=True)
+        typer.echo(plain(f"cloister: {name} was of no use and not looked at"), err=True)
     if sign_key is not None:
         typer.echo(_signed(encode(result, nonce), sign_key))
     elif as_json:

@@ -2,8 +2,8 @@
 
 One function for every platform. Steps are those of the platform's own module
 (`cloister.verifier.platforms`); here they are joined to one result, and what holds for all
-platforms is asked last: whether the policy accepts development platforms and the way memory is
-protected.
+platforms is asked last: whether the policy accepts development platforms. How memory is protected
+is stated in the result, and not compared: evidence on its own seals nothing.
 """
 
 from __future__ import annotations

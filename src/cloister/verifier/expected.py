@@ -32,11 +32,27 @@ _OTHERWISE: Final = "measurement_mismatch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """Fields and the bytes that each must hold."""
+    """Fields and the bytes that each must hold.
+
+    Raises:
+        ConfigurationError: a field is expected twice, or to begin with nothing, which anything does
+            (code ``expected.contradiction``).
+    """
 
     values: Mapping[str, bytes] = field(default_factory=dict)
     prefixes: Mapping[str, bytes] = field(default_factory=dict)
     """Fields of which only the beginning is expected."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would be compared with nothing, or twice."""
+        twice = sorted(self.values.keys() & self.prefixes.keys())
+        empty = sorted(name for name, wanted in self.prefixes.items() if not wanted)
+        if twice or empty:
+            raise ConfigurationError(
+                f"{', '.join(twice or empty)} cannot be expected "
+                + ("both whole and by its beginning" if twice else "to begin with nothing"),
+                code="expected.contradiction",
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -106,6 +106,13 @@ def test_the_time_is_an_argument(run: Run, document: Path) -> None:
     [
         (["--at", "yesterday"], "verify.time"),
         (["--at", "2026-11-03T12:00:00"], "verify.time"),
+        (["--at", "0001-01-01T00:00:00+23:59"], "verify.time"),
+        (["--at", "9999-12-31T23:59:59-23:59"], "verify.time"),
+        (["--nonce", ""], "verify.hexadecimal"),
+        (["--expect", "user_data^="], "expected.contradiction"),
+        (["--nonce", "00", "--expect", "nonce^=00"], "expected.contradiction"),
+        (["--reference-values", "/nonexistent"], "verify.options"),
+        (["--kit", "/nonexistent"], "verify.options"),
         (["--nonce", "xyz"], "verify.hexadecimal"),
         (["--expect", "pcr0"], "verify.expect"),
         (["--expect", "=00"], "verify.expect"),
@@ -125,10 +132,145 @@ def test_options_that_make_no_sense(
     assert f"[{code}]" in err
 
 
-def test_a_worker_is_asked_now(run: Run) -> None:
+@pytest.mark.parametrize(
+    "option", [("--at", AT), ("--nonce", "00"), ("--expect", "pcr0=00"), ("--as-captured",)]
+)
+def test_a_worker_is_asked_now(run: Run, option: tuple[str, ...]) -> None:
+    left, _, err = run("verify", "http://127.0.0.1:9", *option)
+    assert left == 2
+    assert "[verify.options]" in err
+
+
+def test_a_folder_called_like_a_worker(
+    run: Run, document: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for a worker by its whole address is not shown a file instead."""
+    folder = document.parent / "http:" / "127.0.0.1:9"
+    folder.mkdir(parents=True)
+    (folder / "document.cbor").write_bytes(document.read_bytes())
+    monkeypatch.chdir(document.parent)
     left, _, err = run("verify", "http://127.0.0.1:9", "--at", AT)
     assert left == 2
     assert "[verify.options]" in err
+
+
+@pytest.mark.usefixtures("pinned")
+def test_a_kit_in_the_environment_is_for_other_calls(
+    run: Run, document: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_KIT", "/nonexistent")
+    assert run("verify", document, "--at", AT, "--development")[0] == 0
+
+
+@pytest.mark.parametrize("option", [("--expect", "measurement=00"), ("--as-captured",)])
+def test_nothing_is_expected_of_a_report(run: Run, tmp_path: Path, option: tuple[str, ...]) -> None:
+    worker, nonce = SimulatedHardware.make("snp", now=NOW), bytes(range(32))
+    (tmp_path / "report.json").write_bytes(worker.report(nonce))
+    left, _, err = run("verify", tmp_path / "report.json", "--nonce", nonce.hex(), *option)
+    assert left == 2
+    assert "[verify.options]" in err
+
+
+def made_case(folder: Path, **members: object) -> Path:
+    """A recorded case of the simulated enclave."""
+    folder.mkdir(parents=True)
+    (folder / "document.cbor").write_bytes(NITRO.document(nonce=b"challenge"))
+    case = {
+        "case": "nitro/made-up",
+        "platform": "nitro",
+        "files": [{"role": "document", "file": "document.cbor", "encoding": "binary"}],
+        "inputs": {"expected_nonce": b"challenge".hex()},
+        "verification_time": AT,
+        "expected": {"verdict": "fail"},
+    }
+    (folder / "case.json").write_text(json.dumps({**case, **members}))
+    return folder
+
+
+@pytest.fixture
+def lenient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A policy under which cases of the simulated vendor pass."""
+    monkeypatch.setattr("cloister.cli.cases.verdict.pinned_roots", lambda: NITRO.roots)
+    path = tmp_path / "policy.toml"
+    path.write_text(policy.as_captured(policy.development()).dump_toml())
+    return path
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--nonce", "00"),
+        ("--expect", "pcr0=00"),
+        ("--reference-values", "/nonexistent"),
+        ("--kit", "/nonexistent"),
+        ("--root", "/nonexistent"),
+        ("--development",),
+        ("--sign-key", "/nonexistent"),
+    ],
+)
+def test_a_case_says_itself_what_is_expected(
+    run: Run, tmp_path: Path, lenient: Path, option: tuple[str, ...]
+) -> None:
+    command = ("verify", "--case", made_case(tmp_path / "case"), "--policy", lenient)
+    code, out, _ = run(*command)
+    assert code == 0
+    assert json.loads(out)["result"] == "pass"
+    left, out, err = run(*command, *option)
+    assert left == 2
+    assert not out
+    assert "[verify.options]" in err
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"inputs": {"expected_nonse": "00"}},
+        {"inputs": {"expected_pcr0": "00" * 48}},
+        {"inputs": {"policy": "strictest"}},
+        {"files": [{"role": "document", "file": "document.cbor\0", "encoding": "binary"}]},
+        {"files": [{"role": "document", "file": "../case/document.cbor", "encoding": "binary"}]},
+        {"files": [{"role": "document", "file": "..", "encoding": "binary"}]},
+        {"verification_time": "0001-01-01T00:00:00+23:59"},
+        {"verification_time": "9999-12-31T23:59:59-23:59"},
+        {"roots": ["../../etc/passwd"]},
+        {"roots": ["/etc/passwd"]},
+    ],
+)
+def test_a_case_that_cannot_be_judged_whole(
+    run: Run, tmp_path: Path, lenient: Path, members: dict[str, object]
+) -> None:
+    """The others are judged all the same."""
+    good = made_case(tmp_path / "good", inputs={"expected_nonce": b"challenge".hex(), "fwid": None})
+    bad = made_case(tmp_path / "case", **members)
+    left, out, err = run("verify", "--case", bad, good, "--policy", lenient)
+    assert left == 2
+    assert [json.loads(line)["result"] for line in out.splitlines()] == ["undecided", "pass"]
+    assert "[case.malformed]" in err
+
+
+def test_words_of_a_case_are_not_obeyed_by_a_terminal(
+    run: Run, tmp_path: Path, lenient: Path
+) -> None:
+    bad = made_case(tmp_path / "case", case="\x1b]0;mine\x07\x9b31m", files=[])
+    left, _, err = run("verify", "--case", bad, "--policy", lenient)
+    assert left == 2
+    assert "has no document" in err
+    assert not set("\x1b\x07\x9b") & set(err)
+
+
+@pytest.mark.usefixtures("pinned")
+def test_names_of_files_are_not_obeyed_by_a_terminal(
+    run: Run, document: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes\x1b[31m.txt").write_text("hello")
+    code, _, err = run("verify", tmp_path, "--at", AT, "--development")
+    assert code == 0
+    assert "was of no use" in err
+    assert "\x1b" not in err
+    left, _, err = run("verify", tmp_path / "none\x1b[31m.txt", document)
+    assert left == 2
+    assert "cannot be read" in err
+    assert "\x1b" not in err
 
 
 def test_files_that_hold_no_evidence(run: Run, tmp_path: Path) -> None:

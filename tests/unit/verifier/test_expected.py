@@ -53,8 +53,21 @@ def test_a_beginning_longer_than_the_field() -> None:
 
 def test_a_field_that_there_is_not() -> None:
     check_names(Expected(values={"measurement": b""}), FIELDS)
-    for expected in (Expected(values={"mr_td": b""}), Expected(prefixes={"mr_td": b""})):
+    for expected in (Expected(values={"mr_td": b""}), Expected(prefixes={"mr_td": b"x"})):
         with pytest.raises(ConfigurationError) as raised:
             check_names(expected, FIELDS)
         assert raised.value.code == "expected.unknown"
         assert "measurement" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "prefixes"),
+    [({}, {"report_data": b""}), ({"report_data": b"data"}, {"report_data": b"da"})],
+)
+def test_what_anything_would_meet_or_nothing_once(
+    values: dict[str, bytes], prefixes: dict[str, bytes]
+) -> None:
+    assert claims(Expected(values={"measurement": b"code"}, prefixes={"report_data": b"da"}))
+    with pytest.raises(ConfigurationError) as raised:
+        Expected(values=values, prefixes=prefixes)
+    assert raised.value.code == "expected.contradiction"

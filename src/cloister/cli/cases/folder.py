@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,33 @@ class CaseFile:
     name: str
     encoding: str
     data: bytes
+
+
+class Inputs(Mapping[str, object]):
+    """The inputs of a case, and which of them nobody looked at: no verdict may rest on those."""
+
+    def __init__(self, inputs: Mapping[str, object]) -> None:
+        self._inputs = inputs
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        self._read.add(name)
+        return self._inputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Names of inputs, other than ``null``, that were not asked for."""
+        return tuple(
+            name
+            for name, value in self._inputs.items()
+            if value is not None and name not in self._read
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,9 +59,16 @@ def _expected(case: CaseFiles) -> Expected:
         for name in snp.FIELD_NAMES
         if (data := input_bytes(case, _EXPECTED + name)) is not None
     }
+    return Expected(values=values, prefixes=_prefixes(case))
+
+
+def _prefixes(case: CaseFiles) -> dict[str, bytes]:
     prefix = case.inputs.get(_PREFIX)
-    prefixes = {"report_data": prefix.encode()} if isinstance(prefix, str) else {}
-    return Expected(values=values, prefixes=prefixes)
+    if prefix is None:
+        return {}
+    if not isinstance(prefix, str) or not prefix.isascii():
+        raise ConfigurationError(f"{_PREFIX} of {case.name} is no ASCII", code="case.malformed")
+    return {"report_data": prefix.encode()}
 
 
 def _narrow(case: CaseFiles) -> Callable[[AppraisalPolicy], AppraisalPolicy]:

@@ -8,9 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol
 
-from cloister.cli.cases.folder import CaseFiles, CaseInput, read_case
+from cloister.cli.cases.folder import CaseFiles, CaseInput, Inputs, read_case
 from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.roots import Roots
+from cloister.errors import ConfigurationError
 from cloister.strictjson import Json, JsonObject
 from cloister.verifier.evidence import Verify, run
 from cloister.verifier.policy import AppraisalPolicy, as_captured, strict
@@ -91,7 +92,13 @@ def appraise_case(case: CaseFiles, *, policy: AppraisalPolicy, at: datetime) -> 
         ConfigurationError: it lacks a file, or expects what nobody understands.
     """
     reader = reader_of(case)
-    made = reader.read(case)
+    inputs = Inputs(case.inputs)
+    made = reader.read(dataclasses.replace(case, inputs=inputs))
+    if inputs.unread:
+        raise ConfigurationError(
+            f"nothing here compares the inputs {', '.join(inputs.unread)} of {case.name}",
+            code="case.malformed",
+        )
     pinned = pinned_roots()
     return run(
         reader.VERIFY,

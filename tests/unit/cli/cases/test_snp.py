@@ -68,6 +68,14 @@ def test_expectations() -> None:
     )
 
 
+@pytest.mark.parametrize("prefix", [5, ["hel"], "hél"])
+def test_a_beginning_that_is_none(prefix: object) -> None:
+    assert read(case(expected_report_data_prefix_ascii="hel")).expected.prefixes
+    with pytest.raises(ConfigurationError) as raised:
+        read(case(expected_report_data_prefix_ascii=prefix))
+    assert raised.value.code == "case.malformed"
+
+
 def test_a_minimum_holds_for_every_product() -> None:
     narrow = read(case(minimum_reported_tcb={"snp": 24})).narrow
     policy = narrow(development())
