@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cloister.attester.measure import Measured, Subject
     from cloister.engine.protocol import ModelInfo
     from cloister.strictjson import JsonObject
+    from cloister.worker.settings import WorkerSettings
 
 NATIVE_LIBRARY: Final = "xllamacpp"
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
@@ -40,17 +41,27 @@ Unsafe = Annotated[
         "--unsafe-without-sandbox", help="Run the engine unconfined. Shows in the measurement."
     ),
 ]
+Compat = Annotated[
+    str,
+    typer.Option(
+        "--compat",
+        help="Also serve the paths of servers that Cloister replaces: cosmian, triton, or both "
+        "with a comma between. Shows in the measurement.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What decides the engine's part of the configuration."""
+    """What decides the engine's part of the configuration, and the paths that are served."""
 
     context: int | None = None
     parallel: int = 8
     unsafe_without_sandbox: bool = False
     landlock_abi: int | None = None
     """Of the kernel that the worker will run on; None for this machine's."""
+    compat: str = ""
+    """Names of `cloister.worker.settings.Dialect`, with commas between."""
 
 
 def measure(
@@ -61,6 +72,7 @@ def measure(
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
+    compat: Compat = "",
     landlock_abi: Annotated[
         int | None,
         typer.Option(
@@ -92,6 +104,7 @@ def measure(
         parallel=parallel,
         unsafe_without_sandbox=unsafe_without_sandbox,
         landlock_abi=landlock_abi,
+        compat=compat,
     )
     effective = effective_for(info, options) if configuration is None else _read(configuration)
     measured = hash_everything(subject_for(info, effective, python=python))
@@ -127,7 +140,6 @@ def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:
     from cloister.engine.llama import LlamaEngine, LlamaSettings
     from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
     from cloister.worker.configuration import effective_configuration
-    from cloister.worker.settings import WorkerSettings
 
     sandbox = Sandbox()
     if options.landlock_abi is not None:
@@ -137,7 +149,24 @@ def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:
         isolation=UnsafeNoSandbox() if options.unsafe_without_sandbox else sandbox,
         settings=LlamaSettings(context=options.context, parallel=options.parallel),
     )
-    return effective_configuration(engine, WorkerSettings())
+    return effective_configuration(engine, settings_for(options.compat))
+
+
+def settings_for(compat: str) -> WorkerSettings:
+    """Settings of a worker that also serves the paths that `compat` names.
+
+    Raises ConfigurationError for a name that is not known.
+    """
+    from cloister.worker.settings import Dialect, WorkerSettings
+
+    names = {name.strip() for name in compat.split(",")} - {""}
+    try:
+        return WorkerSettings(compat=frozenset(Dialect(name) for name in names))
+    except ValueError:
+        raise ConfigurationError(
+            f"--compat takes {' and '.join(sorted(Dialect))}, with a comma between",
+            code="configuration.compat",
+        ) from None
 
 
 def subject_for(

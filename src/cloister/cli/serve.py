@@ -16,6 +16,7 @@ import typer
 
 from cloister.cli.keys import DEFAULT_FILE
 from cloister.cli.measure import (
+    Compat,
     Context,
     EngineOptions,
     Model,
@@ -25,6 +26,7 @@ from cloister.cli.measure import (
     Unsafe,
     effective_for,
     model_from,
+    settings_for,
     subject_for,
 )
 from cloister.errors import ConfigurationError
@@ -65,6 +67,7 @@ class Upstream:
     address: str
     name: str
     cache_salt: bool
+    compat: str = ""
 
 
 def serve(
@@ -75,6 +78,7 @@ def serve(
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
+    compat: Compat = "",
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +160,7 @@ def serve(
                 context=context,
                 parallel=parallel,
                 unsafe_without_sandbox=unsafe_without_sandbox,
+                compat=compat,
             ),
         )
     else:
@@ -164,7 +169,9 @@ def serve(
                 "name the model as the upstream does, with --model-name",
                 code="configuration.upstream",
             )
-        described = Upstream(address=upstream, name=model_name, cache_salt=upstream_cache_salt)
+        described = Upstream(
+            address=upstream, name=model_name, cache_salt=upstream_cache_salt, compat=compat
+        )
         plan = upstream_plan(directory, operation, described)
     if prepare_only:
         prepare(plan)
@@ -230,7 +237,6 @@ def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> Laun
 def _upstream_configuration(upstream: Upstream) -> JsonObject:
     from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
     from cloister.worker.configuration import effective_configuration
-    from cloister.worker.settings import WorkerSettings
 
     engine = OpenAIUpstream(
         UpstreamSettings(
@@ -240,7 +246,7 @@ def _upstream_configuration(upstream: Upstream) -> JsonObject:
             prefix_cache_off=not upstream.cache_salt,
         )
     )
-    return effective_configuration(engine, WorkerSettings())
+    return effective_configuration(engine, settings_for(upstream.compat))
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:

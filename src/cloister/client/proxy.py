@@ -1,7 +1,7 @@
 """A loopback OpenAI-compatible endpoint that verifies one worker and seals everything to it.
 
 For programs in any language: they speak plain HTTP to this process on their own machine, and
-this process is the verifying client. It forwards what is under ``/v1/`` and shows a page.
+this process is the verifying client. It forwards what `FORWARDED` names and shows a page.
 
 Web pages must not reach it from the browser beside it: requests with a foreign ``Host`` (DNS
 rebinding), ``Origin`` or ``Sec-Fetch-Site`` are refused before anything else is looked at.
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from cloister.verifier.result import AttestationResult
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+FORWARDED = ("/v1/{path:path}", "/v2/models/{path:path}", "/generate", "/health")
+"""What is under OpenAI's root; and those of servers that Cloister replaces, to which a worker answers
+404 unless its operator has switched them on."""
 Encode = Callable[["AttestationResult", bytes | None], object]
 
 # Of the browser, or of other programs on this machine's loopback; nothing the worker needs.
@@ -50,7 +53,7 @@ class LocalProxy:
             routes=[
                 Route("/", self._page),
                 Route("/verification.json", self._verification),
-                Route("/v1/{path:path}", self._forward, methods=METHODS),
+                *(Route(path, self._forward, methods=METHODS) for path in FORWARDED),
             ],
         )
         self._app: ASGIApp = OwnOriginOnly(app, frozenset(allowed_hosts))
