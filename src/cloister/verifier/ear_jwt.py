@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
-from cloister.strictjson import JsonObject, parse_json_object
+from cloister.strictjson import Json, JsonObject, parse_json_object
 from cloister.verifier.ear import EAT_PROFILE
 
 if TYPE_CHECKING:
@@ -117,11 +117,17 @@ def open_ear(token: str, key: VerifyingKey, *, at: datetime) -> JsonObject:
 
 def _check_dates(claims: JsonObject, at: datetime) -> None:
     issued_at, until = claims.get("iat"), claims.get("exp")
-    if not isinstance(issued_at, int) or not isinstance(until, int):
+    begins = claims.get("nbf", issued_at)
+    if not (_is_seconds(issued_at) and _is_seconds(until) and _is_seconds(begins)):
         raise MalformedError("the token does not say until when it holds", code="jwt.malformed")
     now, skew = at.timestamp(), CLOCK_SKEW.total_seconds()
-    if not issued_at - skew <= now < until:
+    if not max(issued_at, begins) - skew <= now < until:
         raise AuthenticationError("the token is not current", code="jwt.expired")
+
+
+def _is_seconds(value: Json) -> TypeGuard[int]:
+    """To Python, true is a number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _jose_key(key: SigningKey | VerifyingKey) -> tuple[str, ECKey | OKPKey]:

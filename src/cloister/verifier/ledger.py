@@ -125,6 +125,13 @@ class Ledger:
         claims = (self._claims.get((self._device, name)) for name in names)
         return all(claim is not None and claim.finding is Finding.AFFIRMING for claim in claims)
 
+    def others_hold(self) -> bool:
+        """Whether every claim promised or made about other devices than this was affirmed."""
+        others = (key for key in {**self._expected, **self._claims} if key[0] != self._device)
+        return all(
+            key in self._claims and self._claims[key].finding is Finding.AFFIRMING for key in others
+        )
+
     def made(self, name: str) -> bool:
         """Whether `name` was recorded for this device, whatever was found."""
         return (self._device, name) in self._claims

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from cloister.errors import MalformedError
+from cloister.errors import ConfigurationError, MalformedError
 from cloister.strictjson import (
     Json,
     JsonObject,
@@ -49,12 +49,18 @@ IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
 """For each platform, the sets of registers of which a reference must list one: fewer would leave
 room for other software (docs/design.md section 5)."""
 
+_WHAT: Final = "a platform of the reference values"
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformReference:
-    """One accepted state of one platform."""
+    """One accepted state of one platform.
+
+    Raises:
+        ConfigurationError: it does not list what tells software apart on the platform (code
+            ``reference_values_malformed``); with no register at all, everything would match.
+    """
 
     platform: str
     """A key of `IDENTITY`."""
@@ -62,6 +68,12 @@ class PlatformReference:
     """What it is the state of, for people: an image and its version."""
     registers: Mapping[str, tuple[str, ...]]
     """Vendors' register names, each with its accepted values in lower-case hexadecimal."""
+
+    def __post_init__(self) -> None:
+        """Refuse a state that leaves room for other software."""
+        missing = _missing(self.platform, self.registers)
+        if missing:
+            raise ConfigurationError(missing, code="reference_values_malformed")
 
     def matches(self, found: Mapping[str, bytes]) -> bool:
         """Whether every register listed holds one of its values."""
@@ -92,6 +104,16 @@ class PlatformReference:
         return "".join(lines)
 
 
+def _missing(platform: str, registers: Mapping[str, tuple[str, ...]]) -> str:
+    """What a reference lacks, as a sentence; empty where it lacks nothing."""
+    if platform not in IDENTITY:
+        return f"{_WHAT} is none of {', '.join(IDENTITY)}"
+    if any(set(identity) <= registers.keys() for identity in IDENTITY[platform]):
+        return ""
+    needed = " or ".join(", ".join(identity) for identity in IDENTITY[platform])
+    return f"{_WHAT} does not say what software runs on {platform}: it has to list {needed}"
+
+
 def collect_references(references: Iterable[PlatformReference]) -> tuple[PlatformReference, ...]:
     """Sort `references` and leave out repetitions, so that equal sets are equal values."""
     sorted_ones = {
@@ -105,21 +127,17 @@ def parse_reference(value: object) -> PlatformReference:
 
     Raises MalformedError, and nothing else.
     """
-    what = "a platform of the reference values"
+    what = _WHAT
     members = expect_object(value, what)
     expect_keys(members, what, required={"platform", "name", "registers"})
     platform = expect_str(members["platform"], "a platform", limit=32)
-    if platform not in IDENTITY:
-        raise MalformedError(f"{what} is none of {', '.join(IDENTITY)}")
     listed = expect_object(members["registers"], "registers")
     if len(listed) > MAX_REGISTERS:
         raise MalformedError(f"{what} has more than {MAX_REGISTERS} registers")
     registers = {name: _values(listed[name]) for name in sorted(listed)}
-    if not any(set(identity) <= registers.keys() for identity in IDENTITY[platform]):
-        needed = " or ".join(", ".join(identity) for identity in IDENTITY[platform])
-        raise MalformedError(
-            f"{what} does not say what software runs on {platform}: it has to list {needed}"
-        )
+    missing = _missing(platform, registers)
+    if missing:
+        raise MalformedError(missing)
     return PlatformReference(
         platform=platform,
         name=expect_str(members["name"], "a name", limit=256),

@@ -17,7 +17,8 @@ Steps (`aci/1` section 9.1, with what the platform adds):
 9.  ``keyset.expiry``: not expired, and not implausibly far from it.
 10. ``keyset.request_key`` and ``keyset.receipt_key``: something to seal to, something to check
     receipts with.
-11. Each GPU, and that its evidence was made for this worker (`cloister.verifier.report_gpus`).
+11. Each GPU, and that its evidence was made for this worker (`cloister.verifier.report_gpus`);
+    ``worker.devices``: the same once more as a claim about ``cpu0``, for who reads only those.
 12. ``memory.confidentiality`` and ``platform.development``: what the policy accepts of these.
 
 What the caller still owes: to talk to the worker only through the returned keyset, and to stop
@@ -53,6 +54,12 @@ from cloister.verifier.result import AffirmedAttester, AttestationResult, Findin
 UNKNOWN_PLATFORM: Final = "unknown"
 NO_MEMORY_PROTECTION: Final = "none"
 
+NO_MANIFEST: Final = (
+    "The worker names no manifest: which models and settings it was given is known from the"
+    " measured software alone, and nobody signed for them."
+)
+
+DEVICES: Final = "worker.devices"
 MEMORY: Final = "memory.confidentiality"
 DEVELOPMENT: Final = "platform.development"
 
@@ -124,6 +131,9 @@ def _gpus(
         at=at,
         ledger=ledger,
     )
+    ledger.expect(DEVICES)
+    if ledger.others_hold():
+        ledger.affirm(DEVICES, "Every claim about the worker's other devices holds.")
 
 
 def claim_names(policy: AppraisalPolicy) -> tuple[str, ...]:
@@ -236,6 +246,8 @@ def _not_proven(found: Findings) -> tuple[str, ...]:
     own: tuple[str, ...] = report_tpm.NOT_PROVEN_TPM
     if _hardware(found) is not None:
         own = () if found.outcome is None else found.outcome.not_proven
+        if found.claims_document is not None and found.claims_document.manifest_sha256 is None:
+            own = (*own, NO_MANIFEST)
     return (*own, *(() if found.gpus is None else found.gpus.not_proven))
 
 

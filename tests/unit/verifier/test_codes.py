@@ -259,7 +259,7 @@ def claims() -> set[str]:
         *(nvgpu.APART, nvgpu.MODE, nvgpu.DEBUG, nvgpu.DENIED),
         *(nvgpu.ALL, nvgpu.DISTINCT, nvgpu.ONE_NONCE, nvgpu.REQUIRED, nvgpu.TOPOLOGY),
         *(*report.claim_names(policy), *worker.claims(policy), worker.MANIFEST),
-        report_hardware.ITEMS,
+        *(report_hardware.ITEMS, report.DEVICES),
     }
 
 

@@ -97,6 +97,30 @@ def test_dates() -> None:
         open_ear(token, KEY.public_key(), at=datetime(2026, 11, 3))  # noqa: DTZ001
 
 
+def test_a_token_that_holds_only_later() -> None:
+    def begun(at: datetime) -> str:
+        return sign_ear({**EAR, "nbf": int(at.timestamp())}, KEY)
+
+    assert open_ear(begun(NOW + CLOCK_SKEW), KEY.public_key(), at=NOW)
+    assert refused(begun(NOW + CLOCK_SKEW + SECOND)).code == "jwt.expired"
+
+
+@pytest.mark.parametrize("name", ["iat", "exp", "nbf"])
+@pytest.mark.parametrize("value", [True, "1", 1.5, None])
+def test_dates_that_are_none(name: str, value: object) -> None:
+    from joserfc import jws
+    from joserfc.jwk import ECKey
+
+    def signed(claims: dict[str, object]) -> str:
+        key = ECKey.import_key(KEYS["ES256"])  # type: ignore[arg-type]
+        header = {"alg": "ES256", "typ": "JWT"}
+        return jws.serialize_compact(header, json.dumps(claims), key, algorithms=["ES256"])
+
+    good: dict[str, object] = {**EAR, "exp": int(NOW.timestamp()) + 1}
+    assert open_ear(signed(good), KEY.public_key(), at=NOW)
+    assert refused(signed({**good, name: value})).code == "jwt.malformed"
+
+
 def test_what_is_no_attestation_result() -> None:
     assert refused(sign_ear({**EAR, "eat_profile": "other"}, KEY)).code == "jwt.malformed"
     with pytest.raises(TypeError):

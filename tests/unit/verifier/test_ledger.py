@@ -100,3 +100,16 @@ def test_on_a_development_platform_nothing_is_proven_by_hardware() -> None:
     ledger.affirm("a", "It holds.", source=Source.HARDWARE_PROVEN)
     assert ledger.close(development=False)[0].source is Source.HARDWARE_PROVEN
     assert ledger.close(development=True)[0].source is Source.OPERATOR_ASSERTED
+
+
+def test_what_holds_of_other_devices() -> None:
+    ledger = Ledger()
+    ledger.refuse("own", "why", "It does not.")
+    assert ledger.others_hold()
+    ledger.on("gpu0").expect("promised")
+    assert not ledger.others_hold()
+    ledger.on("gpu0").affirm("promised", "It holds.")
+    assert ledger.others_hold()
+    assert not ledger.on("gpu0").others_hold()
+    ledger.on("gpu1").warn("more", "why", "Not quite.", value="half")
+    assert not ledger.others_hold()

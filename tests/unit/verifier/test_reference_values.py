@@ -12,6 +12,7 @@ from cloister.errors import ConfigurationError
 from cloister.evidence.component import ComponentKind
 from cloister.testing.simulated_tpm import default_components, made_up
 from cloister.verifier import reference_values
+from cloister.verifier.platform_references import PlatformReference
 from cloister.verifier.reference_values import FORMAT, ReferenceComponent, ReferenceValues
 
 VALUES = ReferenceValues.from_components(default_components())
@@ -160,6 +161,25 @@ def test_a_reference_that_leaves_room_for_other_software(broken: object) -> None
     reference_values.load_json(platforms(reference()))
     with pytest.raises(ConfigurationError) as raised:
         reference_values.load_json(platforms(reference(name="other"), broken))
+    assert raised.value.code == "reference_values_malformed"
+
+
+@pytest.mark.parametrize(
+    ("platform", "registers"),
+    [
+        ("snp", {}),
+        ("snp", {"host_data": ("00" * 32,)}),
+        ("tdx", {"mr_td": ("aa" * 48,)}),
+        ("sparc", {"measurement": ("aa" * 48,)}),
+    ],
+)
+def test_a_reference_made_by_a_program_leaves_no_room_either(
+    platform: str, registers: dict[str, tuple[str, ...]]
+) -> None:
+    good = PlatformReference(platform="snp", name="one", registers={"measurement": ("aa" * 48,)})
+    assert good.matches({"measurement": b"\xaa" * 48})
+    with pytest.raises(ConfigurationError) as raised:
+        PlatformReference(platform=platform, name="one", registers=registers)
     assert raised.value.code == "reference_values_malformed"
 
 

@@ -17,7 +17,7 @@ from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier import policy
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.report import verify_report
-from cloister.verifier.result import AttestationResult, Finding
+from cloister.verifier.result import AttestationResult, Finding, worst
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 NONCE = bytes(range(32))
@@ -110,6 +110,19 @@ def test_a_worker_that_names_somebody_elses_gpus() -> None:
 def test_a_gpu_left_out() -> None:
     report = with_items(WORKER.attestation_report(NONCE), gpu1=None)
     assert refused(verify(WORKER, report)) == {("gpus", "nvgpu.bound", "gpu_unbound")}
+
+
+def test_who_reads_the_processors_claims_alone_is_not_misled() -> None:
+    def status(result: AttestationResult) -> object:
+        processor = (claim for claim in result.claims if claim.device == "cpu0")
+        return worst(processor)
+
+    assert status(verify(WORKER)) is Finding.AFFIRMING
+    assert status(verify(BARE)) is Finding.AFFIRMING
+    report = with_items(WORKER.attestation_report(NONCE), gpu1=None)
+    assert status(verify(WORKER, report)) is Finding.NONE
+    under = dataclasses.replace(policy.development(), required_gpus=1)
+    assert status(verify(BARE, under=under)) is Finding.NONE
 
 
 def test_all_gpus_left_out() -> None:

@@ -19,7 +19,7 @@ from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier import policy
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
-from cloister.verifier.report import verify_report
+from cloister.verifier.report import NO_MANIFEST, verify_report
 from cloister.verifier.result import AttestationResult, Finding, Source
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
@@ -402,6 +402,8 @@ def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
     result = verify(started_for(platform, MANIFEST))
     assert result.verdict is Finding.AFFIRMING, result.failures
     assert "manifest.bound" in {claim.name for claim in result.claims}
+    assert NO_MANIFEST not in result.not_proven
+    assert NO_MANIFEST in verify(WORKERS[platform]).not_proven
     found = codes(verify(started_for(platform, OTHER)))
     assert found == {"manifest.bound": "manifest_mismatch"}
 
