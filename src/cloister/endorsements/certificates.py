@@ -42,6 +42,8 @@ _LENGTH_WARNING: Final = "Attribute's length must be"
 _LONG_NAME: Final = re.compile(
     rb"\x06\x03\x55\x04.[\x0c\x13\x14](?:[\x41-\x7f]|\x81|\x82)", re.DOTALL
 )
+_LONG_SEQUENCE: Final = b"\x30\x82"
+"""Head of a SEQUENCE of 256 to 65535 bytes, whose length takes two bytes more."""
 _FILTERS: Final = threading.Lock()
 _ATTEMPTS: Final = 8
 
@@ -49,10 +51,10 @@ _ATTEMPTS: Final = 8
 def parse_certificate(data: bytes) -> x509.Certificate:
     """Decode one DER certificate (RFC 5280), whatever version it claims.
 
-    The library decodes names and extensions on first use, and says what is wrong with them in
-    exceptions of many kinds; here that happens at once. The public key is left to whoever wants
-    one of a certain type. A serial number of 0 and names that are too long are accepted.
-    Nothing is authenticated.
+    The library decodes names, dates and extensions on first use, and says what is wrong with them
+    in exceptions of many kinds; here that happens at once. The public key is left to whoever wants
+    one of a certain type. A serial number of 0 and names that are too long are accepted, one
+    below 0 is not: no revocation list can be asked about it. Nothing is authenticated.
 
     Raises MalformedError, and nothing else.
     """
@@ -92,6 +94,7 @@ def parse_crl(data: bytes) -> x509.CertificateRevocationList:
     load = x509.load_pem_x509_crl if _PEM in data else x509.load_der_x509_crl
     try:
         crl = load(data)
+        _check_last_bits(crl)
         _ = crl.issuer, crl.extensions, crl.last_update_utc, crl.next_update_utc
     except _WRONG:
         raise MalformedError("a revocation list does not decode") from None
@@ -107,14 +110,35 @@ def _decoded(certificate: x509.Certificate, der: bytes) -> x509.Certificate:
     if _LONG_NAME.search(der):
         _quietly(lambda: (certificate.subject, certificate.issuer))
     _ = certificate.subject, certificate.issuer, certificate.extensions
+    # A year 0, which DER can hold and `datetime` cannot.
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not _has_positive_serial(der) and serial_number(certificate) < 0:
+        raise MalformedError("a certificate has a negative serial number")
     return certificate
 
 
+def _check_last_bits(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
+    """The DER of `signed`, whose signature is made of whole bytes.
+
+    The library passes over a number of unused bits before the signature, which nobody signs: one
+    certificate would have as many digests as its signature ends in zero bits.
+
+    Raises:
+        ValueError: some of its bits are marked as unused.
+    """
+    der = signed.public_bytes(Encoding.DER)
+    if der[-len(signed.signature) - 1]:
+        raise ValueError("a signature has unused bits")
+    return der
+
+
 def _has_positive_serial(data: bytes) -> bool:
-    """Whether the serial number is surely above 0, for certificates of 256 to 65535 bytes.
+    """Whether the serial number is surely above 0; never of certificates below 256 bytes.
 
     Only saves the detour of `_quietly`, so it may be wrong about what does not decode anyway.
     """
+    if data[:2] != _LONG_SEQUENCE or data[4:6] != _LONG_SEQUENCE:
+        return False
     at = 13 if data[8:13] == b"\xa0\x03\x02\x01\x02" else 8  # behind the explicit version
     head = data[at : at + 3]
     return len(head) == 3 and head[0] == 2 and (0 < head[2] < 0x80 or (head[1] > 1 and not head[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import warnings
 from datetime import UTC, datetime
@@ -177,3 +178,43 @@ def test_names_and_extensions_are_decoded_at_once() -> None:
     assert broken != data
     with pytest.raises(MalformedError):
         parse_certificate(broken)
+
+
+def test_a_date_that_datetime_cannot_hold() -> None:
+    """DER may say the year 0, which would come out as an error of another kind at a later look."""
+    good = ORDINARY
+    parse_certificate(good)
+    validity = bytes.fromhex("301e170d")  # two dates in 13 bytes each
+    at = good.index(validity)
+    first, last = b"\x18\x0f00000101000000Z", good[at + 17 : at + 32]
+    dates = b"\x30" + bytes([len(first + last)]) + first + last
+    broken = _longer(good[:at] + dates + good[at + 32 :], by=2)
+    assert x509.load_der_x509_certificate(broken) is not None
+    for parse, data in ((parse_certificate, broken), (parse_certificates, _pem(broken))):
+        with pytest.raises(MalformedError):
+            parse(data)
+
+
+SMALL = issue("Leaf", ca=False).certificate.public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize("good", [SMALL, ORDINARY], ids=["small", "ordinary"])
+def test_a_negative_serial_number(good: bytes) -> None:
+    """No revocation list can be asked about one; the library would refuse the question."""
+    parse_certificate(good)
+    at = good.index(b"\xa0\x03\x02\x01\x02\x02") + 7  # first byte of the number
+    broken = good[:at] + bytes([0x81]) + good[at + 1 :]
+    for parse, data in ((parse_certificate, broken), (parse_certificates, _pem(broken))):
+        with pytest.raises(MalformedError, match="negative"):
+            parse(data)
+
+
+def _longer(der: bytes, *, by: int) -> bytes:
+    """`der` with the lengths of the certificate and of its signed part, 2 bytes each, adjusted."""
+    outer, inner = (int.from_bytes(der[at : at + 2], "big") + by for at in (2, 6))
+    return der[:2] + outer.to_bytes(2, "big") + der[4:6] + inner.to_bytes(2, "big") + der[8:]
+
+
+def _pem(der: bytes) -> bytes:
+    text = base64.encodebytes(der)
+    return b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"

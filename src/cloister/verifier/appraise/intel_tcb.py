@@ -262,7 +262,7 @@ class _Judge:
             return
         revoked = crl.get_revoked_certificate_by_serial_number(serial_number(chain.leaf))
         above = (
-            root_crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+            root_crl.get_revoked_certificate_by_serial_number(serial_number(certificate))
             for certificate in chain.certificates[1:-1]
         )
         listed = revoked is not None or any(entry is not None for entry in above)

@@ -43,6 +43,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
+from cloister.endorsements.certificates import serial_number
 from cloister.endorsements.intel import (
     SIGNATURE_BYTES,
     Collateral,
@@ -242,7 +243,7 @@ def _ca_fault(
             code="bad_chain",
             refused=f"The {what} is {name_of(chain.leaf)!r}, which Intel has for other uses.",
         )
-    if root_crl.get_revoked_certificate_by_serial_number(chain.leaf.serial_number) is not None:
+    if root_crl.get_revoked_certificate_by_serial_number(serial_number(chain.leaf)) is not None:
         return _Fault(code="revoked", refused=f"The certificate of the {what} was revoked.")
     return None
 

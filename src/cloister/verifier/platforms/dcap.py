@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from cryptography import x509
 
+from cloister.endorsements.certificates import serial_number
 from cloister.endorsements.intel import Collateral, parse_collateral
 from cloister.endorsements.roots import Roots, fingerprints
 from cloister.errors import MalformedError
@@ -352,6 +353,6 @@ def _facts(quote: Quote, pck: PckReading, judgement: TcbJudgement | None) -> Jso
             "pceid": pck.extensions.pceid.hex(),
             "fmspc": pck.extensions.fmspc.hex(),
             "not_before": pck.chain.leaf.not_valid_before_utc.isoformat(),
-            "serial": f"{pck.chain.leaf.serial_number:x}",
+            "serial": f"{serial_number(pck.chain.leaf):x}",
         }
     return facts if judgement is None else facts | judgement.facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -398,6 +399,30 @@ class TestChain:
         chain = PLATFORM.chain.replace(b"MII", b"MIJ", 1)
         found = verified("tdx", reassembled(quoted("tdx"), certificates=(PCK_CHAIN, chain)))
         assert (found.reason, found.failed()) == ("bad_chain", {"pck_chain"})
+
+    @pytest.mark.parametrize("number", [b"\x00", b"\x81\x01"], ids=["zero", "below"])
+    def test_a_serial_number_that_no_list_can_name(self, number: bytes) -> None:
+        """Neither an exception nor a warning gets out, whatever an unsigned certificate says."""
+        assert verified("tdx", quoted("tdx")).affirmed
+        (leaf,) = der(PLATFORM.certificate)
+        own = PLATFORM.certificate.serial_number
+        size = own.bit_length() // 8 + 1
+        before = b"\x02" + bytes([size]) + own.to_bytes(size, "big")
+        after = b"\x02" + bytes([len(number)]) + number
+        assert leaf.count(before) == 1
+        change = len(after) - len(before)
+        outer, inner = (int.from_bytes(leaf[at : at + 2], "big") + change for at in (2, 6))
+        altered = leaf.replace(before, after)
+        altered = b"".join(
+            (leaf[:2], outer.to_bytes(2, "big"), leaf[4:6], inner.to_bytes(2, "big"), altered[8:])
+        )
+        text = base64.encodebytes(altered)
+        chain = b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
+        chain += pem(INTEL.cas["platform"], INTEL.root)
+        found = verified("tdx", reassembled(quoted("tdx"), certificates=(PCK_CHAIN, chain)))
+        assert "pck_chain" in found.failed()
+        assert found.reason == "bad_chain"
+        assert found.outcome.bound is None
 
     def test_expired(self) -> None:
         platform = INTEL.platform(not_after=NOW + timedelta(days=1))
