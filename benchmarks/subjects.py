@@ -15,6 +15,7 @@ from typing import Any, Final
 from benchmarks.primitives import Signature
 from cloister.cli.cases.folder import CaseFiles, read_case
 from cloister.cli.cases.verdict import reader_of
+from cloister.endorsements import authorities
 from cloister.endorsements.intel import parse_collateral
 from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.roots import Roots
@@ -74,6 +75,7 @@ class Subject:
     def cold(self) -> AttestationResult:
         """Verify as for the first time: nothing about CAs, collateral or manifests is known."""
         chain._issued_a_ca.cache_clear()
+        authorities._remembered.cache_clear()
         return self._run(self.evidence)
 
     def _run(self, evidence: object) -> AttestationResult:

@@ -2,13 +2,13 @@
 
 Evidence recorded on hardware is used where it is at hand, simulated evidence elsewhere. “Verify” is
 a verification after the first: Intel's collateral and NVIDIA's manifests were authenticated before
-and are handed in as such, and signatures of CAs on CAs are remembered, as in a client that asks
-many workers. “Cold” is the first: collateral and manifests are bytes, and no CA's signature is
-remembered. “Signatures” is what cannot be avoided when warm: as many signatures of
-the same kinds, checked by the cryptography package with keys that are loaded already, and nothing
-else: no parsing, no hashing of logs, no policy. “dcap-qvl” is `dcap_qvl.verify`, a verifier of
-Intel's quotes written in Rust, on the same quote and collateral (decoded before); it checks the
-collateral's signatures at each call.
+and are handed in as such; CAs' certificates, and signatures on them, are remembered, as in a client
+that asks many workers. “Cold” is the first: collateral and manifests are bytes, and no CA is
+remembered. “Signatures” is what cannot be avoided when warm: as many signatures of the same kinds,
+checked by the cryptography package with keys that are loaded already, and nothing else: no parsing,
+no hashing of logs, no policy. “dcap-qvl” is `dcap_qvl.verify`, a verifier of Intel's quotes written
+in Rust, on the same quote and collateral (decoded before); it checks the collateral's signatures at
+each call.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
+from cloister.endorsements.authorities import parse_authority
 from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import MalformedError
 from cloister.evidence.nvgpu import DIGEST_BYTES, MAX_CERTIFICATES
@@ -42,7 +43,7 @@ def parse_chain(certificates: Iterable[bytes]) -> tuple[x509.Certificate, ...]:
     chain = tuple(certificates)
     if not 0 < len(chain) <= MAX_CERTIFICATES:
         raise MalformedError("the device's evidence brings no chain, or a very long one")
-    return tuple(parse_certificate(certificate) for certificate in chain)
+    return (*map(parse_certificate, chain[:1]), *map(parse_authority, chain[1:]))
 
 
 def device_model(leaf: x509.Certificate) -> str:

@@ -105,7 +105,9 @@ def authenticate_chain(
     a certificate for whose issuer there is no list is a fault; otherwise only those lists that
     are given are looked at.
     """
-    pool = list(dict.fromkeys(candidates))[:MAX_CANDIDATES]
+    pool = list(candidates)
+    if len(pool) > MAX_CANDIDATES:  # few do no harm twice, and hashing them takes its time
+        pool = list(dict.fromkeys(pool))[:MAX_CANDIDATES]
     path, anchor = _path(leaf, pool, anchors, frozenset(understood))
     if anchor is None:
         sentence = f"The certificate {name_of(leaf)!r} leads to no root that is pinned."
@@ -183,6 +185,8 @@ def _may_sign(certificate: x509.Certificate, *, below: int) -> bool:
     """RFC 5280 section 6.1.4, steps k to n, for a CA with `below` CAs under it in the path."""
     constraints = usage = None
     for extension in certificate.extensions:
+        if extension.oid not in _UNDERSTOOD:  # asking a class of theirs takes ten times as long
+            continue
         if isinstance(extension.value, x509.BasicConstraints):
             constraints = extension.value
         elif isinstance(extension.value, x509.KeyUsage):

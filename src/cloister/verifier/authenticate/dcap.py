@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
+from cloister.endorsements.authorities import parse_authority
 from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.intel import PckExtensions, parse_pck_extensions
 from cloister.endorsements.roots import Roots, Vendor, name_of
@@ -122,7 +123,8 @@ def read_pck(
         sentence = f"The quote brings no certificate of its platform's key, but {kind} only."
         return PckReading(chain=None, extensions=None, fault=("endorsements_missing", sentence))
     try:
-        leaf, *others = map(parse_certificate, given)
+        leaf = parse_certificate(given[0])
+        others = tuple(map(parse_authority, given[1:]))
     except MalformedError as error:
         return PckReading(
             chain=None, extensions=None, fault=(ChainFault.BAD_CHAIN, f"Refused: {error}.")

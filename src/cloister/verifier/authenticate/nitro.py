@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
+from cloister.endorsements.authorities import parse_authority
 from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.roots import Roots, Vendor
 from cloister.errors import MalformedError
@@ -52,7 +53,7 @@ def authenticate_nitro(
     """Check `CLAIMS`: the key in the leaf certificate signed, and AWS vouches for it at `at`."""
     try:
         leaf = parse_certificate(document.certificate)
-        bundle = [parse_certificate(certificate) for certificate in document.cabundle]
+        bundle = [parse_authority(certificate) for certificate in document.cabundle]
     except MalformedError as error:
         ledger.refuse(CHAIN, error.code, f"The document's certificates do not decode: {error}.")
         return Authentication(document=None, chain=None)
