@@ -1,10 +1,11 @@
 """GPUs of a worker: genuine, in confidential mode, and asked by this very worker.
 
-A GPU's evidence answers a nonce. Here that is `gpu_nonce` of the receipt key that the keyset
-lists, so evidence of a genuine GPU in another machine, spliced in, answers another
-nonce; and the claims document, which the keyset's subject binds, lists the digest of all GPU
-evidence, so none can be left out or swapped for an older one of the same worker's. Neither
-shows that the GPU is plugged into this worker's machine, and the result says so.
+A GPU's evidence answers a nonce. Here that is `gpu_nonce` of the one receipt key that the keyset
+lists (with several, GPUs could answer for one while another signs receipts), so evidence of a
+genuine GPU in another machine, spliced in, answers another nonce; and the claims document, which
+the keyset's subject binds, lists the digest of all GPU evidence, so none can be left out or swapped
+for an older one of the same worker's. Neither shows that the GPU is plugged into this worker's
+machine, and the result says so.
 """
 
 from __future__ import annotations
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from cloister.verifier.platforms.nvgpu import GpuEvidence
 
 BOUND: Final = "nvgpu.bound"
-
-_NONCE: Final = slice(4, 36)
-"""Where the request in front of a report carries its nonce. Looked at before anything is
-authenticated, only to choose among a keyset's receipt keys; the signed one is compared."""
 
 
 def has_gpus(
@@ -79,7 +76,7 @@ def verify_gpus(
         policy=policy,
         roots=roots,
         at=at,
-        expected=Expected(values={"nonce": _expected_nonce(devices, keyset)}),
+        expected=Expected(values={"nonce": _expected_nonce(keyset)}),
         ledger=ledger,
     )
 
@@ -119,11 +116,10 @@ def _bound(devices: tuple[GpuDevice, ...], document: ClaimsDocument, ledger: Led
     )
 
 
-def _expected_nonce(devices: Sequence[GpuDevice], keyset: Keyset | None) -> bytes:
-    """This worker's nonce. Without a receipt key there is none, and nothing equals it."""
-    nonces = tuple(map(gpu_nonce, () if keyset is None else _receipt_keys(keyset)))
-    asked = {device.report[_NONCE] for device in devices}
-    return next((nonce for nonce in nonces if nonce in asked), nonces[0] if nonces else b"")
+def _expected_nonce(keyset: Keyset | None) -> bytes:
+    """This worker's nonce. Without a receipt key, or with several, there is none that equals it."""
+    keys = () if keyset is None else _receipt_keys(keyset)
+    return gpu_nonce(keys[0]) if len(keys) == 1 else b""
 
 
 def _receipt_keys(keyset: Keyset) -> tuple[bytes, ...]:

@@ -107,6 +107,31 @@ def test_a_worker_that_names_somebody_elses_gpus() -> None:
     }
 
 
+def test_a_worker_that_lists_somebody_elses_receipt_key_too() -> None:
+    """The other's GPUs answered for a key of which this worker only knows the public half."""
+    other = SimulatedHardware.make("snp", now=NOW).with_gpus(NVIDIA, ONE, TWO)
+    document = dataclasses.replace(
+        WORKER.worker.claims_document,
+        gpu_evidence_sha256=other.worker.claims_document.gpu_evidence_sha256,
+    )
+    own, theirs = WORKER.worker.keyset, other.worker.keyset.receipt_signing_keys[0]
+    assert verify(WORKER).verdict is Finding.AFFIRMING
+    for keys in (
+        (*own.receipt_signing_keys, dataclasses.replace(theirs, key_id="another")),
+        (dataclasses.replace(theirs, key_id="another"), *own.receipt_signing_keys),
+    ):
+        keyset = dataclasses.replace(own, subject=document.subject, receipt_signing_keys=keys)
+        liar = dataclasses.replace(
+            WORKER,
+            worker=dataclasses.replace(WORKER.worker, claims_document=document, keyset=keyset),
+            more_evidence=other.more_evidence,
+        )
+        assert refused(verify(liar)) == {
+            ("gpu0", "expected.nonce", "nonce_mismatch"),
+            ("gpu1", "expected.nonce", "nonce_mismatch"),
+        }
+
+
 def test_a_gpu_left_out() -> None:
     report = with_items(WORKER.attestation_report(NONCE), gpu1=None)
     assert refused(verify(WORKER, report)) == {("gpus", "nvgpu.bound", "gpu_unbound")}
