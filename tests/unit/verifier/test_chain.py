@@ -164,6 +164,7 @@ def test_a_heap_of_namesakes_is_cut_off() -> None:
     heap = [issue("Middle", ROOT) for _ in range(MAX_CANDIDATES)]
     assert chain(LEAF, *heap[1:], MIDDLE).holds
     assert not chain(LEAF, *heap, MIDDLE).holds
+    assert chain(LEAF, *[heap[0]] * MAX_CANDIDATES, MIDDLE).holds
 
 
 @pytest.mark.parametrize("old", ["leaf", "middle", "root"])
