@@ -94,7 +94,7 @@ def parse_crl(data: bytes) -> x509.CertificateRevocationList:
     load = x509.load_pem_x509_crl if _PEM in data else x509.load_der_x509_crl
     try:
         crl = load(data)
-        _check_last_bits(crl)
+        _check_last_bits(crl.signature, crl.public_bytes(Encoding.DER))
         _ = crl.issuer, crl.extensions, crl.last_update_utc, crl.next_update_utc
     except _WRONG:
         raise MalformedError("a revocation list does not decode") from None
@@ -110,6 +110,7 @@ def _decoded(certificate: x509.Certificate, der: bytes) -> x509.Certificate:
     if _LONG_NAME.search(der):
         _quietly(lambda: (certificate.subject, certificate.issuer))
     _ = certificate.subject, certificate.issuer, certificate.extensions
+    _check_last_bits(certificate.signature, der)
     # A year 0, which DER can hold and `datetime` cannot.
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not _has_positive_serial(der) and serial_number(certificate) < 0:
@@ -117,19 +118,17 @@ def _decoded(certificate: x509.Certificate, der: bytes) -> x509.Certificate:
     return certificate
 
 
-def _check_last_bits(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
-    """The DER of `signed`, whose signature is made of whole bytes.
+def _check_last_bits(signature: bytes, der: bytes) -> None:
+    """Refuse a signature, at the end of `der`, that is not made of whole bytes.
 
-    The library passes over a number of unused bits before the signature, which nobody signs: one
+    The library passes over the number of unused bits before a signature, which nobody signs: one
     certificate would have as many digests as its signature ends in zero bits.
 
     Raises:
         ValueError: some of its bits are marked as unused.
     """
-    der = signed.public_bytes(Encoding.DER)
-    if der[-len(signed.signature) - 1]:
+    if der[-len(signature) - 1]:
         raise ValueError("a signature has unused bits")
-    return der
 
 
 def _has_positive_serial(data: bytes) -> bool:

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cloister.endorsements.certificates import parse_certificate, parse_certificates, parse_crl
 from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.roots import (
     MAX_ROOTS,
@@ -20,9 +21,16 @@ from cloister.endorsements.roots import (
     fingerprints,
     name_of,
 )
-from cloister.errors import ConfigurationError
+from cloister.errors import ConfigurationError, MalformedError
 from cloister.testing.simulated_tpm import SimulatedEnrolmentCa
-from support.certificates import P256_ORDER, P384_ORDER, issue, respelled
+from support.certificates import (
+    P256_ORDER,
+    P384_ORDER,
+    issue,
+    key_usage,
+    respelled,
+    revocation_list,
+)
 
 CA = SimulatedEnrolmentCa(now=datetime(2026, 11, 3, tzinfo=UTC))
 
@@ -96,3 +104,32 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as raised:
         Roots.load(tmp_path / "missing.pem")
     assert raised.value.code == "roots.unreadable"
+
+
+def test_a_signature_with_unused_bits_is_another_spelling_and_refused() -> None:
+    """The library reads past their number, which no signature covers."""
+    root = issue("Root")
+    leaves = (issue("Leaf", root, ca=False).certificate for _ in range(200))
+    leaf = next(one for one in leaves if not one.signature[-1] & 1)
+    der = leaf.public_bytes(Encoding.DER)
+    at = len(der) - len(leaf.signature) - 1
+    other = der[:at] + b"\x01" + der[at + 1 :]
+    assert parse_certificates(der) == (leaf,)
+    x509.load_der_x509_certificate(other).verify_directly_issued_by(root.certificate)
+    pem = x509.load_der_x509_certificate(other).public_bytes(Encoding.PEM)
+    for spelling in (other, pem):
+        with pytest.raises(MalformedError):
+            parse_certificates(spelling)
+    with pytest.raises(MalformedError):
+        parse_certificate(other)
+
+
+def test_a_revocation_list_with_unused_bits() -> None:
+    root = issue("Root", usage=key_usage(certificates=True))
+    lists = (revocation_list(root) for _ in range(200))
+    crl = next(one for one in lists if not one.signature[-1] & 1)
+    der = crl.public_bytes(Encoding.DER)
+    at = len(der) - len(crl.signature) - 1
+    assert parse_crl(der) == crl
+    with pytest.raises(MalformedError):
+        parse_crl(der[:at] + b"\x01" + der[at + 1 :])
