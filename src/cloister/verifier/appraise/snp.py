@@ -6,7 +6,7 @@ Steps, each with one claim unless the policy leaves it unchecked:
 2. ``snp.migration``: no migration agent may take the guest elsewhere.
 3. ``snp.vmpl``: the report was asked for from an accepted privilege level.
 4. ``snp.tcb_order``: what the report says of the firmware's versions fits together.
-5. ``snp.minimum_tcb``: no part of the TCB is older than the policy accepts.
+5. ``snp.minimum_tcb``: no part of the TCB, at launch and now, is older than the policy accepts.
 6. ``snp.allowed_chip``: the chip is one of those that the policy names.
 7. ``snp.denied``: no certificate is denied by the policy.
 
@@ -165,12 +165,16 @@ def _tcb_order(attestation: SnpAttestation, ledger: Ledger) -> None:
 
 
 def _minimum_tcb(attestation: SnpAttestation, minimums: MinimumTcb, ledger: Ledger) -> None:
-    """Step 5: reported, committed and certified TCB. A product without minimum is refused."""
+    """Step 5: reported, committed, certified and launch TCB. A product without minimum is refused.
+
+    The one at launch counts because firmware may be updated under a running guest: what an older
+    one let a host do to the guest when it was launched, no update undoes.
+    """
     report, product = attestation.report, attestation.product
     if product is None:
         return
     minimum = minimums.get(product)
-    tcbs = [report.reported_tcb, report.committed_tcb]
+    tcbs = [report.reported_tcb, report.committed_tcb, report.launch_tcb]
     if attestation.key is not None:
         tcbs.append(attestation.key.tcb)
     below = (

@@ -631,6 +631,15 @@ def test_the_committed_and_the_certified_tcb_count_too() -> None:
     )
 
 
+def test_the_tcb_at_launch_counts_too() -> None:
+    """Firmware may be updated under a guest, which stays what an older one made of it."""
+    policy = dataclasses.replace(POLICY, snp_minimum_tcb={"milan": {"microcode": 219}})
+    older = bytes([4, 0, 0, 0, 0, 0, 24, 218])
+    altered = with_fields(launch_tcb=older)
+    check(altered, {"snp.minimum_tcb": "tcb_below_minimum"}, policy=policy)
+    assert codes(result(altered)) == {}
+
+
 def test_the_reported_tcb_counts_without_a_certificate() -> None:
     policy = dataclasses.replace(CAPTURED, snp_minimum_tcb={"milan": {"microcode": 219}})
     older = bytes([4, 0, 0, 0, 0, 0, 24, 218])
