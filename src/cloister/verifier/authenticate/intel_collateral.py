@@ -9,7 +9,7 @@ order, each with the prefix of the platform (``tdx.`` or ``sgx.``):
    certificate, issued by a pinned root of Intel itself and not revoked by its list.
 3. ``tcb_info_sig`` and ``qe_identity_sig``: they signed exactly these texts (ECDSA, P-256,
    SHA-256).
-4. ``root_crl_sig``: a pinned root signed its revocation list.
+4. ``root_crl_sig``: the one pinned root that all of them lead to signed its revocation list.
 5. ``pck_crl_sig``: the list of PCK certificates is signed by a PCK CA which chains to a
    pinned root and is not revoked.
 6. ``collateral_time``: all of it is current at the time of verification.
@@ -53,7 +53,7 @@ from cloister.endorsements.intel import (
 from cloister.endorsements.roots import Anchor, Roots, Vendor, name_of
 from cloister.errors import MalformedError
 from cloister.verifier.authenticated import Authenticated, _grant
-from cloister.verifier.chain import Chain, authenticate_chain, signed_crl
+from cloister.verifier.chain import Chain, authenticate_chain, same_key, signed_crl
 from cloister.verifier.ledger import FAIL, PASS, Ledger
 
 FORMAT: Final = "collateral_format"
@@ -158,7 +158,7 @@ def check_signatures(collateral: Collateral, *, roots: Roots) -> SignedCollatera
         _signature(
             QE_IDENTITY_SIG, qe_chain.leaf, collateral.qe_identity_signature, collateral.qe_identity
         ),
-        _root_crl(parsed, roots),
+        _root_crl(parsed, roots, (tcb_chain, qe_chain, crl_chain)),
         _pck_crl(crl_chain, parsed),
     )
     windows = tuple(_windows(parsed, (tcb_chain, qe_chain, crl_chain)))
@@ -278,17 +278,22 @@ def _signed(signer: x509.Certificate, signature: bytes, text: bytes) -> bool:
     return True
 
 
-def _root_crl(collateral: IntelCollateral, roots: Roots) -> _Finding:
+def _root_crl(collateral: IntelCollateral, roots: Roots, chains: Sequence[Chain]) -> _Finding:
+    """Where several roots are pinned, the list of one says nothing of what another issued."""
     crl = collateral.root_crl
+    used = [chain.anchor.certificate for chain in chains if chain.anchor is not None]
     anchors = (
         anchor
         for anchor in roots.vendor(Vendor.INTEL)
-        if crl.issuer == anchor.certificate.subject and signed_crl(crl, anchor.certificate)
+        if all(same_key(anchor.certificate, root) for root in used)
+        and crl.issuer == anchor.certificate.subject
+        and signed_crl(crl, anchor.certificate)
     )
     anchor = next(anchors, None)
     fault = _Fault(
         code="crl_signature",
-        refused="No pinned root of Intel's signed the root's revocation list.",
+        refused="No one pinned root of Intel's issued the signers' certificates and signed the"
+        " root's revocation list.",
     )
     return _Finding(
         name=ROOT_CRL_SIG,

@@ -273,6 +273,29 @@ def test_nothing_is_trusted_but_what_is_pinned_for_intel() -> None:
         }
 
 
+def test_all_of_it_leads_to_one_root() -> None:
+    """Of several that are pinned, the list of one says nothing of what another issued."""
+    both = INTEL.roots.merged(OTHER.roots)
+    for own in (INTEL, OTHER):
+        authentic, made = claims(own.collateral(), roots=both)
+        assert (authentic, broken(made)) == (True, {})
+    foreign = OTHER.collateral()
+    for altered in (
+        dataclasses.replace(GOOD, root_ca_crl=foreign.root_ca_crl),
+        dataclasses.replace(
+            GOOD, pck_crl=foreign.pck_crl, pck_crl_issuer_chain=foreign.pck_crl_issuer_chain
+        ),
+        dataclasses.replace(
+            GOOD,
+            qe_identity=foreign.qe_identity,
+            qe_identity_signature=foreign.qe_identity_signature,
+            qe_identity_issuer_chain=foreign.qe_identity_issuer_chain,
+        ),
+    ):
+        authentic, made = claims(altered, roots=both)
+        assert (authentic, broken(made)) == (False, {"root_crl_sig": ("crl_signature", "fail")})
+
+
 def test_what_does_not_decode_is_a_claim() -> None:
     affirm_good()
     authentic, made = claims(dataclasses.replace(GOOD, tcb_info=b"{}"))
