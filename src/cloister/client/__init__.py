@@ -3,6 +3,7 @@
 Transports for ``httpx`` are in `cloister.client.httpx_transport`, since that library is an extra.
 """
 
+from cloister.client import completion
 from cloister.client.connect import (
     Options,
     aconnect,
@@ -40,6 +41,7 @@ __all__ = [
     "SealedTruncatedError",
     "Trust",
     "aconnect",
+    "completion",
     "connect",
     "connection_of",
     "last_receipt",

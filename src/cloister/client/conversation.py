@@ -46,7 +46,7 @@ class Conversation:
         Raises EngineError for an error the worker answers, MalformedError for nonsense.
         """
         response = self._connection.http.get(MODELS_PATH, headers=self._headers)
-        _check(response)
+        check_answer(response)
         try:
             return tuple(str(model["id"]) for model in response.json()["data"])
         except (ValueError, KeyError, TypeError):
@@ -72,7 +72,7 @@ class Conversation:
         ) as response:
             if response.status_code != 200:
                 response.read()
-                _check(response)
+                check_answer(response)
             for event in _events(response):
                 text = _text(event)
                 if text:
@@ -108,7 +108,8 @@ def _text(event: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _check(response: httpx2.Response) -> None:
+def check_answer(response: httpx2.Response) -> None:
+    """EngineError with the worker's own words, unless `response` (read whole) is a 200."""
     if response.status_code == 200:
         return
     try:

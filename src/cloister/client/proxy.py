@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 FORWARDED = ("/v1/{path:path}", "/v2/models/{path:path}", "/generate", "/health")
-"""What is under OpenAI's root; and those of servers that Cloister replaces, to which a worker answers
-404 unless its operator has switched them on."""
+"""What is under OpenAI's root; and paths of servers that Cloister replaces, to which a worker
+answers 404 unless its operator has switched them on."""
 Encode = Callable[["AttestationResult", bytes | None], object]
 
 # Of the browser, or of other programs on this machine's loopback; nothing the worker needs.
