@@ -25,6 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "proxy": ("cloister.cli.proxy", "A local OpenAI endpoint that checks and seals."),
     "serve": ("cloister.cli.serve", "Serve a model from a sealed worker."),
     "measure": ("cloister.cli.measure", "Compute reference values ahead of time."),
+    "model": ("cloister.cli.model", "Prepare a model: check its files and record their digests."),
+    "quantize": ("cloister.cli.quantize", "Make smaller copies of a GGUF model."),
+    "bench": ("cloister.cli.bench", "Measure models, and what an endpoint delivers."),
     "doctor": ("cloister.cli.doctor", "Say what this machine can attest, and what it lacks."),
     "endorsements": (
         "cloister.cli.endorsements",
