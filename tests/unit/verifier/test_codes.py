@@ -51,6 +51,8 @@ CLI = (
 SECOND = ("refuse", "undecided", "warn", "_unchanged")
 """Functions whose second argument is a code."""
 THIRD = ("_reader",)
+MAKING = ("affirm", "check", "refuse", "undecided", "warn")
+"""Functions whose first argument is a claim's name."""
 FAULTS = ("fault",)
 """Keywords whose value is a code and a sentence."""
 
@@ -261,6 +263,26 @@ def claims() -> set[str]:
         *(*report.claim_names(policy), *worker.claims(policy), worker.MANIFEST),
         *(report_hardware.ITEMS, report.DEVICES),
     }
+
+
+def names_in_the_source() -> set[str]:
+    """Names in calls that make or promise a claim; those that are put together are not found."""
+    return {
+        value
+        for path, module in modules("verifier")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] in {*MAKING, "expect"}
+        for argument in node.args
+        for value in (resolved(argument, module) or ())
+        if re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", value)
+    }
+
+
+def test_no_claim_is_left_out_here() -> None:
+    found = names_in_the_source()
+    assert len(found) > 100
+    assert found - claims() == set()
 
 
 def fits(written: str, name: str) -> bool:
