@@ -46,7 +46,8 @@ def test_reference_values_of_the_demo_model(python: Path, tmp_path: Path) -> Non
 
 def test_engine_options_change_the_configuration_alone(python: Path) -> None:
     plain = reference_values.load_json(run("measure", "--python", python).encode())
-    for option in (["--parallel", "2"], ["--unsafe-without-sandbox"]):
+    options = (["--parallel", "2"], ["--unsafe-without-sandbox"], ["--compat", "cosmian,triton"])
+    for option in options:
         other = reference_values.load_json(run("measure", "--python", python, *option).encode())
         differing = set(plain.components) ^ set(other.components)
         assert {entry.kind for entry in differing} == {ComponentKind.CONFIGURATION}, option
