@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from cloister.errors import MalformedError
@@ -111,7 +112,7 @@ def _vendor_extensions(certificate: x509.Certificate) -> JsonObject:
 def _key_facts(certificate: x509.Certificate) -> str:
     try:
         key = certificate.public_key()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return "unreadable"
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA, {key.key_size} bits"

@@ -29,7 +29,7 @@ def inspect(
         code, found = _look(file.name, file.kind, file.data)
         codes.append(code)
         if as_json:
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            typer.echo(json.dumps(found))  # in ASCII, which no terminal obeys
         else:
             _print(found)
     raise typer.Exit(max(codes, default=CANNOT_DECIDE))
@@ -59,7 +59,8 @@ def _print(found: JsonObject) -> None:
     if "error" in found:
         console.print(Text(f"  {plain(str(found['error']))}", style="red"))
     for line in _lines(found.get("decoded"), indent=1):
-        console.print(Text(plain(line)), soft_wrap=True)
+        # A value of several lines must not look like values of the next ones.
+        console.print(Text(plain(line).replace("\n", "�")), soft_wrap=True)
 
 
 def _lines(value: Json, *, indent: int) -> list[str]:

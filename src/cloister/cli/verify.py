@@ -224,7 +224,7 @@ def _print(
     if sign_key is not None:
         typer.echo(_signed(encode(result, nonce), sign_key))
     elif as_json:
-        typer.echo(json.dumps(encode(result, nonce), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(encode(result, nonce), indent=2))  # ASCII: no terminal obeys it
     else:
         from rich.console import Console
 

@@ -119,7 +119,7 @@ def verify_cases(
         except ConfigurationError as error:
             line = _unreadable(folder, error)
             worst.append(USAGE)
-        typer.echo(json.dumps(line, ensure_ascii=False))
+        typer.echo(json.dumps(line))  # in ASCII, which no terminal obeys
     return next(code for code in (USAGE, REFUSED, CANNOT_DECIDE, AFFIRMED) if code in worst)
 
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from cloister.endorsements.certificates import parse_certificate
+from cloister.endorsements.certificates import parse_certificate, parse_certificates
 from cloister.errors import MalformedError
 from cloister.evidence.tpm import (
     Curve,
@@ -107,8 +107,8 @@ def parse_ak_certificate(data: bytes) -> x509.Certificate:
         raise _malformed(f"certificate has {len(data)} bytes")
     if data.startswith(b"-----BEGIN"):
         try:
-            data = x509.load_pem_x509_certificate(data).public_bytes(Encoding.DER)
-        except (ValueError, TypeError):
+            data = parse_certificates(data)[0].public_bytes(Encoding.DER)
+        except MalformedError:
             raise _malformed("certificate is no PEM") from None
     certificate, padding = _split(data)
     if padding.strip(b"\0") and padding.strip(b"\xff"):

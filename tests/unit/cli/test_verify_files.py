@@ -375,12 +375,49 @@ def test_inspect_a_report_looks_into_its_evidence(run: Run, tmp_path: Path) -> N
 
 def test_inspect_prints_nothing_that_a_terminal_obeys(run: Run, tmp_path: Path) -> None:
     nitro = NITRO.payload()
-    nitro["module_id"] = "i-\x1b[31mred"
+    nitro["module_id"] = "i-\x1b[31m\x9b31mred\npcrs: as you expect"
     path = tmp_path / "document"
     path.write_bytes(NITRO.sign(nitro))
     code, out, _ = run("inspect", path)
-    assert code in {0, 1}
-    assert "\x1b" not in out
+    assert code == 0
+    assert "red" in out
+    assert not set("\x1b\x9b") & set(out)
+    assert not any(line.startswith("pcrs") for line in out.splitlines())
+    code, out, _ = run("inspect", "--json", path)
+    assert code == 0
+    assert json.loads(out)["decoded"]["module_id"] == nitro["module_id"]
+    assert out.isascii()
+
+
+@pytest.mark.usefixtures("pinned")
+def test_results_for_programs_are_not_obeyed_by_a_terminal(
+    run: Run, tmp_path: Path, lenient: Path
+) -> None:
+    name = "nitro/\x9b31mmine"
+    folder = made_case(tmp_path / "case", case=name)
+    code, out, _ = run("verify", "--case", folder, "--policy", lenient)
+    assert code == 0
+    assert json.loads(out)["case"] == name
+    assert out.isascii()
+    nitro = NITRO.payload()
+    nitro["module_id"] = "i-\x9b31mred"
+    path = tmp_path / "document"
+    path.write_bytes(NITRO.sign(nitro))
+    code, out, _ = run("verify", path, "--at", AT, "--development", "--json")
+    assert code == 0
+    assert out.isascii()
+
+
+def test_inspect_a_certificate_with_a_key_of_no_known_kind(run: Run, tmp_path: Path) -> None:
+    known = bytes.fromhex("06072a8648ce3d0201")  # id-ecPublicKey
+    path = tmp_path / "root.der"
+    for kind, shown in ((known, "ECDSA"), (known[:-1] + b"\x7d", "unreadable")):
+        path.write_bytes(
+            NITRO.roots.anchors[0].certificate.public_bytes(Encoding.DER).replace(known, kind)
+        )
+        code, out, _ = run("inspect", path)
+        assert code == 0
+        assert shown in out
 
 
 class TestRecorded:

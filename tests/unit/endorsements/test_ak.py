@@ -29,6 +29,7 @@ from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.roots import Vendor
 from cloister.errors import MalformedError
 from cloister.evidence.tpm import ObjectAttribute, attest_kind, sized
+from cloister.testing.simulated_snp import SimulatedAmd
 from cloister.testing.simulated_vtpm import SimulatedAkVendor, SimulatedVtpm, simulated_rsa_key
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -44,6 +45,14 @@ def test_a_certificate_with_the_rest_of_its_nv_memory(padding: bytes) -> None:
     certificate = parse_ak_certificate(CERTIFICATE + padding)
     assert certificate.public_bytes(Encoding.DER) == CERTIFICATE
     assert same_key(certified_key(certificate), RSA.key.public_key())
+
+
+def test_a_certificate_in_pem_that_the_library_would_warn_of() -> None:
+    """AMD's have the serial number 0; warnings are errors here."""
+    amd = SimulatedAmd(now=datetime(2026, 3, 1, tzinfo=UTC))
+    certificate = parse_certificate(amd.evidence().certificates[0])
+    found = parse_ak_certificate(certificate.public_bytes(Encoding.PEM))
+    assert found == certificate
 
 
 def test_a_certificate_in_pem() -> None:
