@@ -24,7 +24,8 @@ from benchmarks.children import read_spec, say
 from benchmarks.ehbp_server import ENCAPSULATED_KEY, RESPONSE_NONCE, EhbpServer
 from benchmarks.stand_ins import bench_worker
 from benchmarks.worker_process import serve
-from cloister.engine.protocol import EngineRequest, EngineResponse, ModelInfo
+from cloister.engine.protocol import EngineRequest, EngineResponse, ModelInfo, Paths
+from cloister.engine.requests import METHODS
 from cloister.worker.generation import check_generation
 from cloister.worker.response import Receive, Scope, Send
 from cloister.worker.server import listen_tcp
@@ -61,6 +62,11 @@ class EchoEngine:
         self.model = ModelInfo(
             name=MODEL, sha256="0" * 64, path=None, context_length=0, quantisation="none"
         )
+
+    @property
+    def paths(self) -> Paths:
+        """All of them."""
+        return dict.fromkeys(METHODS)
 
     @property
     def alive(self) -> bool:

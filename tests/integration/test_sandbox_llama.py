@@ -138,7 +138,7 @@ async def test_a_whole_answer_is_the_one_the_engine_gives(request_: EngineReques
         assert ours == theirs
 
 
-@pytest.mark.parametrize("path", ["/slots", "/metrics", "/", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/slots", "/metrics", "/", "/v1/rerank"])
 async def test_the_engine_itself_keeps_other_endpoints_shut(path: str) -> None:
     """Beside the list of paths: straight to its socket, as only this process can."""
     async with running() as engine:
@@ -153,7 +153,7 @@ async def test_the_engine_itself_keeps_other_endpoints_shut(path: str) -> None:
 async def test_paths_and_fields_that_reach_further_are_refused() -> None:
     async with running() as engine:
         assert (await answer(engine, completion(max_tokens=1)))[0] == 200
-        for path in ("/slots", "/props", "/v1/embeddings", "/v1/models/../../slots", ""):
+        for path in ("/slots", "/props", "/v1/rerank", "/v1/responses", "/v1/models/../../slots", ""):
             with pytest.raises(EngineError) as caught:
                 await engine.send(EngineRequest(path=path))
             assert caught.value.code == PATH_REFUSED

@@ -18,20 +18,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cloister.engine import llama_child
+from cloister.engine import llama_child, llama_fields
 from cloister.engine.assemble import assemble
 from cloister.engine.confined import DESCRIPTORS, Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.models import sha256_descriptor
 from cloister.engine.protocol import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
     NOT_RUNNING,
     STOPPED,
+    TOKENIZE,
     TRUNCATED,
     EngineRequest,
     EngineResponse,
     ModelInfo,
+    Paths,
 )
-from cloister.engine.requests import decode_body, encode_body, method_of, refuse
+from cloister.engine.requests import NATIVE, decode_body, encode_body, method_of, refuse
 from cloister.errors import ConfigurationError, EngineError
 
 DEFAULT_CONTEXT: Final = 4_096
@@ -51,7 +55,8 @@ class LlamaSettings:
     `context` tokens per request (None: the model's own, at most 4096), `parallel` requests
     computed at a time, `connections` accepted at a time (more wait), `threads` (None: all
     cores but one, which is the worker's), `memory` limits the engine's address space in bytes
-    (0: no limit), `start_timeout` in seconds.
+    (0: no limit), `start_timeout` in seconds. With `embeddings` it also serves those: the mean
+    over the tokens, of inputs up to 512 tokens.
     """
 
     context: int | None = None
@@ -60,6 +65,7 @@ class LlamaSettings:
     threads: int | None = None
     memory: int = 0
     start_timeout: float = 300.0
+    embeddings: bool = True
 
     def __post_init__(self) -> None:
         sizes = (self.parallel, self.connections, self.context or 1, self.threads or 1)
@@ -80,9 +86,16 @@ class LlamaEngine:
     ) -> None:
         if model.path is None or model.sha256 is None:
             raise ConfigurationError("the embedded engine needs a model file", code="engine.model")
-        self._model = model
-        self._isolation = isolation
         self._settings = settings or LlamaSettings()
+        own = model.context_length or DEFAULT_CONTEXT
+        self.context = min(self._settings.context or min(own, DEFAULT_CONTEXT), own)
+        """Tokens of context for each request."""
+        self._model = replace(model, context_length=self.context)
+        self._paths: Paths = {
+            **llama_fields.PATHS,
+            **(llama_fields.EMBEDDING_PATHS if self._settings.embeddings else {}),
+        }
+        self._isolation = isolation
         self._cores = cores if cores is not None else len(os.sched_getaffinity(0))
         self._confined: Confined | None = None
         self._client: HttpClient | None = None
@@ -93,6 +106,11 @@ class LlamaEngine:
     def model(self) -> ModelInfo:
         """The model it serves; its digest is checked again at every start."""
         return self._model
+
+    @property
+    def paths(self) -> Paths:
+        """OpenAI's, and the tokeniser."""
+        return self._paths
 
     @property
     def alive(self) -> bool:
@@ -112,12 +130,6 @@ class LlamaEngine:
         """How many bytes the engine has written to its output, all of them dropped."""
         return self._confined.output_bytes if self._confined is not None else 0
 
-    @property
-    def context(self) -> int:
-        """Tokens of context for each request."""
-        own = self._model.context_length or DEFAULT_CONTEXT
-        return min(self._settings.context or min(own, DEFAULT_CONTEXT), own)
-
     def configuration(self) -> Mapping[str, object]:
         """What is measured. Thread count and timeouts change nothing but speed: not in here."""
         return {
@@ -128,6 +140,7 @@ class LlamaEngine:
             "parallel": self._settings.parallel,
             "connections": self._settings.connections,
             "prefix_cache": "off",
+            "embeddings": "mean" if self._settings.embeddings else "off",
             "isolation": dict(self._isolation.describe()),
         }
 
@@ -191,19 +204,20 @@ class LlamaEngine:
             "context": self.context,
             "parallel": self._settings.parallel,
             "connections": self._settings.connections,
+            "embeddings": self._settings.embeddings,
             "threads": self._settings.threads or max(1, self._cores - 1),
         }
         return replace(program, arguments=(json.dumps(settings),))
 
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
-        method = method_of(request.path)
-        body, whole = private_body(request.body) if method == "POST" else (b"", False)
+        method = method_of(request.path, self._paths)
+        body, whole = _native_body(request)
         client = self._client
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
         try:
-            response = await client.request(method, request.path, body)
+            response = await client.request(method, NATIVE.get(request.path, request.path), body)
             return await _whole(response) if whole and response.status == 200 else response
         except EngineError as error:
             if error.code == TRUNCATED:
@@ -252,6 +266,21 @@ async def _whole(response: EngineResponse) -> EngineResponse:
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
+
+
+def _native_body(request: EngineRequest) -> tuple[bytes, bool]:
+    """Return what the server gets, and whether its stream is to be made one whole answer."""
+    if request.path in (CHAT_COMPLETIONS, COMPLETIONS):
+        return private_body(request.body)
+    if not request.body:
+        return b"", False
+    decoded = decode_body(request.body)
+    if request.path == TOKENIZE:
+        decoded = {
+            "content": decoded.get("prompt"),
+            "add_special": decoded.get("add_special_tokens", True),
+        }
+    return encode_body(decoded), False
 
 
 def private_body(body: bytes) -> tuple[bytes, bool]:

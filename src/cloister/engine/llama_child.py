@@ -46,7 +46,6 @@ OVERRIDES: Final[dict[str, object]] = {
     "models_dir": "",
     "models_preset": "",
     "models_autoload": False,
-    "embedding": False,
     # nothing is fetched, printed or written
     "offline": True,
     "hf_token": "",
@@ -96,10 +95,19 @@ def parameters(library: Any, settings: dict[str, Any], socket_path: str) -> Any:
             "n_parallel": settings["parallel"],
             # A connection holds one of these threads until it closes, waiting ones too.
             "n_threads_http": settings["connections"],
+            "embedding": settings["embeddings"],
+            **_pooling(library, settings),
             "fit_params": False,  # sizes are given, never guessed from the machine
         },
     )
     return made
+
+
+def _pooling(library: Any, settings: dict[str, Any]) -> dict[str, object]:
+    """What makes one vector of those of the tokens: their mean, whatever the model."""
+    if not settings["embeddings"]:
+        return {}
+    return {"pooling_type": library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN}
 
 
 def serve(control: socket.socket, directory: str, settings: dict[str, Any]) -> None:

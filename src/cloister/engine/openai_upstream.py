@@ -19,13 +19,17 @@ from typing import Final
 
 from cloister.engine.http_unix import Address, HttpClient, LoopbackAddress, UnixAddress
 from cloister.engine.protocol import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    HEALTH,
     MODELS,
     NOT_RUNNING,
     EngineRequest,
     EngineResponse,
     ModelInfo,
+    Paths,
 )
-from cloister.engine.requests import decode_body, encode_body, method_of, refuse
+from cloister.engine.requests import METHODS, NATIVE, decode_body, encode_body, method_of, refuse
 from cloister.errors import ConfigurationError, EngineError
 
 _URL = re.compile(r"http://(\[[0-9a-fA-F:.]+\]|[0-9.]+):([0-9]{1,5})/?")
@@ -38,6 +42,8 @@ _MISSES: Final = 3  # failed looks in a row after which it counts as stopped
 
 #: Fields of vLLM's own that choose whose cached prefixes are used, or where they are sent.
 REFUSED_FIELDS: Final = frozenset({"cache_salt", "kv_transfer_params"})
+_ALWAYS: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, MODELS, HEALTH})
+_NAMED: Final = METHODS.keys() - _ALWAYS
 
 
 def parse_address(text: str) -> Address:
@@ -78,7 +84,8 @@ class UpstreamSettings:
 
     `name` is the model's name there. With `cache_salt` the server is a vLLM, whose prefix
     cache is divided by that field; without it the server must not reuse prefixes between
-    requests at all, which `prefix_cache_off` has the operator state (it is measured).
+    requests at all, which `prefix_cache_off` has the operator state (it is measured). `serves`
+    names the paths it answers besides chat and completions: embeddings, rerank, tokenize.
     `start_timeout` in seconds is how long `start` waits for it.
     """
 
@@ -89,6 +96,14 @@ class UpstreamSettings:
     prefix_cache_off: bool = False
     start_timeout: float = 600.0
     max_idle: int = 32
+    serves: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not self.serves <= _NAMED:
+            raise ConfigurationError(
+                f"an upstream may also serve {', '.join(sorted(_NAMED))}",
+                code="configuration.upstream_paths",
+            )
 
 
 class OpenAIUpstream:
@@ -126,6 +141,11 @@ class OpenAIUpstream:
         )
 
     @property
+    def paths(self) -> Paths:
+        """As the settings say. Which fields it reads, only the server itself knows."""
+        return dict.fromkeys(_ALWAYS | self._settings.serves)
+
+    @property
     def alive(self) -> bool:
         """Whether it was reached and its last looks were not all in vain."""
         return self._client is not None and self._watch is not None and not self._watch.done()
@@ -138,6 +158,7 @@ class OpenAIUpstream:
             "address": "unix" if unix else "loopback",
             "model": {"name": self._settings.name, "sha256": "unproven"},
             "prefix_cache": "salted" if self._settings.cache_salt else "off (as stated)",
+            "serves": sorted(self._settings.serves),
             "isolation": {"mode": "external (not proven)", "layers": []},
         }
 
@@ -186,12 +207,13 @@ class OpenAIUpstream:
 
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
-        method = method_of(request.path)
+        method = method_of(request.path, self.paths)
         body = self._body(request) if method == "POST" else b""
         client = self._client
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
-        return await client.request(method, request.path, body, host="localhost")
+        path = NATIVE.get(request.path, request.path)
+        return await client.request(method, path, body, host="localhost")
 
     def _body(self, request: EngineRequest) -> bytes:
         decoded = decode_body(request.body)

@@ -16,6 +16,9 @@ from typing import Final, Protocol
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+TOKENIZE: Final = "/v1/tokenize"
+RERANK: Final = "/v1/rerank"
 MODELS: Final = "/v1/models"
 HEALTH: Final = "/health"
 
@@ -102,12 +105,24 @@ class EngineResponse:
         await self.aclose()
 
 
+Paths = Mapping[str, frozenset[str] | None]
+"""Paths, each with the fields of a body that mean something there; None where any may."""
+
+
 class Engine(Protocol):
     """Something that computes tokens. Restarting is `start` again after it stopped."""
 
     @property
     def model(self) -> ModelInfo:
         """The model it serves."""
+
+    @property
+    def paths(self) -> Paths:
+        """The paths it serves, of those in `cloister.engine.requests.METHODS`.
+
+        A field that is not among a path's is one that this engine would ignore without a word;
+        with None it is handed whatever the caller sends, and answers for it itself.
+        """
 
     @property
     def alive(self) -> bool:

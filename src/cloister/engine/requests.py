@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
+    EMBEDDINGS,
     HEALTH,
     MODELS,
     PATH_REFUSED,
     REQUEST_REFUSED,
+    RERANK,
+    TOKENIZE,
 )
 from cloister.errors import EngineError
 
@@ -25,14 +28,21 @@ from cloister.errors import EngineError
 METHODS: Final[Mapping[str, str]] = {
     CHAT_COMPLETIONS: "POST",
     COMPLETIONS: "POST",
+    EMBEDDINGS: "POST",
+    RERANK: "POST",
+    TOKENIZE: "POST",
     MODELS: "GET",
     HEALTH: "GET",
 }
 
 
-def method_of(path: str) -> str:
-    """Return the method for `path`; EngineError (`PATH_REFUSED`) for any other path."""
-    method = METHODS.get(path)
+#: What engines call a path that is not OpenAI's: vLLM, SGLang and llama.cpp agree on this one.
+NATIVE: Final[Mapping[str, str]] = {TOKENIZE: "/tokenize"}
+
+
+def method_of(path: str, served: Collection[str] = METHODS.keys()) -> str:
+    """Return the method for `path`; EngineError (`PATH_REFUSED`) if it is not `served`."""
+    method = METHODS.get(path) if path in served else None
     if method is None:
         raise EngineError("the engine does not serve this path", code=PATH_REFUSED)
     return method

@@ -19,21 +19,28 @@ from typing import Any, Final
 
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
+    EMBEDDINGS,
     HEALTH,
     MODELS,
     NOT_RUNNING,
+    RERANK,
     STOPPED,
+    TOKENIZE,
     EngineRequest,
     EngineResponse,
     ModelInfo,
+    Paths,
 )
-from cloister.engine.requests import METHODS, method_of
+from cloister.engine.requests import METHODS, NATIVE, method_of
 from cloister.errors import EngineError
+from cloister.testing import fake_formats
+from cloister.testing.fake_formats import Said, ToolCall
 
 JSON: Final = "application/json"
 SSE: Final = "text/event-stream"
 _MAX_HEAD: Final = 16_384
 _MAX_BODY: Final = 64 << 20
+_TARGETS: Final = {native: path for path, native in NATIVE.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +51,9 @@ class Answer:
     after `delay` seconds. After `crash_after` tokens the engine dies, after `stall_after` it
     says nothing more. With `status` 400 or more the body repeats the prompt, as real engines
     do. `stamp` adds ``emitted_ns`` (the monotonic clock) to every event.
+
+    A chat's answer begins with `reasoning` and ends with `calls`; `finish` is the reason of its
+    end, by default what these say.
     """
 
     tokens: tuple[str, ...] = tuple(f" word{index}" for index in range(32))
@@ -53,6 +63,14 @@ class Answer:
     crash_after: int | None = None
     stall_after: int | None = None
     stamp: bool = False
+    reasoning: tuple[str, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    finish: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it ends."""
+        return self.finish or ("tool_calls" if self.calls else "stop")
 
     @staticmethod
     def text(text: str, **options: Any) -> Answer:
@@ -85,11 +103,13 @@ class FakeEngine:
 
     `requests` holds what arrived, `running` counts the answers in progress, `cancelled` those
     that were given up, `starts` how often it was started. `fail_starts` starts raise first.
+    `paths` are those it serves, with the fields it says that it reads.
     """
 
     script: Script = _plain
     model: ModelInfo = field(default_factory=_model_info)
     fail_starts: int = 0
+    paths: Paths = field(default_factory=lambda: dict.fromkeys(METHODS))
     requests: list[EngineRequest] = field(default_factory=list)
     starts: int = 0
     running: int = 0
@@ -133,7 +153,7 @@ class FakeEngine:
 
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Answer as the script says."""
-        method_of(request.path)
+        method_of(request.path, self.paths)
         stopped = self._stopped
         if stopped is None or stopped.is_set():
             raise EngineError("the engine is not running", code=NOT_RUNNING)
@@ -144,11 +164,14 @@ class FakeEngine:
         answer = self.script(request.path, body)
         if answer.status >= 400:
             return _whole(answer.status, _echoing_error(request.body))
+        listed = _list(self.model.name, request.path, body)
+        if listed is not None:
+            return _whole(200, json.dumps(listed).encode())
         chat = request.path == CHAT_COMPLETIONS
         if body.get("stream"):
             events = self._events(answer, body, chat=chat, stopped=stopped)
             return EngineResponse(status=200, content_type=SSE, chunks=events, close=events.aclose)
-        whole = self._document(answer, chat=chat, stopped=stopped)
+        whole = self._document(answer, body, chat=chat, stopped=stopped)
         return EngineResponse(status=200, content_type=JSON, chunks=whole, close=whole.aclose)
 
     async def _tokens(self, answer: Answer, stopped: asyncio.Event) -> AsyncGenerator[str]:
@@ -178,30 +201,52 @@ class FakeEngine:
     async def _events(
         self, answer: Answer, body: Mapping[str, Any], *, chat: bool, stopped: asyncio.Event
     ) -> AsyncGenerator[bytes]:
+        def event(token: str | None, **delta: object) -> bytes:
+            more = {"logprobs": _logprobs(token)} if token and body.get("logprobs") else {}
+            return _event(self.model.name, token, answer, chat=chat, delta=delta, more=more)
+
         with self._counted():
+            for thought in answer.reasoning:
+                yield event("", reasoning_content=thought)
             async with contextlib.aclosing(self._tokens(answer, stopped)) as tokens:
                 async for token in tokens:
-                    yield _event(self.model.name, token, chat=chat, stamp=answer.stamp)
-            yield _event(self.model.name, None, chat=chat, stamp=answer.stamp)
+                    yield event(token)
+            for delta in fake_formats.call_deltas(answer.calls):
+                yield event("", **delta)
+            yield event(None)
             if (body.get("stream_options") or {}).get("include_usage"):
                 yield _sse({**_shell(self.model.name, chat=chat, chunk=True), **_usage(answer)})
             yield b"data: [DONE]\n\n"
 
     async def _document(
-        self, answer: Answer, *, chat: bool, stopped: asyncio.Event
+        self, answer: Answer, body: Mapping[str, Any], *, chat: bool, stopped: asyncio.Event
     ) -> AsyncGenerator[bytes]:
         with self._counted():
             async with contextlib.aclosing(self._tokens(answer, stopped)) as tokens:
                 text = "".join([token async for token in tokens])
-            choice: dict[str, object] = {"index": 0, "finish_reason": "stop"}
+            choice: dict[str, object] = {"finish_reason": answer.reason}
             if chat:
-                choice["message"] = {"role": "assistant", "content": text}
+                choice["message"] = fake_formats.chat_message(self.said(answer))
             else:
                 choice["text"] = text
+            if chat and body.get("logprobs"):
+                choice["logprobs"] = _logprobs(*answer.tokens)
+            choices = [{"index": index, **choice} for index in range(body.get("n") or 1)]
             shell = _shell(self.model.name, chat=chat, chunk=False)
             yield json.dumps(
-                {**shell, "choices": [choice], **_usage(answer, choices=False)}
+                {**shell, "choices": choices, **_usage(answer, choices=False)}
             ).encode()
+
+    def said(self, answer: Answer) -> Said:
+        """What `answer` says, for documents that are made at once."""
+        return Said(
+            model=self.model.name,
+            text="".join(answer.tokens),
+            pieces=answer.tokens,
+            reasoning=answer.reasoning,
+            calls=answer.calls,
+            finish=answer.reason,
+        )
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -235,16 +280,41 @@ def _usage(answer: Answer, *, choices: bool = True) -> dict[str, object]:
     return {"choices": [], "usage": usage} if choices else {"usage": usage}
 
 
-def _event(model: str, token: str | None, *, chat: bool, stamp: bool) -> bytes:
-    choice: dict[str, object] = {"index": 0, "finish_reason": "stop" if token is None else None}
+def _event(
+    model: str,
+    token: str | None,
+    answer: Answer,
+    *,
+    chat: bool,
+    delta: Mapping[str, object],
+    more: Mapping[str, object],
+) -> bytes:
+    reason = answer.reason if token is None else None
+    choice: dict[str, object] = {"index": 0, "finish_reason": reason, **more}
     if chat:
-        choice["delta"] = {} if token is None else {"content": token}
+        choice["delta"] = {"content": token} if token else dict(delta)
     else:
         choice["text"] = token or ""
     document = {**_shell(model, chat=chat, chunk=True), "choices": [choice]}
-    if stamp:
+    if answer.stamp:
         document["emitted_ns"] = time.perf_counter_ns()
     return _sse(document)
+
+
+def _logprobs(*tokens: str) -> dict[str, object]:
+    return {"content": [fake_formats.logprobs_of(token) for token in tokens]}
+
+
+def _list(model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+    match path:
+        case _ if path == EMBEDDINGS:
+            return fake_formats.embeddings(model, body)
+        case _ if path == RERANK:
+            return fake_formats.ranking(model, body)
+        case _ if path == TOKENIZE:
+            return fake_formats.tokens(body)
+        case _:
+            return None
 
 
 def _sse(document: object) -> bytes:
@@ -304,6 +374,14 @@ async def _handle_one(
     fields = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
     length = min(int(fields.get("content-length", "0")), _MAX_BODY)
     body = await reader.readexactly(length)
+    if target in fake_formats.NATIVE_PATHS and method == "POST":
+        asked = json.loads(body)
+        said = engine.said(engine.script(target, asked))
+        kind, content = fake_formats.native(target, asked, said)
+        _write_head(writer, 200, kind)
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
+        return True
+    target = _TARGETS.get(target, target)
     if METHODS.get(target) != method:
         _write_head(writer, 404, JSON)
         writer.write(b"0\r\n\r\n")

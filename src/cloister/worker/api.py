@@ -5,33 +5,47 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from typing import Final
+from typing import Any, Final
 
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
+    HEALTH,
     MODELS,
     NOT_RUNNING,
     PATH_REFUSED,
     REQUEST_REFUSED,
     EngineRequest,
     EngineResponse,
+    ModelInfo,
 )
 from cloister.errors import EngineError
 from cloister.worker import compat, problems, wire
-from cloister.worker.compat.translation import TranslatedLines
 from cloister.worker.events import LineAssembler, StreamPadding
 from cloister.worker.exchange import EVENT_STREAM, Exchange
+from cloister.worker.formats import lists, messages, responses
+from cloister.worker.formats.content import check_addresses
+from cloister.worker.formats.fields import DOCUMENTED, check_fields
+from cloister.worker.formats.messages_answer import MessagesTelling
+from cloister.worker.formats.responses_answer import ResponsesTelling
+from cloister.worker.formats.translation import ChatTranslation, Lines, Telling
 from cloister.worker.generation import Generation, check_generation
 from cloister.worker.problems import Problem, RefusedError
 from cloister.worker.replay import Admission
 from cloister.worker.request import RequestFields
 from cloister.worker.settings import Dialect
+from cloister.worker.supervisor import EngineSupervisor
 
 _JSON_HEADERS: Final = ((b"content-type", wire.JSON_TYPE), (b"cache-control", b"no-store"))
 _MAX_ENGINE_ERROR: Final = 64 * 1024
-_CONTEXT_MARKS: Final = (b"exceed_context_size", b"context_length_exceeded", b"context length")
-"""How engines say that a prompt is too long: llama.cpp's type, vLLM's and SGLang's texts."""
+_CONTEXT_MARKS: Final = (
+    b"exceed_context_size",
+    b"context_length_exceeded",
+    b"context length",
+    b"is too large to process",
+)
+"""How engines say that a prompt is too long: llama.cpp's type, vLLM's and SGLang's texts, and
+llama.cpp's for an embedding."""
 
 
 async def handle(exchange: Exchange) -> None:
@@ -44,6 +58,14 @@ async def handle(exchange: Exchange) -> None:
             exchange.route = "chat" if fields.path == CHAT_COMPLETIONS else "completions"
             _require(fields.method, "POST")
             await _generate(exchange, fields.path)
+        case _ if fields.path in (responses.PATH, messages.PATH):
+            exchange.route = "responses" if fields.path == responses.PATH else "messages"
+            _require(fields.method, "POST")
+            await _through_chat(exchange, fields.path)
+        case _ if fields.path in lists.ROUTES:
+            exchange.route = lists.ROUTES[fields.path]
+            _require(fields.method, "POST")
+            await _list(exchange, fields.path)
         case _ if fields.path == MODELS or fields.path.startswith(MODELS + "/"):
             exchange.route = "models"
             _require(fields.method, "GET")
@@ -65,17 +87,31 @@ def _require(method: str, expected: str) -> None:
 
 
 async def _models(exchange: Exchange, name: str) -> None:
-    model = exchange.context.engine.model
+    engine = exchange.context.engine
+    model = engine.model
     entry = {
         "id": model.name,
         "object": "model",
         "created": exchange.context.started_at,
         "owned_by": "cloister",
+        "cloister": _described(model, sorted(engine.paths)),
     }
     if name and name != model.name:
         raise RefusedError(problems.UNKNOWN_MODEL)
     document = entry if name else {"object": "list", "data": [entry]}
     await exchange.answer(200, json.dumps(document).encode(), _JSON_HEADERS)
+
+
+def _described(model: ModelInfo, served: list[str]) -> dict[str, Any]:
+    """What OpenAI's entry has no field for. A hint: evidence and receipts are what prove it."""
+    paths = {*served, responses.PATH, messages.PATH} - {HEALTH}
+    return {
+        "attested_name": None if model.sha256 is None else model.name,
+        "digest": None if model.sha256 is None else f"sha256:{model.sha256}",
+        "context_length": model.context_length or None,
+        "quantisation": model.quantisation or None,
+        "paths": sorted(paths),
+    }
 
 
 async def _receipt(exchange: Exchange, receipt_id: str) -> None:
@@ -99,10 +135,58 @@ async def _compat(exchange: Exchange, dialect: Dialect, fields: RequestFields) -
         raise RefusedError(problems.ENGINE_DOWN)
 
 
+async def _through_chat(exchange: Exchange, path: str) -> None:
+    """Answer what is translated to a chat completion and back."""
+    context = exchange.context
+    model = context.engine.model.name
+    document = check_generation(exchange.body, model=model).document
+
+    def new_id(prefix: str) -> str:
+        return f"{prefix}_{context.random(16).hex()}"
+
+    telling: Telling
+    if path == responses.PATH:
+        asked = responses.read_request(document)
+        chat = asked.chat
+        now = int(context.clocks.wall())
+        telling = ResponsesTelling(asked.repeated, model=model, new_id=new_id, created_at=now)
+    else:
+        known = context.engine.paths.get(CHAT_COMPLETIONS)
+        wanted = messages.read_request(document, known=known)
+        chat = wanted.chat
+        telling = MessagesTelling(model=model, stop_sequences=wanted.stop_sequences, new_id=new_id)
+    exchange.translation = ChatTranslation(
+        request=chat, telling=telling, max_answer=context.settings.limits.max_answer_bytes
+    )
+    exchange.body = exchange.translation.body()
+    await _generate(exchange, CHAT_COMPLETIONS)
+
+
+async def _list(exchange: Exchange, path: str) -> None:
+    """Answer what comes whole, and is made anew from what the engine says."""
+    engine = exchange.context.engine
+    if path not in engine.paths:
+        raise RefusedError(problems.PATH_REFUSED)
+    document = check_generation(exchange.body, model=engine.model.name).document
+    exchange.translation = lists.translate(path, document, engine.model)
+    exchange.body = exchange.translation.body()
+    await _generate(exchange, path)
+
+
+def _check(path: str, document: dict[str, Any], engine: EngineSupervisor) -> None:
+    """RefusedError for what this engine would not heed, or nobody may ask for."""
+    if path not in engine.paths:
+        raise RefusedError(problems.PATH_REFUSED)
+    check_fields(document, engine.paths[path], documented=DOCUMENTED[path])
+    if path == CHAT_COMPLETIONS:
+        check_addresses(document.get("messages"))
+
+
 async def _generate(exchange: Exchange, path: str) -> None:
     context = exchange.context
     generation = check_generation(exchange.body, model=context.engine.model.name)
     exchange.body = b""
+    _check(path, generation.document, context.engine)
     if context.generations >= context.settings.limits.max_generations:
         raise RefusedError(problems.AT_CAPACITY)
     if not context.engine.ready:
@@ -193,17 +277,21 @@ async def _stream(exchange: Exchange, response: EngineResponse) -> None:
     limits = context.settings.limits
     assembler = LineAssembler(limits.max_line_bytes)
     translation = exchange.translation
-    lines = assembler if translation is None else TranslatedLines(assembler, translation)
-    pad = StreamPadding(context.settings.padding.stream_bucket).pad
+    lines: Lines = assembler if translation is None else translation.lines(assembler)
+    bucket = context.settings.padding.stream_bucket
+    pad = StreamPadding(bucket).pad
     feed, data = lines.feed, exchange.writer.data
     problem: Problem | None = None
     try:
         async for read in response.chunks:
             ready = feed(read)
-            if ready:
+            if ready or lines.opening:
                 if not exchange.writer.status:
                     _start_stream(exchange)
-                await data(pad(ready))
+                    if lines.opening:
+                        await data(StreamPadding(bucket).pad(lines.opening))
+                if ready:
+                    await data(pad(ready))
             if lines.failed:
                 problem = problems.ENGINE_FAILED
                 break
@@ -274,6 +362,6 @@ def _engine_problem(error: EngineError) -> Problem:
             # The engine's own code wrote this sentence; it names at most a field it knows.
             return problems.bad_request(f"The engine refused: {error}.", code="engine_refused")
         case code if code == PATH_REFUSED:
-            return problems.UNKNOWN_PATH
+            return problems.PATH_REFUSED
         case _:
             return problems.ENGINE_FAILED

@@ -71,6 +71,7 @@ def _llama(
             parallel=described["parallel"],
             connections=described["connections"],
             threads=operation.threads,
+            embeddings=described["embeddings"] == "mean",
         ),
     )
 
@@ -98,5 +99,6 @@ def _upstream(described: dict[str, Any], address: str) -> OpenAIUpstream:
             name=described["model"]["name"],
             cache_salt=salted,
             prefix_cache_off=not salted,
+            serves=frozenset(described["serves"]),
         )
     )

@@ -24,6 +24,9 @@ class LineAssembler:
 
     __slots__ = ("_held", "_limit", "failed")
 
+    opening = b""
+    """What is said before the first event: nothing of our own."""
+
     def __init__(self, max_line: int) -> None:
         self._held = b""
         self._limit = max_line

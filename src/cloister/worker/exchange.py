@@ -9,8 +9,8 @@ from typing import Final
 from cloister.channel.receipt import API_VERSION, RECEIPT_TRAILER
 from cloister.engine.protocol import ModelInfo
 from cloister.worker import wire
-from cloister.worker.compat.translation import Translation
 from cloister.worker.context import Context
+from cloister.worker.formats.translation import Translation
 from cloister.worker.hashing import RequestHash
 from cloister.worker.keys import Generation
 from cloister.worker.problems import Problem
@@ -37,7 +37,9 @@ class Exchange:
     body: bytes = field(default=b"", repr=False)
     request_hash: RequestHash | None = field(default=None, repr=False)
     translation: Translation | None = field(default=None, repr=False)
-    """Set where a path of another server was asked: how its answer is said."""
+    """Set where the engine is asked in other words: how its answer is said."""
+    anthropic: bool = False
+    """Whether errors have Anthropic's shape."""
     route: str = "none"
     """A label for metrics, from a fixed list."""
     began: float = 0.0
@@ -99,10 +101,12 @@ class Exchange:
         if self.writer.ended:
             return
         if self.writer.status == 0:
-            await self.answer(problem.status, problem.body(), problem.headers())
+            body = problem.body(anthropic=self.anthropic)
+            await self.answer(problem.status, body, problem.headers())
             return
+        said = problem.event() if self.translation is None else self.translation.failure(problem)
         # A line may have been sent whose event is not finished: an empty line ends it.
-        await self.writer.data(b"\n" + problem.event())
+        await self.writer.data(b"\n" + said)
         await self.finish()
 
     def elapsed(self) -> float:

@@ -137,6 +137,7 @@ class Gateway:
             credential=admitted.credential,
             body=arrival.take_body(),
             request_hash=arrival.take_hash(),
+            anthropic=_is_anthropic(arrival),
             began=asyncio.get_running_loop().time(),
         )
         with self._holding(len(exchange.body)):
@@ -262,6 +263,7 @@ class Gateway:
             writer=ResponseWriter(arrival.sealed, chunked=arrival.chunked, send=send),
             generation=generation,
             fields=None,
+            anthropic=_is_anthropic(arrival),
         )
         await exchange.refuse(problem)
         status = f"{problem.status // 100}xx"
@@ -307,6 +309,10 @@ async def _unless_gone(handled: Awaitable[None], exchange: Exchange, receive: Re
         raise
     finally:
         watcher.cancel()
+
+
+def _is_anthropic(arrival: Arrival) -> bool:
+    return arrival.head is not None and wire.is_anthropic(arrival.head.path)
 
 
 def _content_type(scope: Scope) -> bytes:

@@ -23,6 +23,8 @@ class Generation:
 
     body: bytes = field(repr=False)
     stream: bool
+    document: dict[str, Any] = field(repr=False)
+    """The same, decoded."""
 
 
 def check_generation(body: bytes, *, model: str) -> Generation:
@@ -39,9 +41,10 @@ def check_generation(body: bytes, *, model: str) -> Generation:
         raise RefusedError(problems.NO_MODEL)
     if named != model:
         raise RefusedError(problems.UNKNOWN_MODEL)
-    if "provider" in document:
-        body = _without_constraints(document, body)
-    return Generation(body=body, stream=document.get("stream") is True)
+    rest = _without_constraints(document)
+    if rest is not document:
+        body = json.dumps(rest, separators=(",", ":")).encode()
+    return Generation(body=body, stream=document.get("stream") is True, document=rest)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -72,13 +75,14 @@ def _refuse_constant(_: str) -> None:
     raise ValueError
 
 
-def _without_constraints(document: dict[str, Any], body: bytes) -> bytes:
-    provider = document["provider"]
+def _without_constraints(document: dict[str, Any]) -> dict[str, Any]:
+    """The same document, where nothing had to be taken out."""
+    provider = document.get("provider")
     if not isinstance(provider, dict):
-        return body  # outside `aci/1`: the engine's business
+        return document  # outside `aci/1`: the engine's business
     constraints = {name for name in provider if name.startswith(_CONSTRAINT_PREFIX)}
     if not constraints:
-        return body
+        return document
     if constraints - {"aci_verified", "aci_session_ids"}:
         raise RefusedError(problems.UNKNOWN_CONSTRAINT)
     verified = provider.get("aci_verified", True)
@@ -90,7 +94,7 @@ def _without_constraints(document: dict[str, Any], body: bytes) -> bytes:
     changed = {name: value for name, value in document.items() if name != "provider"}
     if rest:
         changed["provider"] = rest
-    return json.dumps(changed, separators=(",", ":")).encode()
+    return changed
 
 
 def _refuse_sessions(sessions: object, *, verified: bool) -> None:

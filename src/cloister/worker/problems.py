@@ -34,10 +34,20 @@ class Problem:
     problem_type: str | None = None
     """Set where the answer is a problem document (RFC 9457) instead."""
 
-    def body(self) -> bytes:
-        """The body, as compact JSON."""
-        if self.problem_type is not None:
+    def body(self, *, anthropic: bool = False) -> bytes:
+        """The body, as compact JSON; on Anthropic's paths in Anthropic's shape."""
+        if anthropic and self.problem_type is None:
             document: dict[str, object] = {
+                "type": "error",
+                "error": {
+                    "type": _ANTHROPIC.get(self.status, "api_error"),
+                    "message": self.message,
+                    "code": self.code,
+                },
+                "request_id": None,
+            }
+        elif self.problem_type is not None:
+            document = {
                 "type": self.problem_type,
                 "status": self.status,
                 "title": self.message,
@@ -63,9 +73,25 @@ class Problem:
             fields.append((SHOULD_RETRY, b"true" if self.retry else b"false"))
         return tuple(fields)
 
-    def event(self) -> bytes:
+    def event(self, *, anthropic: bool = False) -> bytes:
         """The same as the last event of a stream that has already begun."""
-        return b"data: " + self.body() + b"\n\n"
+        name = b"event: error\n" if anthropic else b""
+        return name + b"data: " + self.body(anthropic=anthropic) + b"\n\n"
+
+
+_ANTHROPIC: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "invalid_request_error",
+    412: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Types of Anthropic's errors (API reference, "Errors"); `code` goes beside them."""
 
 
 class RefusedError(Exception):
@@ -210,6 +236,14 @@ NO_KEYS_CONFIGURED: Final = Problem(
 )
 UNKNOWN_PATH: Final = Problem(
     status=404, message="Unknown path.", kind="not_found", code="unknown_path"
+)
+PATH_REFUSED: Final = Problem(
+    status=404,
+    message=(
+        "The engine of this worker does not serve this path; /v1/models lists those it serves."
+    ),
+    code="path_refused",
+    retry=False,
 )
 WRONG_METHOD: Final = Problem(
     status=405, message="This path does not take this method.", code="method_not_allowed"

@@ -89,13 +89,17 @@ def _decoded(
 
 
 def _bearer(headers: wire.Headers) -> bytes | None:
+    """The credential: ``Authorization: Bearer``, or Anthropic's ``x-api-key``."""
     value = _single(headers, b"authorization", problems.NO_API_KEY)
+    key = _single(headers, wire.API_KEY, problems.NO_API_KEY)
     if value is None:
-        return None
+        return key
     scheme, _, token = value.partition(b" ")
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
         raise RefusedError(problems.NO_API_KEY)
+    if key is not None and key != token:
+        raise RefusedError(problems.NO_API_KEY)  # two readers would take different ones
     return token
 
 

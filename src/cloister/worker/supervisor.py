@@ -6,7 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from cloister.engine.protocol import NOT_RUNNING, Engine, EngineRequest, EngineResponse, ModelInfo
+from cloister.engine.protocol import (
+    NOT_RUNNING,
+    Engine,
+    EngineRequest,
+    EngineResponse,
+    ModelInfo,
+    Paths,
+)
 from cloister.errors import CloisterError, EngineError
 from cloister.worker.logs import EventLog
 
@@ -38,6 +45,11 @@ class EngineSupervisor:
     def model(self) -> ModelInfo:
         """The model the engine serves."""
         return self._engine.model
+
+    @property
+    def paths(self) -> Paths:
+        """What the engine serves."""
+        return self._engine.paths
 
     @property
     def ready(self) -> bool:

@@ -26,6 +26,7 @@ RECEIPTS_PREFIX: Final = "/v1/aci/receipts/"
 CLIENT_NONCE: Final = b"x-cloister-nonce"
 WORKER_NONCE: Final = b"x-cloister-nonce"
 CACHE_SECRET: Final = b"x-cloister-cache-secret"
+API_KEY: Final = b"x-api-key"
 IDEMPOTENCY_KEY: Final = b"idempotency-key"
 ACI_VERSION: Final = b"x-aci-version"
 KEYSET_DIGEST: Final = b"x-aci-keyset-digest"
@@ -35,7 +36,16 @@ SHOULD_RETRY: Final = b"x-should-retry"
 NONCE_SIZE: Final = 32
 CACHE_SECRET_SIZE: Final = 32
 
+MESSAGES_PREFIX: Final = b"/v1/messages"
+"""Anthropic's paths, whose errors have Anthropic's shape."""
+
 Headers = tuple[tuple[bytes, bytes], ...]
+
+
+def is_anthropic(target: bytes) -> bool:
+    """Whether a request's path (and query) is one of Anthropic's."""
+    path = target.partition(b"?")[0]
+    return path == MESSAGES_PREFIX or path.startswith(MESSAGES_PREFIX + b"/")
 
 
 def one_field(headers: Headers, name: bytes) -> bytes | None:

@@ -24,8 +24,9 @@ SETTINGS = {
     "parallel": 4,
     "connections": 9,
     "threads": 1,
+    "embeddings": False,
 }
-EXTRA = ("hostnames", "model_alias", "n_ctx", "n_parallel", "n_threads_http", "fit_params")
+EXTRA = ("hostnames", "model_alias", "n_ctx", "n_parallel", "n_threads_http", "fit_params", "embedding")
 
 
 def library(**changed: object) -> Any:
@@ -93,6 +94,10 @@ def test_the_installed_library_takes_every_override() -> None:
     made = parameters(xllamacpp, SETTINGS, "/run/s.sock")
     assert made.hostnames == ["/run/s.sock"]
     assert not made.cache_prompt
+    assert not made.embedding
+    made = parameters(xllamacpp, {**SETTINGS, "embeddings": True}, "/run/s.sock")
+    assert made.embedding
+    assert made.pooling_type == xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 
 
 @pytest.mark.parametrize("module", [confine, landlock, seccomp, llama_child])

@@ -21,7 +21,7 @@ def refused(body: bytes) -> str:
 
 def test_paths() -> None:
     assert {path: method_of(path) for path in METHODS} == dict(METHODS)
-    for path in ("/v1/embeddings", "/slots", "/v1/models/", "/V1/models", "/v1/models?x", ""):
+    for path in ("/v1/responses", "/slots", "/v1/models/", "/V1/models", "/v1/models?x", ""):
         with pytest.raises(EngineError) as caught:
             method_of(path)
         assert caught.value.code == PATH_REFUSED

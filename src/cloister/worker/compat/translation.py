@@ -12,6 +12,7 @@ from cloister.worker.compat.answer import text_of_answer, text_of_event
 from cloister.worker.compat.prompt import Prompt
 from cloister.worker.compat.text import TextJoiner
 from cloister.worker.events import LineAssembler
+from cloister.worker.problems import Problem
 
 _DONE: Final = b"[DONE]"
 
@@ -50,6 +51,14 @@ class Translation:
         joiner = TextJoiner()
         return self.document(joiner.feed(text_of_answer(body)) + joiner.rest())
 
+    def lines(self, assembler: LineAssembler) -> TranslatedLines:
+        """What a stream of the engine is fed to."""
+        return TranslatedLines(assembler, self)
+
+    def failure(self, problem: Problem) -> bytes:
+        """The last event of a stream that has begun and cannot go on."""
+        return problem.event()
+
 
 class TranslatedLines:
     """Stands where `LineAssembler` does, and gives out events of the other protocol.
@@ -59,6 +68,8 @@ class TranslatedLines:
     """
 
     __slots__ = ("_done", "_joiner", "_lines", "_number", "_translation", "failed")
+
+    opening = b""
 
     def __init__(self, lines: LineAssembler, translation: Translation) -> None:
         self._lines = lines
