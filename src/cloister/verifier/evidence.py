@@ -57,8 +57,12 @@ def conclude(
 
 
 def _memory(outcome: Outcome) -> str:
-    """Nothing protects a simulated platform's memory, nor is anything known of a forged one's."""
-    genuine = outcome.bound is not None and not outcome.development
+    """Nothing protects a simulated platform's memory, nor is anything known of a forged one's.
+
+    Evidence that was not asked to carry anything has nothing bound, and may be genuine.
+    """
+    authenticated = outcome.bound is not None or bool(outcome.registers)
+    genuine = authenticated and not outcome.development
     return outcome.memory_confidentiality if genuine else "none"
 
 

@@ -112,6 +112,21 @@ def test_bound_and_registers(nitro: SimulatedNitro) -> None:
     assert found.memory_confidentiality == "nitro"
 
 
+@pytest.mark.parametrize("user_data", [USER_DATA, None])
+def test_memory_is_protected_whatever_the_document_carries(
+    nitro: SimulatedNitro, user_data: bytes | None
+) -> None:
+    document = nitro.document(user_data=user_data)
+    assert verify(document, nitro.roots).memory_confidentiality == "none"
+    genuine = Anchor(vendor=Vendor.AWS_NITRO, certificate=nitro.root.certificate)
+    result = verify(document, Roots(anchors=(genuine,)))
+    assert result.verdict is Finding.AFFIRMING
+    assert result.memory_confidentiality == "nitro"
+    forged = verify(document[:-1] + bytes([document[-1] ^ 1]), Roots(anchors=(genuine,)))
+    assert codes(forged) == {"nitro.cose_signature": "bad_signature"}
+    assert forged.memory_confidentiality == "none"
+
+
 def test_wrapped(nitro: SimulatedNitro) -> None:
     assert verify(nsm_answer(affirmed(nitro)), nitro.roots).verdict is Finding.AFFIRMING
 
