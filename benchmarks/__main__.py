@@ -32,7 +32,7 @@ BENCHMARKS = {
     "ehbp_peer": 900,
     "verification": 600,
     "reports": 400,
-    "growth": 900,
+    "growth": 1200,
     "imports": 400,
     "verifier_imports": 400,
     "startup": 900,

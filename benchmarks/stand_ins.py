@@ -1,7 +1,7 @@
 """What stands in for attestation where only the way of a request is measured.
 
 Verification happens once, before the first request, and has a benchmark of its own
-(`verification`). Here the worker's report holds no evidence and the client takes its keyset as it
+(`reports`). Here the worker's report holds no evidence and the client takes its keyset as it
 comes, which nobody may do but a measurement on one machine. Everything behind that (keys, seal,
 replay memory, idempotency, receipts) is the real thing.
 """

@@ -107,6 +107,13 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "a short PPID": lambda good: with_ppid(good, der(0x04, bytes(15))),
     "a PPID that is a number": lambda good: good.replace(PPID, b"\x02" + PPID[1:]),
     "something behind a value": lambda good: with_ppid(good, PPID + b"\x05\x00"),
+    "a last field that promises more": lambda good: der(
+        0x30,
+        content(good).replace(PPID_FIELD, b"")
+        + PPID_FIELD[:1]
+        + bytes([PPID_FIELD[1] + 1])
+        + PPID_FIELD[2:],
+    ),
     "a switch that is neither": lambda good: good.replace(
         der(0x01, b"\xff"), der(0x01, b"\x01"), 1
     ),
@@ -126,6 +133,7 @@ def test_no_processor_has_so_much_to_say() -> None:
 def test_strict_der(name: str) -> None:
     parse(GOOD)
     assert parse(with_ppid(GOOD, PPID)) == parse(GOOD)
+    assert parse(der(0x30, content(GOOD).replace(PPID_FIELD, b"") + PPID_FIELD)) == parse(GOOD)
     changed = CHANGES[name](GOOD)
     assert changed != GOOD
     with pytest.raises(MalformedError):
