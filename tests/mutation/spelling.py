@@ -14,12 +14,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final, TypeAlias
 
-from cryptography import x509
 from lxml import etree  # type: ignore[import-untyped]
 
 from cloister.cli.cases.folder import decode_file
+from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import MalformedError
 
 HEX_TEXT: Final = "hex-text"
@@ -79,8 +80,8 @@ def differences(one: Tree, other: Tree, path: tuple[str | int, ...] = ()) -> Ite
         for name in one.keys() | other.keys():
             inner = one.get(name, MISSING), other.get(name, MISSING)
             yield from differences(*inner, (*path, name))
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+    elif isinstance(one, list) and isinstance(other, list):
+        for number, (left, right) in enumerate(zip_longest(one, other, fillvalue=MISSING)):
             yield from differences(left, right, (*path, number))
     elif one != other:
         yield path, one, other
@@ -101,7 +102,7 @@ def leaves(tree: Tree) -> Iterator[Tree]:
 def _der(data: bytes) -> Tree:
     """A certificate, or bytes with one at their start: NV memory is padded."""
     size = 4 + int.from_bytes(data[2:4], "big")
-    x509.load_der_x509_certificate(data[:size])
+    parse_certificate(data[:size])
     if size == len(data):
         return Certificate(data)
     return {"certificate": Certificate(data[:size]), "behind": data[size:]}
@@ -144,7 +145,7 @@ def _around_certificates(data: bytes) -> Tree:
     pieces = _PEM.split(data)
     ders = [binascii.a2b_base64(b"".join(body.split()), strict_mode=True) for body in pieces[1::2]]
     for der in ders:
-        x509.load_der_x509_certificate(der)
+        parse_certificate(der)
     certificates: list[Tree] = [Certificate(der) for der in ders]
     if len(pieces[0]) < _MIN_HEADER:
         return certificates  # RFC 7468: text around the blocks explains them, and says nothing

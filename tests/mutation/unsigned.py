@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cryptography import x509
-
+from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.roots import Roots
 from cloister.errors import MalformedError
 from cloister.evidence.ccel import parse_ccel
@@ -89,7 +88,7 @@ def _needless_certificates(mutant: Affirmed) -> bool:
 
 
 def _is_needless(certificate: Certificate, tree: Tree, roots: Roots) -> bool:
-    parsed = x509.load_der_x509_certificate(certificate.der)
+    parsed = parse_certificate(certificate.der)
     anchors = [anchor.certificate for anchor in roots.anchors]
     return (
         any(same_key(parsed, anchor) for anchor in anchors)
@@ -279,7 +278,8 @@ TABLE: Final = (
         name="label",
         applies=_labels,
         reason="Media types in a worker's report, what the server says it can do, members that no"
-        " version knows, and the nonce that a list of GPUs repeats. Items are found by name and judged by their own, signed"
-        " bytes; endorsements with another media type are not used, as if they had been left out.",
+        " version knows, and the nonce that a list of GPUs repeats. Items are found by name and"
+        " judged by their own, signed bytes; endorsements with another media type are not used, as"
+        " if they had been left out.",
     ),
 )
