@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types check bench fuzz soak lock clean
+.PHONY: help setup run test lint types check bench fuzz mutate soak lock clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -40,8 +40,17 @@ check: test lint types  ## What continuous integration runs
 bench: setup  ## Measure what docs/benchmarks.md reports (about half an hour, quiet machine)
 	@$(BIN)/python -m benchmarks
 
-fuzz: setup  ## Feed the parsers arbitrary bytes for a long time
-	@$(BIN)/python -m pytest tests/property --hypothesis-profile=long --timeout=3600
+FUZZ_SECONDS ?= 600
+fuzz: setup  ## Feed each parser arbitrary bytes, for FUZZ_SECONDS (600) each
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes \
+	    --only-binary :all: -r requirements/fuzz.txt || echo "No atheris: fuzzing by hand." >&2
+	@PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+	@[ $(FUZZ_SECONDS) -lt 60 ] || \
+	    $(BIN)/python -m pytest tests/property --hypothesis-profile=long --timeout=3600
+
+ONE_IN ?= 1
+mutate: setup  ## Alter all evidence there is; no altered copy may pass (ONE_IN=100: a sample)
+	@PYTHONPATH=tests $(BIN)/python -W ignore -m mutation --one-in $(ONE_IN) $(MUTATE)
 
 soak: setup  ## Many conversations, crashes and rotations on end
 	@$(BIN)/python -m pytest -m slow --timeout=3600
