@@ -1,7 +1,7 @@
 """Certificate chains to pinned vendor roots (RFC 5280 section 6.1), by one set of rules.
 
-By hand rather than with `cryptography.x509.verification`: AMD's chain (RSA-PSS, serial number 0)
-does not pass there, vendors' leaves lack extensions that it demands, and its one error cannot
+By hand rather than with `cryptography.x509.verification`: AMD's chain is signed
+with RSA-PSS, which does not pass there, vendors' leaves lack extensions that it demands, and its one error cannot
 tell a forged signature from an expired certificate, which people need to know
 (docs/adr/0005-one-chain-verifier.md).
 
@@ -40,6 +40,10 @@ MAX_CANDIDATES: Final = 32
 """Certificates looked through for issuers, so that a heap of namesakes costs nothing."""
 
 MIN_RSA_BITS: Final = 2048
+MAX_RSA_BITS: Final = 8192
+MAX_RSA_EXPONENT: Final = (1 << 32) - 1
+"""Vendors' keys have 2048 or 4096 bits and the exponent 65537. Checking one signature by a key that
+somebody made up with an exponent as long as its modulus takes a hundred times as long."""
 
 REMEMBERED: Final = 256
 """Signatures of CAs on CAs that are remembered; all vendors' together are some dozens."""
@@ -208,7 +212,8 @@ def _knows_all_critical(
 
 
 def _strong(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Neither SHA-1 nor a short key; kinds of keys other than RSA and ECDSA sign no chain here."""
+    """Neither SHA-1 nor a short key, nor one that takes long to use; kinds of keys other than RSA
+    and ECDSA sign no chain here."""
     try:
         key, algorithm = issuer.public_key(), certificate.signature_hash_algorithm
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -216,7 +221,8 @@ def _strong(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     if not isinstance(algorithm, _HASHES):
         return False
     if isinstance(key, rsa.RSAPublicKey):
-        return key.key_size >= MIN_RSA_BITS
+        fits = MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS
+        return fits and key.public_numbers().e <= MAX_RSA_EXPONENT
     return isinstance(key, ec.EllipticCurvePublicKey)
 
 

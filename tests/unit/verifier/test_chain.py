@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.endorsements.roots import Anchor, Vendor
+from cloister.verifier import chain as module
 from cloister.verifier.chain import (
     MAX_CANDIDATES,
     MAX_DEPTH,
@@ -266,6 +268,33 @@ def test_short_keys_and_other_kinds_of_keys_sign_nothing() -> None:
     assert issued(*long)
     assert not issued(*short)
     assert not issued(*edwards)
+
+
+def test_keys_that_take_long_to_use_sign_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    assert issued(*signed_by(key, hashes.SHA256()))
+    assert not issued(*signed_by(with_exponent(key, (1 << 1024) + 1), hashes.SHA256()))
+    assert issued(*signed_by(with_exponent(key, (1 << 31) + 1), hashes.SHA256()))
+    monkeypatch.setattr(module, "MAX_RSA_BITS", 2047)
+    assert not issued(*signed_by(key, hashes.SHA256()))
+
+
+def with_exponent(key: rsa.RSAPrivateKey, least: int) -> rsa.RSAPrivateKey:
+    """A key of the same modulus, with the first public exponent from `least` on that there is."""
+    numbers = key.private_numbers()
+    p, q = numbers.p, numbers.q
+    order = (p - 1) * (q - 1)
+    exponent = next(e for e in range(least, least + 1000, 2) if math.gcd(e, order) == 1)
+    private = pow(exponent, -1, order)
+    return rsa.RSAPrivateNumbers(
+        p=p,
+        q=q,
+        d=private,
+        dmp1=private % (p - 1),
+        dmq1=private % (q - 1),
+        iqmp=numbers.iqmp,
+        public_numbers=rsa.RSAPublicNumbers(exponent, p * q),
+    ).private_key()
 
 
 def test_weak_hashes_sign_nothing() -> None:
