@@ -122,13 +122,19 @@ def verdict(result: AttestationResult) -> Text:
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    """Every claim with its finding, a sentence, and who the finding is taken from."""
+    """Every claim with its finding, a sentence, and who the finding is taken from.
+
+    Claims about several devices say which one they are about.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    several = len({claim.device for claim in claims}) > 1
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("")
+    if several:
+        table.add_column("device", overflow="fold")
     table.add_column("claim", overflow="fold")
     table.add_column("what was found", overflow="fold", ratio=1)
     for claim in claims:
@@ -137,7 +143,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         source = claim.source.value.replace("_", " ")
         code = "" if claim.code is None else f" [{plain(claim.code)}]"
         sentence.append(f"{code} ({source})", style="dim")
-        table.add_row(Text(symbol, style=style), Text(plain(claim.name)), sentence)
+        device = (Text(plain(claim.device)),) if several else ()
+        table.add_row(Text(symbol, style=style), *device, Text(plain(claim.name)), sentence)
     return table
 
 

@@ -110,7 +110,8 @@ def guard(run: Callable[[], object]) -> int:
         typer.echo(
             f"cloister: this command needs the package {error.name}, which is not installed; "
             "install cloister[serve] to serve, cloister[proxy] for the proxy, "
-            "cloister[openai] for the SDK",
+            "cloister[openai] for the SDK, cloister[gpu] for NVIDIA's manifests, cloister[jwt] to "
+            "sign results",
             err=True,
         )
         return 2

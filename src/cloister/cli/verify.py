@@ -33,7 +33,12 @@ from cloister.cli.verify_evidence import (
     verify_files,
     verify_report_file,
 )
-from cloister.errors import AppraisalError, ConfigurationError, UnsupportedError
+from cloister.errors import (
+    AppraisalError,
+    ConfigurationError,
+    MalformedError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from cloister.client.trust import Trust
@@ -100,6 +105,15 @@ def verify(
     expect: Expect = None,
     as_captured: Captured = False,
     endorsements: Kept = DEFAULT_FOLDER,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--anchor",
+            metavar="VENDOR=FILE",
+            help="A root to pin besides the vendors' own, for evidence in files; as"
+            " tpm_manufacturer=root.pem. May be repeated.",
+        ),
+    ] = None,
     case: Annotated[
         bool,
         typer.Option("--case", help="The targets are case folders; one JSON line for each."),
@@ -121,6 +135,7 @@ def verify(
         result, asked = _worker(targets[0], trust, proxy)
     else:
         asked = None if nonce is None else parse_hex("--nonce", nonce)
+        _require_files(targets)
         paths, moment = [Path(target) for target in targets], parse_time(at) or datetime.now(UTC)
         report = report_in(paths)
         if report is not None:
@@ -132,7 +147,7 @@ def verify(
             result, left_over = verify_files(
                 paths,
                 policy=_policy(policy, development=development, as_captured=as_captured),
-                roots=_roots(root),
+                roots=_roots(anchor),
                 at=moment,
                 expected=parse_expected(expect),
                 nonce=asked,
@@ -146,9 +161,9 @@ _NOT_FOR_CASES: Final = (
     *("kit", "reference_values", "root", "development"),
     *("nonce", "expect", "sign_key"),
 )
-_NOT_FOR_WORKERS: Final = ("at", "nonce", "expect", "as_captured")
-_NOT_FOR_REPORTS: Final = ("expect", "as_captured")
-_NOT_FOR_FILES: Final = ("kit", "reference_values")
+_NOT_FOR_WORKERS: Final = ("at", "nonce", "expect", "as_captured", "anchor")
+_NOT_FOR_REPORTS: Final = ("expect", "as_captured", "anchor")
+_NOT_FOR_FILES: Final = ("kit", "reference_values", "root")
 
 
 def _refuse_options(context: typer.Context, target: str, names: tuple[str, ...]) -> None:
@@ -172,7 +187,17 @@ def _is_address(targets: Sequence[str]) -> bool:
         return True
     if Path(targets[0]).exists():
         return False
-    return re.match(r"[^/\\]+(:\d+)?(/v1/?)?$", targets[0]) is not None
+    # A name alone may be a host or a mistyped file; most files have a dot and no port.
+    return re.match(r"(localhost|[^/\\.]+|[^/\\]+:\d+|[^/\\]+/v1/?)$", targets[0]) is not None
+
+
+def _require_files(targets: Sequence[str]) -> None:
+    for target in targets:
+        if not Path(target).exists():
+            raise ConfigurationError(
+                f"{target} is no file here; write a worker's address with https://, or its port",
+                code="verify.target",
+            )
 
 
 def _worker(url: str, trust: Trust, proxy: str | None) -> tuple[AttestationResult, bytes | None]:
@@ -201,13 +226,25 @@ def _policy(path: Path | None, *, development: bool, as_captured: bool) -> Appra
     return policies.as_captured(made) if as_captured else made
 
 
-def _roots(paths: Sequence[Path] | None) -> Roots:
-    from cloister.client.trust import read_roots
+def _roots(anchors: Sequence[str] | None) -> Roots:
+    """The vendors' pinned roots, and those that ``--anchor VENDOR=FILE`` adds."""
+    from cloister.endorsements.certificates import parse_certificates
     from cloister.endorsements.pinned import pinned_roots
+    from cloister.endorsements.roots import Anchor, Roots, Vendor
 
     roots = pinned_roots()
-    for path in paths or ():
-        roots = roots.merged(read_roots(path))
+    for option in anchors or ():
+        name, _, path = option.partition("=")
+        try:
+            vendor = Vendor(name)
+            certificates = parse_certificates(Path(path).expanduser().read_bytes())
+        except (ValueError, OSError, MalformedError):
+            raise ConfigurationError(
+                f"--anchor needs VENDOR=FILE with certificates; vendors are {', '.join(Vendor)}",
+                code="verify.anchor",
+            ) from None
+        added = tuple(Anchor(vendor=vendor, certificate=one) for one in certificates)
+        roots = roots.merged(Roots(anchors=added))
     return roots
 
 

@@ -232,6 +232,7 @@ _SIGNS: Final[tuple[tuple[Kind, Callable[[bytes], bool]], ...]] = (
     (Kind.POLICY, _json_with("accept_development", "accept_debug")),
     (Kind.DSTACK_EVENT_LOG, _json_list_with("imr", "event_type")),
     (Kind.GPU_EVIDENCE_LIST, _json_list_with("certificate", "evidence")),
+    (Kind.GPU_EVIDENCE_LIST, _json_with("evidence_list")),
     (Kind.DSTACK_COMPOSE, _json_with("manifest_version")),
     (Kind.PCR_VALUES, _is_pcr_values),
     (Kind.EVENT_LOG, _is_old_event_log),

@@ -1,8 +1,8 @@
 """Certificate chains to pinned vendor roots (RFC 5280 section 6.1), by one set of rules.
 
-By hand rather than with `cryptography.x509.verification`: AMD's chain is signed
-with RSA-PSS, which does not pass there, vendors' leaves lack extensions that it demands, and its one error cannot
-tell a forged signature from an expired certificate, which people need to know
+By hand rather than with `cryptography.x509.verification`: AMD's chain is signed with RSA-PSS,
+which does not pass there, vendors' leaves lack extensions that it demands, and its one error
+cannot tell a forged signature from an expired certificate, which people need to know
 (docs/adr/0005-one-chain-verifier.md).
 
 What is checked of every certificate but the leaf: it may sign certificates (basic constraints,

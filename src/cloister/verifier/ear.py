@@ -61,6 +61,9 @@ _SIGNATURES: Final = frozenset(
         "eventlog",
         "payloads",
         "eventlog_payloads",
+        "runtime_data",
+        "td_quote",
+        "same_challenge",
     }
 )
 """Last parts of names of claims about hardware evidence: where one failed, it is not authentic."""

@@ -29,8 +29,10 @@ MAX_REGISTERS: Final = 64
 MAX_VALUES: Final = 256
 
 _FIRMWARE_TO_APPLICATION: Final = tuple(
-    f"pcr{number}" for number in (*range(8), 9, 11, 12, 13, 14, 15)
+    f"pcr{number}" for number in (*range(10), 11, 12, 13, 14, 15)
 )
+"""GRUB measures the kernel's command line into PCR 8 alone: without it ``init=/bin/sh`` would pass.
+Not PCR 10, into which a kernel that measures files (IMA) writes in whatever order it opens them."""
 
 IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
     {

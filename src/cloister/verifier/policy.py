@@ -1,8 +1,8 @@
 """What a relying party accepts, as one value.
 
 Every field is required, so that nothing is decided by leaving it out. A field that is to be
-ignored says so: `UNCHECKED`, written ``"unchecked"`` in TOML and JSON; the result then lists
-it among what is not proven. A policy that checks nothing cannot be made.
+ignored says so: `UNCHECKED`, written ``"unchecked"`` in TOML and JSON; the result of a worker's
+report then lists it among what is not proven. A policy that checks nothing cannot be made.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from cloister.cli import evidence_files
 from cloister.cli.cases.verdict import RESULTS, reason
 from cloister.cli.evidence_files import assemble, read_files
 from cloister.cli.main import main
+from cloister.cli.verify import _is_address
 from cloister.endorsements.artefact import amd_vcek
 from cloister.endorsements.cache import EndorsementCache
 from cloister.endorsements.certificates import parse_certificates
@@ -269,7 +270,7 @@ def test_names_of_files_are_not_obeyed_by_a_terminal(
     assert "\x1b" not in err
     left, _, err = run("verify", tmp_path / "none\x1b[31m.txt", document)
     assert left == 2
-    assert "cannot be read" in err
+    assert "is no file here" in err
     assert "\x1b" not in err
 
 
@@ -278,11 +279,52 @@ def test_files_that_hold_no_evidence(run: Run, tmp_path: Path) -> None:
     empty.write_bytes(b"")
     for target, code in (
         (empty, "evidence.none"),
-        (tmp_path / "missing.bin", "evidence.unreadable"),
+        (tmp_path / "missing.bin", "verify.target"),
     ):
         left, _, err = run("verify", target, empty)
         assert left == 2
         assert f"[{code}]" in err
+
+
+@pytest.mark.parametrize(
+    ("target", "address"),
+    [
+        ("localhost", True),
+        ("worker:8443", True),
+        ("worker", True),
+        ("worker.example.com/v1", True),
+        ("https://worker.example.com", True),
+        ("quote.bin", False),
+        ("worker.example.com", False),
+        ("folder/quote", False),
+    ],
+)
+def test_what_is_taken_for_an_address(target: str, *, address: bool) -> None:
+    assert _is_address([target]) is address
+
+
+def test_a_mistyped_file_is_no_worker(run: Run) -> None:
+    code, _, err = run("verify", "no-such-quote.bin")
+    assert code == 2
+    assert "[verify.target]" in err
+    assert "https://" in err
+
+
+def test_a_root_of_the_callers_own(run: Run, document: Path, tmp_path: Path) -> None:
+    root = tmp_path / "elsewhere" / "root.pem"
+    root.parent.mkdir()
+    root.write_bytes(NITRO.root.certificate.public_bytes(Encoding.PEM))
+    verified = ("verify", document, "--at", AT)
+    assert run(*verified)[0] == 1
+    # Named by the caller, it is no simulated vendor's but one that the caller answers for.
+    assert run(*verified, "--anchor", f"aws_nitro={root}")[0] == 0
+    for wrong in (f"aws={root}", f"aws_nitro={document}", "aws_nitro=/nonexistent", "aws_nitro"):
+        code, _, err = run(*verified, "--anchor", wrong)
+        assert code == 2
+        assert "[verify.anchor]" in err
+    code, _, err = run("verify", "http://127.0.0.1:9", "--anchor", f"aws_nitro={root}")
+    assert code == 2
+    assert "[verify.options]" in err
 
 
 def test_too_many_files(tmp_path: Path) -> None:

@@ -234,9 +234,10 @@ def _qe_report_signature(quote: Quote, pck: PckReading, ledger: Ledger, prefix: 
         holds=isinstance(key, ec.EllipticCurvePublicKey)
         and isinstance(key.curve, ec.SECP256R1)
         and _signed(key, quote.qe_report_signature, quote.qe_report.raw),
-        affirmed="The platform's certified key signed the quoting enclave's report.",
+        affirmed="The key in the platform's certificate signed the quoting enclave's report.",
         code="bad_signature",
-        refused="The quoting enclave's report was not signed by the platform's certified key.",
+        refused="The quoting enclave's report was not signed by the key in the platform's"
+        " certificate.",
         source=Source.HARDWARE_PROVEN,
     )
 

@@ -168,7 +168,7 @@ def _signature(report: SnpReport, leaf: x509.Certificate, ledger: Ledger) -> Non
     ledger.check(
         SIGNATURE,
         holds=_signed_by(report, leaf),
-        affirmed="The chip's endorsement key signed the report.",
+        affirmed="The key in the leaf certificate signed the report.",
         code="bad_signature",
         refused="The report was altered, or another key than the certified one signed it.",
         source=Source.HARDWARE_PROVEN,

@@ -147,6 +147,7 @@ def judge_quote(
     quote = _parse(data, tee, ledger, prefix)
     if quote is None:
         return None
+    collateral = _members(collateral)
     given = (*certificates, *_certificates_of(collateral))
     pck = read_pck(quote, given, roots=roots, at=at)
     authenticated = authenticate_quote(quote, pck, ledger=ledger, prefix=prefix)
@@ -197,6 +198,16 @@ def _parse(data: bytes, tee: Tee, ledger: Ledger, prefix: str) -> Quote | None:
         refused=f"This is a quote of another environment ({quote.tee}).",
     )
     return quote if holds else None
+
+
+def _members(collateral: CollateralInput | None) -> CollateralInput | None:
+    """One document's members; as it came where it is none, which `_signed` tells."""
+    if not isinstance(collateral, bytes):
+        return collateral
+    try:
+        return parse_collateral(collateral)
+    except MalformedError:
+        return collateral
 
 
 def _certificates_of(collateral: CollateralInput | None) -> tuple[bytes, ...]:

@@ -33,7 +33,7 @@ from cloister.verifier.authenticate.snp import SnpAttestation, SnpEndorsements
 from cloister.verifier.expected import Expected, check_names, compare
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
-from cloister.verifier.policy import AppraisalPolicy
+from cloister.verifier.policy import AppraisalPolicy, Unchecked
 
 PARSE: Final = "snp.parse"
 
@@ -66,6 +66,10 @@ NOT_PROVEN: Final = (
 )
 NOT_PROVEN_REVOCATION: Final = (
     "Revocation was not checked: no revocation list of AMD's came with the report."
+)
+NOT_PROVEN_TCB: Final = (
+    "Whether the processor's firmware is recent is not shown: AMD signs no list of what is, and"
+    " your policy sets no minimum (snp_minimum_tcb)."
 )
 NOT_PROVEN_CHIP: Final = (
     "Which chip made the report is not shown: its id is masked, or the key is one that AMD gave"
@@ -155,7 +159,7 @@ def verify_snp(
         development=attestation.development,
         bound=None if authenticated is None else report.report_data,
         registers={} if authenticated is None else _fields(report, REGISTER_NAMES),
-        not_proven=_not_proven(evidence, attestation),
+        not_proven=_not_proven(evidence, attestation, policy),
     )
 
 
@@ -183,8 +187,12 @@ def _fields(report: SnpReport, names: tuple[str, ...]) -> dict[str, bytes]:
     return {name: getattr(report, name) for name in names}
 
 
-def _not_proven(evidence: SnpEvidence, attestation: SnpAttestation) -> tuple[str, ...]:
+def _not_proven(
+    evidence: SnpEvidence, attestation: SnpAttestation, policy: AppraisalPolicy
+) -> tuple[str, ...]:
     sentences = list(NOT_PROVEN)
+    if isinstance(policy.snp_minimum_tcb, Unchecked):
+        sentences.append(NOT_PROVEN_TCB)
     if not evidence.crls:
         sentences.append(NOT_PROVEN_REVOCATION)
     key = attestation.key
