@@ -137,6 +137,14 @@ async def test_cosmian_stream_to_the_byte(padding: int, way: str) -> None:
         assert asked(bench)[0]["messages"] == [{"role": "user", "content": "hello"}]
 
 
+async def test_an_answer_without_words_is_a_whole_stream() -> None:
+    async with running(settings(padding=1), engine=speaking()) as bench:
+        inner = await bench.peer.ask(in_url("hello"))
+        assert (inner.status, inner.body) == (200, cosmian.end(1))
+        inner = await bench.peer.ask(ENSEMBLE + "_stream", {"text_input": "hello"})
+        assert (inner.status, inner.body) == (200, b"")
+
+
 async def test_a_long_prompt_in_the_url() -> None:
     async with running(settings()) as bench:
         assert (await bench.peer.ask(in_url("x" * 16_000))).status == 200
@@ -305,6 +313,15 @@ async def test_the_system_prompt_is_kept_when_the_history_is_too_long() -> None:
         plain = await bench.peer.ask(in_url("one two three " * 30 + "last"))
         assert plain.status == 200
         assert asked(bench)[-1]["messages"][0]["content"].endswith("three last")
+
+
+async def test_only_a_history_that_is_too_long_is_tried_again() -> None:
+    history = "<|prompter|>one<|endoftext|><|assistant|>first<|prompter|>two"
+    for status, code in ((500, "engine_failed"), (400, "engine_refused"), (503, "engine_busy")):
+        async with running(settings(), engine=speaking(status=status)) as bench:
+            inner = await bench.peer.ask("/generate", posted(history))
+            assert inner.error["code"] == code
+            assert len(bench.engine.requests) == 1
 
 
 async def test_a_question_is_never_cut() -> None:
