@@ -457,6 +457,7 @@ class TestChain:
         assert verified("tdx", quote, collateral=with_chain).affirmed
         signed = check_signatures(with_chain, roots=INTEL.roots)
         assert verified("tdx", quote, collateral=signed).affirmed
+        assert verified("tdx", quote, collateral=with_chain.encode()).affirmed
         bad = dataclasses.replace(with_chain, pck_certificate_chain=b"no PEM")
         assert verified("tdx", quote, collateral=bad).reason == "endorsements_missing"
 
