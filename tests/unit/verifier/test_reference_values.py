@@ -10,9 +10,11 @@ import pytest
 
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import ComponentKind
+from cloister.evidence.tpm import Alg
 from cloister.testing.simulated_tpm import default_components, made_up
+from cloister.testing.simulated_vtpm import SimulatedVtpm
 from cloister.verifier import reference_values
-from cloister.verifier.platform_references import PlatformReference
+from cloister.verifier.platform_references import IDENTITY, PlatformReference
 from cloister.verifier.reference_values import FORMAT, ReferenceComponent, ReferenceValues
 
 VALUES = ReferenceValues.from_components(default_components())
@@ -181,6 +183,21 @@ def test_a_reference_made_by_a_program_leaves_no_room_either(
     with pytest.raises(ConfigurationError) as raised:
         PlatformReference(platform=platform, name="one", registers=registers)
     assert raised.value.code == "reference_values_malformed"
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "azure-tdx", "gcp-snp", "gcp-vtpm", "tpm"])
+def test_another_command_line_is_another_state(platform: str) -> None:
+    """A boot loader measures it into one register, which has to be among those listed."""
+    (listed,) = IDENTITY[platform]
+
+    def state(command_line: str) -> dict[str, bytes]:
+        vtpm = SimulatedVtpm()
+        vtpm.boot(command_line=command_line)
+        found = {f"pcr{n}": value for n, value in vtpm.registers[Alg.SHA256].items()}
+        return {name: found[name] for name in listed if name in found}
+
+    assert state("/vmlinuz ro") == state("/vmlinuz ro")
+    assert state("/vmlinuz ro") != state("/vmlinuz ro init=/bin/sh")
 
 
 def test_a_platform_listed_twice() -> None:
