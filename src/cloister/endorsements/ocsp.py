@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import AuthenticationError, MalformedError
 
 NONCE_BYTES: Final = 32
@@ -146,10 +147,14 @@ def _is_signed(
 def _may_answer(
     responder: x509.Certificate, issuers: Iterable[x509.Certificate], at: datetime
 ) -> bool:
-    """A responder's certificate: made for this alone, current, from one of `issuers`."""
+    """A responder's certificate: made for this alone, current, from one of `issuers`.
+
+    It came with the answer, decoded by the library only as far as anybody looks.
+    """
     try:
+        responder = parse_certificate(responder.public_bytes(Encoding.DER))
         usage = responder.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, MalformedError):
         return False
     if ExtendedKeyUsageOID.OCSP_SIGNING not in usage:
         return False

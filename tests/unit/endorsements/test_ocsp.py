@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -111,6 +111,33 @@ def test_answers_that_are_not_believed(what: str) -> None:
     with pytest.raises(AuthenticationError) as raised:
         check(BAD[what](), nonce=b"\0" * 32)
     assert raised.value.code == "endorsement.ocsp"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"20510101000000Z", b"00000101000000Z"),
+        (bytes.fromhex("06042a030406"), bytes.fromhex("06042a030405")),
+    ],
+    ids=["the year 0", "an extension twice"],
+)
+def test_a_responder_that_does_not_decode(before: bytes, after: bytes) -> None:
+    """Whatever an unsigned certificate in the answer says, no other kind of error gets out."""
+    check(answer(responder()))
+    unknown = (
+        x509.UnrecognizedExtension(x509.ObjectIdentifier(f"1.2.3.4.{number}"), b"\5\0")
+        for number in (5, 6)
+    )
+    party = responder(
+        extensions=[SIGNING, *((extension, False) for extension in unknown)],
+        not_before=datetime(2051, 1, 1, tzinfo=UTC),
+        not_after=datetime(2052, 1, 1, tzinfo=UTC),
+    )
+    data = answer(party)
+    assert data.count(before) == 1
+    for told in (data, data.replace(before, after)):
+        with pytest.raises(AuthenticationError, match="not signed by a responder"):
+            check(told)
 
 
 def test_an_answer_without_a_nonce_or_an_end() -> None:

@@ -178,7 +178,8 @@ class StateJudge:
         if level is None or level.status != OUT_OF_DATE or isinstance(grace, Unchecked):
             return False
         since = state.next_date
-        return since is not None and self.at <= since + timedelta(seconds=grace)
+        # A difference, for the date may lie so far ahead that nothing can be added to it.
+        return since is not None and self.at - since <= timedelta(seconds=grace)
 
 
 def all_advisories(levels: Iterable[Level]) -> tuple[str, ...]:

@@ -558,6 +558,13 @@ def test_grace_runs_from_the_newer_level(days: int, holds: bool) -> None:
     assert (found.broken == {}) is holds
 
 
+def test_grace_from_the_end_of_time() -> None:
+    """Dates of collateral that nobody signed are compared all the same."""
+    collateral = tdx(tcb_level(pcesvn=14, dated="9999-12-31T23:59:59Z"), OUT_OF_DATE)
+    assert "platform_tcb" in judge(collateral=collateral).broken
+    assert judge(collateral=collateral, policy=policy(tcb_grace_s=DAY)).broken == {}
+
+
 def test_grace_runs_from_the_first_newer_level() -> None:
     first = tcb_level(status="OutOfDate", pcesvn=14, dated="2026-01-01T00:00:00Z")
     newest = tcb_level(pcesvn=15, dated=NEW)
