@@ -169,6 +169,7 @@ def quantize_model(
             )
             _write(job, target)
             outputs.append(describe_file(target, target.name))
+    outputs.sort(key=lambda file: file.path)
     record = _record(inputs, tuple(outputs), kinds, quantiser, options)
     record.write(folder)
     return record
@@ -314,22 +315,25 @@ def _write_file(job: _Job, path: Path) -> None:
     architecture = reader.get_field("general.architecture")
     if architecture is None:
         raise MalformedError("the GGUF file does not name an architecture")
-    writer = gguf.GGUFWriter(path, architecture.contents())
-    writer.data_alignment = int(reader.alignment)
-    _copy_metadata(reader, writer, job.wanted)
-    steps = _steps(reader, job.wanted, pure=job.options.pure)
-    for step in steps:
-        _announce(writer, step)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    with contextlib.closing(gguf.GGUFWriter(path, architecture.contents())) as writer:
+        writer.data_alignment = int(reader.alignment)
+        _copy_metadata(reader, writer, job.wanted)
+        steps = _steps(reader, job.wanted, pure=job.options.pure)
+        for step in steps:
+            _announce(writer, step)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        _write_weights(writer, steps, job)
+
+
+def _write_weights(writer: Any, steps: list[_Step], job: _Job) -> None:
     total, done = sum(int(step.tensor.n_elements) for step in steps), 0
     with ThreadPoolExecutor(max(1, job.options.threads)) as pool:
         for step in steps:
             writer.write_tensor_data(_made(step, job.quantiser, pool))
             done += int(step.tensor.n_elements)
             job.progress(done, total)
-    writer.close()
 
 
 def _copy_metadata(reader: Any, writer: Any, wanted: WeightType) -> None:
