@@ -23,9 +23,11 @@ from cloister.engine.assemble import assemble
 from cloister.engine.confined import DESCRIPTORS, Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.models import sha256_descriptor
+from cloister.engine.one_by_one import embed
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
+    EMBEDDINGS,
     NOT_RUNNING,
     STOPPED,
     TOKENIZE,
@@ -96,6 +98,7 @@ class LlamaEngine:
             **(llama_fields.EMBEDDING_PATHS if self._settings.embeddings else {}),
         }
         self._isolation = isolation
+        self._embedding = asyncio.Lock()
         self._cores = cores if cores is not None else len(os.sched_getaffinity(0))
         self._confined: Confined | None = None
         self._client: HttpClient | None = None
@@ -217,6 +220,9 @@ class LlamaEngine:
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
         try:
+            if request.path == EMBEDDINGS:
+                refused, answer = await embed(client.request, decode_body(body), self._embedding)
+                return refused or _answer(200, answer)
             response = await client.request(method, NATIVE.get(request.path, request.path), body)
             return await _whole(response) if whole and response.status == 200 else response
         except EngineError as error:
@@ -258,6 +264,10 @@ async def _whole(response: EngineResponse) -> EngineResponse:
     """Collect a stream into one answer; being cancelled meanwhile frees the engine's slot."""
     async with response:
         status, body = await assemble(response.chunks)
+    return _answer(status, body)
+
+
+def _answer(status: int, body: bytes) -> EngineResponse:
     chunks = _once(body)
     return EngineResponse(
         status=status, content_type="application/json", chunks=chunks, close=chunks.aclose

@@ -178,8 +178,9 @@ def _response_events(said: Said) -> list[dict[str, Any]]:
     for number, (item, pieces) in enumerate(_items(said)):
         where = {"output_index": number}
         about = {**where, "item_id": item["id"]}
-        empty = {**item, "status": "in_progress"}
-        empty |= {"arguments": ""} if item["type"] == "function_call" else {"content": []}
+        empty: dict[str, Any] = {**item, "status": "in_progress"}
+        blank: dict[str, Any] = {"content": []}
+        empty |= {"arguments": ""} if item["type"] == "function_call" else blank
         events.append({"type": "response.output_item.added", **where, "item": empty})
         if item["type"] == "function_call":
             stem, done = "response.function_call_arguments", {"arguments": item["arguments"]}
@@ -187,11 +188,11 @@ def _response_events(said: Said) -> list[dict[str, Any]]:
             events.append({"type": f"{stem}.done", **about, "name": item["name"], **done})
         else:
             part = item["content"][0]
-            more = {"logprobs": []} if item["type"] == "message" else {}
+            more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
             about["content_index"] = 0
             stem = f"response.{part['type']}"
-            blank = {**part, "text": ""}
-            events.append({"type": "response.content_part.added", **about, "part": blank})
+            unsaid = {**part, "text": ""}
+            events.append({"type": "response.content_part.added", **about, "part": unsaid})
             events += [{"type": f"{stem}.delta", **about, **more, "delta": one} for one in pieces]
             events.append({"type": f"{stem}.done", **about, **more, "text": part["text"]})
             events.append({"type": "response.content_part.done", **about, "part": part})
@@ -245,6 +246,6 @@ def _message_events(said: Said) -> list[dict[str, Any]]:
             events.append({"type": "content_block_delta", "index": index, "delta": delta})
         events.append({"type": "content_block_stop", "index": index})
     ended = _message(said)
-    delta = {"stop_reason": ended["stop_reason"], "stop_sequence": None}
-    events.append({"type": "message_delta", "delta": delta, "usage": ended["usage"]})
+    ending: dict[str, Any] = {"stop_reason": ended["stop_reason"], "stop_sequence": None}
+    events.append({"type": "message_delta", "delta": ending, "usage": ended["usage"]})
     return [*events, {"type": "message_stop"}]
