@@ -151,6 +151,6 @@ def _around_certificates(data: bytes) -> Tree:
         return certificates  # RFC 7468: text around the blocks explains them, and says nothing
     return {
         "certificates": certificates,
-        # Line ends between certificates say nothing.
-        "around": [pieces[0], *(piece.strip() for piece in pieces[2::2])],
+        # Line ends between certificates say nothing, nor does a NUL or padding behind the last.
+        "around": [pieces[0], *(piece.strip(b"\0\r\n") for piece in pieces[2::2])],
     }
