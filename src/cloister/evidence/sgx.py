@@ -1,7 +1,8 @@
 """The report of an SGX enclave, as the processor fills it in.
 
-Source: Intel "SDM" volume 3D, chapter "Enclave Access Control and Data Structures" (numbered
-differently in each edition), table "Layout of REPORT"; the same 384 bytes are the body of an SGX quote and the report of the quoting enclave
+Source: Intel "SDM" volume 3D, chapter "Enclave Access Control and Data Structures" (its number
+changes with editions), table "Layout of REPORT", with the extensions for key separation and
+sharing; the same 384 bytes are the body of an SGX quote and the report of the quoting enclave
 inside every DCAP quote. All integers are little-endian. Nothing here is authenticated.
 """
 
@@ -20,7 +21,7 @@ _CODE: Final = "malformed"
 
 
 class SgxAttribute(enum.IntFlag):
-    """``ATTRIBUTES`` of an enclave (same chapter, table "Layout of ATTRIBUTES"), the low 64 bits."""
+    """``ATTRIBUTES`` of an enclave (table "Layout of ATTRIBUTES"), the low 64 bits."""
 
     INIT = 1 << 0
     """Initialised: set in every report that EREPORT makes."""
