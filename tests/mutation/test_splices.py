@@ -78,7 +78,7 @@ def test_two_halves_are_no_whole() -> None:
             judged += 1
             result = subject.judge(part.name, data)
             assert not affirmed(result) or any(
-                same_value(whole, data, encoding=part.encoding) for whole in (part.plan.data, other)
+                is_spelling(subject, part, whole, data, result) for whole in (part.plan.data, other)
             ), (subject.name, part.name)
     assert judged > 300
 
