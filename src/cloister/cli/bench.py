@@ -51,8 +51,8 @@ def quantization(
     """Size, memory, time per token and perplexity of models, on your own text."""
     from cloister.cli import bench_tables as tables
     from cloister.cli.quantize import bars
+    from cloister.engine.gguf_copy import load_gguf_package
     from cloister.engine.measure_model import MeasureOptions, measure_model, rows
-    from cloister.engine.quantize import load_gguf_package
 
     load_gguf_package()
     if png is not None:

@@ -216,7 +216,9 @@ def cells(levels: Sequence[Level]) -> list[list[str]]:
 def _cells(found: Mapping[str, float | int | str | None]) -> list[str]:
     def shown(name: str, unit: str) -> str:
         value = found[name]
-        return "–" if value is None else f"{value:,.3g} {unit}"
+        if not isinstance(value, int | float):
+            return "–"
+        return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
     failed = f"{found['failed']} ({found['failures']})" if found["failures"] else "0"
     return [

@@ -36,10 +36,10 @@ def quantize(
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
 ) -> None:
     """Write MODEL in other types, and model.json with what was read, made and used."""
+    from cloister.engine.gguf_copy import load_gguf_package
     from cloister.engine.quantize import (
         QuantizeOptions,
         find_quantiser,
-        load_gguf_package,
         parse_kinds,
         quantize_model,
     )

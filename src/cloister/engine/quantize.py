@@ -8,9 +8,6 @@ at least Q6_K, unless a `pure` file is asked for.
 
 The same file, type and versions of the tools give the same bytes, whatever the number of threads:
 rows are quantised one by one.
-
-The file is expected to be the operator's own. The ``gguf`` package reads it; a file it cannot read
-is MalformedError, but how long it takes over a hostile one is not bounded here.
 """
 
 from __future__ import annotations
@@ -20,19 +17,25 @@ import importlib.metadata
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cloister.engine.ggml import PLAIN, SIMPLE, TYPES, GgmlQuantiser, WeightType, open_library
+from cloister.engine.gguf_copy import (
+    announce,
+    copy_metadata,
+    floats,
+    kind_of,
+    load_gguf_package,
+    reading,
+)
 from cloister.engine.model_record import FileRecord, ModelRecord, check_room, describe_file
 from cloister.errors import BuildError, ConfigurationError, MalformedError, UnsupportedError
 
 OPERATION: Final = "quantize"
-QUANTIZATION_VERSION: Final = 2
-"""``GGML_QNT_VERSION``: of all block layouts since 2023."""
 
 _SENSITIVE: Final = TYPES["Q6_K"]
 _CHUNK: Final = 1 << 22  # weights taken at a time and per thread, 16 MiB as float32
@@ -41,7 +44,6 @@ _KEPT: Final = (
     "token_types.weight", "ssm_conv1d.weight", "attn_rel_b.weight",
 )  # fmt: skip
 _MATRIX_DIMENSIONS: Final = (2, 3)  # three where experts are stacked
-_FIXED: Final = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count")
 
 Progress = Callable[[int, int], None]
 """Called with the weights done and the weights there are, for each file anew."""
@@ -117,18 +119,6 @@ class _Step:
     kind: WeightType | None
 
 
-def load_gguf_package() -> None:
-    """ConfigurationError unless the packages that read GGUF files are there."""
-    try:
-        import gguf  # noqa: F401
-        import numpy as np  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(
-            f"the package {error.name} is not installed: pip install 'cloister[quantize]'",
-            code="quantize.packages",
-        ) from None
-
-
 def quantize_model(
     source: Path,
     kinds: tuple[WeightType, ...],
@@ -173,24 +163,6 @@ def quantize_model(
     record = _record(inputs, tuple(outputs), kinds, quantiser, options)
     record.write(folder)
     return record
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[Any]:
-    """Open a GGUF file with the ``gguf`` package; MalformedError if that cannot read it."""
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(path)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be read (errno {error.errno})", code="configuration.model"
-        ) from None
-    except (ValueError, KeyError, IndexError, OverflowError, MemoryError, TypeError):
-        raise MalformedError("the file is not a GGUF model that can be read") from None
-    if reader.byte_order != "I":
-        raise MalformedError("the GGUF file is of the other byte order")
-    yield reader
 
 
 def _named(progress: Callable[[str, int, int], None] | None, kind: WeightType) -> Progress:
@@ -255,7 +227,7 @@ def _check_source(reader: Any, options: QuantizeOptions) -> None:
 def plan(reader: Any, wanted: WeightType, *, pure: bool) -> list[tuple[str, str]]:
     """What becomes of each tensor: (name, type), in the order of the file."""
     return [
-        (step.tensor.name, (step.kind or _kind_of(step.tensor)).name)
+        (step.tensor.name, (step.kind or kind_of(step.tensor)).name)
         for step in _steps(reader, wanted, pure=pure)
     ]
 
@@ -280,15 +252,11 @@ def _choose(tensor: Any, wanted: WeightType, *, pure: bool, sensitive: str) -> W
     columns = int(tensor.shape[0])
     while columns % kind.block:
         kind = TYPES[kind.fallback or "F16"]
-    return None if kind is _kind_of(tensor) else kind
+    return None if kind is kind_of(tensor) else kind
 
 
 def _bits(kind: WeightType) -> float:
     return 8 * kind.block_bytes / kind.block
-
-
-def _kind_of(tensor: Any) -> WeightType:
-    return TYPES[tensor.tensor_type.name]
 
 
 def _write(job: _Job, target: Path) -> None:
@@ -317,10 +285,10 @@ def _write_file(job: _Job, path: Path) -> None:
         raise MalformedError("the GGUF file does not name an architecture")
     with contextlib.closing(gguf.GGUFWriter(path, architecture.contents())) as writer:
         writer.data_alignment = int(reader.alignment)
-        _copy_metadata(reader, writer, job.wanted)
+        copy_metadata(reader, writer, job.wanted)
         steps = _steps(reader, job.wanted, pure=job.options.pure)
         for step in steps:
-            _announce(writer, step)
+            announce(writer, step.tensor, step.kind or kind_of(step.tensor))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -336,46 +304,6 @@ def _write_weights(writer: Any, steps: list[_Step], job: _Job) -> None:
             job.progress(done, total)
 
 
-def _copy_metadata(reader: Any, writer: Any, wanted: WeightType) -> None:
-    import gguf
-
-    fields = {name: field for name, field in reader.fields.items() if name not in _FIXED}
-    # The writer names the architecture by itself, at the very beginning.
-    fields.pop("general.architecture", None)
-    for name in ("general.file_type", "general.quantization_version"):
-        fields.setdefault(name, None)
-    for name, field in fields.items():
-        if name == "general.file_type":
-            writer.add_file_type(wanted.file_type)
-        elif name == "general.quantization_version":
-            writer.add_quantization_version(QUANTIZATION_VERSION)
-        else:
-            kind = field.types[0]
-            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            value = field.contents()
-            if inner is not None and not value:
-                raise UnsupportedError(
-                    "the model's metadata has an empty list, which the gguf package cannot write",
-                    code="quantize.metadata",
-                )
-            writer.add_key_value(name, value, kind, sub_type=inner)
-
-
-def _announce(writer: Any, step: _Step) -> None:
-    """Tell the writer a tensor's name, shape and type."""
-    import gguf
-    import numpy as np
-
-    tensor = step.tensor
-    kind = step.kind or _kind_of(tensor)
-    columns, *rest = (int(size) for size in tensor.shape)
-    shape = (*reversed(rest), columns)
-    size = int(tensor.n_elements) // columns * kind.row_bytes(columns)
-    # With another element type than bytes the writer takes the shape for one of weights.
-    number = gguf.GGMLQuantizationType(kind.number)
-    writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw_dtype=number)
-
-
 def _made(step: _Step, quantiser: Quantiser, pool: ThreadPoolExecutor) -> Any:
     """The bytes of one tensor as they are to be written."""
     import numpy as np
@@ -389,19 +317,11 @@ def _made(step: _Step, quantiser: Quantiser, pool: ThreadPoolExecutor) -> Any:
 
     def convert(start: int) -> None:
         part = slice(start, start + height)
-        made[part] = _encode(_floats(rows[part], step.tensor), kind, quantiser)
+        made[part] = _encode(floats(rows[part], step.tensor), kind, quantiser)
 
     for _ in pool.map(convert, range(0, len(rows), height)):
         pass
     return made
-
-
-def _floats(rows: Any, tensor: Any) -> Any:
-    """Rows of any type as contiguous float32."""
-    import gguf
-    import numpy as np
-
-    return np.ascontiguousarray(gguf.quants.dequantize(rows, tensor.tensor_type), dtype=np.float32)
 
 
 def _encode(rows: Any, kind: WeightType, quantiser: Quantiser) -> Any:
