@@ -451,3 +451,49 @@ async def test_other_lists_of_another_shape(path: str, lie: bytes) -> None:
     inner = await asked(says(lie), path)
     assert (inner.status, inner.error["code"]) == (502, "engine_failed")
     assert b"canary" not in inner.body
+
+
+# -- what stays here -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+async def test_nothing_of_prompt_or_answer_is_logged(path: str, stream: bool) -> None:
+    secret = [{"role": "user", "content": "canary-asked"}]
+    asks = {"input": secret} if path == RESPONSES else {"messages": secret}
+    for answer in (
+        Answer(tokens=("canary-said",), reasoning=("canary-thought",)),
+        Answer(tokens=("canary-said",), crash_after=1),
+        Answer(status=500),
+        Answer(tokens=("canary-said",), finish="canary-finish"),
+    ):
+        engine = FakeEngine(script=lambda *_, answer=answer: answer)
+        async with running(engine=engine) as bench:
+            await bench.peer.ask(path, MINIMAL[path] | asks | {"stream": stream})
+            metrics = bench.worker.context.metrics.exposition()
+        assert "canary" not in bench.stream.getvalue()
+        assert b"canary" not in metrics
+
+
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+async def test_a_client_that_leaves_cancels_the_generation(path: str) -> None:
+    engine = FakeEngine(script=lambda *_: Answer(rate=50, tokens=("x",) * 1000))
+    async with running(engine=engine) as bench:
+        call = bench.peer.start(bench.peer.seal(path, MINIMAL[path] | {"stream": True}))
+        await call.pieces(3)
+        call.gone.set()
+        await call.result()
+        await until(lambda: engine.running == 0)
+        assert engine.cancelled == 1
+
+
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+async def test_time_runs_out_in_the_formats_own_words(path: str) -> None:
+    engine = FakeEngine(script=lambda *_: Answer(stall_after=2))
+    settings = WorkerSettings(limits=Limits(generation_s=0.2))
+    async with running(settings, engine=engine) as bench:
+        inner = await bench.peer.ask(path, MINIMAL[path] | {"stream": True})
+        assert inner.events[-1]["type"] == "error"
+        assert inner.events[-1]["error"]["code"] == "timeout"
+        inner = await bench.peer.ask(path, MINIMAL[path])
+        assert (inner.status, inner.error["code"]) == (504, "timeout")

@@ -161,3 +161,17 @@ async def test_rate_buckets_of_keys_that_are_gone_are_gone(
             rates.take(name.to_bytes(4, "big"), 0)
         await until(lambda: len(rates) == 0)
         await asyncio.sleep(0)
+
+
+async def test_a_key_may_come_as_anthropics_clients_send_it(tmp_path: Path) -> None:
+    """With both fields they must agree: two readers would take different ones."""
+    async with keyed(tmp_path / "keys.json") as made:
+        ann = {"x-api-key": made.ann}
+        for extra, status in (
+            (ann, 200),
+            (ann | {"authorization": f"Bearer {made.ann}"}, 200),
+            (ann | {"authorization": f"Bearer {made.bob}"}, 401),
+            ({"x-api-key": "clst_wrong"}, 401),
+        ):
+            inner = await made.bench.peer.ask(document=chat(), extra=extra)
+            assert inner.status == status

@@ -68,6 +68,7 @@ class Upstream:
     name: str
     cache_salt: bool
     compat: str = ""
+    serves: frozenset[str] = frozenset()
 
 
 def serve(
@@ -95,6 +96,14 @@ def serve(
             "this it must have been started without prefix caching.",
         ),
     ] = False,
+    upstream_serves: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--upstream-serves",
+            help="What the upstream serves besides chat and completions: embeddings, rerank or "
+            "tokenize. May be given several times.",
+        ),
+    ] = None,
     threads: Threads = None,
     host: Host = "127.0.0.1",
     port: Port = DEFAULT_PORT,
@@ -170,7 +179,11 @@ def serve(
                 code="configuration.upstream",
             )
         described = Upstream(
-            address=upstream, name=model_name, cache_salt=upstream_cache_salt, compat=compat
+            address=upstream,
+            name=model_name,
+            cache_salt=upstream_cache_salt,
+            compat=compat,
+            serves=frozenset(f"/v1/{name}" for name in upstream_serves or ()),
         )
         plan = upstream_plan(directory, operation, described)
     if prepare_only:
@@ -244,6 +257,7 @@ def _upstream_configuration(upstream: Upstream) -> JsonObject:
             name=upstream.name,
             cache_salt=upstream.cache_salt,
             prefix_cache_off=not upstream.cache_salt,
+            serves=upstream.serves,
         )
     )
     return effective_configuration(engine, settings_for(upstream.compat))

@@ -101,7 +101,8 @@ class UpstreamSettings:
     def __post_init__(self) -> None:
         if not self.serves <= _NAMED:
             raise ConfigurationError(
-                f"an upstream may also serve {', '.join(sorted(_NAMED))}",
+                "an upstream may also serve "
+                + ", ".join(sorted(name.removeprefix("/v1/") for name in _NAMED)),
                 code="configuration.upstream_paths",
             )
 

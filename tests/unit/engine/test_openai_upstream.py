@@ -169,3 +169,19 @@ async def test_a_server_that_goes_away_is_noticed(tmp_path: Path) -> None:
     await asyncio.wait_for(waiting, 5)
     assert not engine.alive
     await engine.aclose()
+
+
+def test_it_serves_what_it_is_said_to_serve() -> None:
+    def settings(*serves: str) -> UpstreamSettings:
+        return UpstreamSettings(
+            address="unix:/s", name="fake", prefix_cache_off=True, serves=frozenset(serves)
+        )
+
+    engine = OpenAIUpstream(settings("/v1/embeddings"))
+    assert engine.paths["/v1/embeddings"] is None
+    assert "/v1/rerank" not in engine.paths
+    assert engine.configuration()["serves"] == ["/v1/embeddings"]
+    for path in ("/v1/other", "/slots", "/v1/chat/completions"):
+        with pytest.raises(ConfigurationError) as caught:
+            settings(path)
+        assert caught.value.code == "configuration.upstream_paths"
