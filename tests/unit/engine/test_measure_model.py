@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -196,3 +197,13 @@ def test_moved_members_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedError) as caught:
         LlamaModel(open_library(), demo_model_path(), context=32, threads=1)
     assert caught.value.code == "engine.interface"
+
+
+def test_a_model_without_numbers_is_no_result(text: Path, tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf")
+    reader = gguf.GGUFReader(path, "r+")
+    next(t for t in reader.tensors if t.name == "output_norm.weight").data[:] = np.nan
+    reader.data.flush()
+    with pytest.raises(EngineError) as caught:
+        measure_model(path, options(text))
+    assert caught.value.code == "engine.not_finite"
