@@ -72,6 +72,7 @@ from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import DEVELOPMENT_PLATFORM, claim_names, verify_report
 from cloister.verifier.result import AttestationResult, Finding, Source
+from support.certificates import P256_ORDER, respelled
 
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 NONCE = bytes(range(32))
@@ -1092,8 +1093,10 @@ def test_reset_and_restart_counts_are_reported() -> None:
         lambda good: good.attester.components[-1].digest,
         lambda good: fingerprint(good.attester.chain[0]),
         lambda good: fingerprint(good.attester.ca.certificate),
+        lambda good: fingerprint(respelled(good.attester.chain[0], P256_ORDER)),
+        lambda good: fingerprint(respelled(good.attester.ca.certificate, P256_ORDER)),
     ],
-    ids=["keyset", "component", "certificate", "root"],
+    ids=["keyset", "component", "certificate", "root", "certificate again", "root again"],
 )
 def test_what_the_policy_denies_is_refused(digest: Callable[[World], str]) -> None:
     bad = world()

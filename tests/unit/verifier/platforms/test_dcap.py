@@ -39,6 +39,7 @@ from cloister.verifier.platforms.sgx import SgxEvidence, verify_sgx
 from cloister.verifier.platforms.tdx import TdxEvidence, verify_tdx
 from cloister.verifier.policy import AppraisalPolicy, as_captured, strict
 from cloister.verifier.result import AttestationResult, Claim, Finding
+from support.certificates import P256_ORDER, respelled
 from support.dcap import PCK_CHAIN, header, reassembled
 
 NOW: Final = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
@@ -593,9 +594,10 @@ class TestPolicy:
         }
         policy = dataclasses.replace(POLICY, denied=("sha256:" + "00" * 32,))
         assert verified(tee, quoted(tee), policy=policy).affirmed
-        policy = dataclasses.replace(POLICY, denied=(fingerprint(certificates[which]),))
-        found = verified(tee, quoted(tee), policy=policy)
-        assert (found.reason, found.failed()) == ("denied", {"denied"})
+        for spelt in (certificates[which], respelled(certificates[which], P256_ORDER)):
+            policy = dataclasses.replace(POLICY, denied=(fingerprint(spelt),))
+            found = verified(tee, quoted(tee), policy=policy)
+            assert (found.reason, found.failed()) == ("denied", {"denied"})
 
 
 def test_facts_are_told_of_any_quote_that_decodes() -> None:

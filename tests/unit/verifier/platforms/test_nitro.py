@@ -22,6 +22,7 @@ from cloister.verifier.outcome import Outcome
 from cloister.verifier.platforms.nitro import NitroEvidence, verify_nitro
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy, development, strict
 from cloister.verifier.result import AttestationResult, Finding, Source
+from support.certificates import P384_ORDER, respelled
 
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 POLICY = development()
@@ -364,8 +365,10 @@ def test_in_the_future(nitro: SimulatedNitro) -> None:
 
 def test_denied(nitro: SimulatedNitro) -> None:
     document = affirmed(nitro)
-    for authority in (nitro.enclave, *nitro.authorities):
-        denied = (fingerprint(authority.certificate),)
+    certificates = [one.certificate for one in (nitro.enclave, *nitro.authorities)]
+    spelt_otherwise = [respelled(certificate, P384_ORDER) for certificate in certificates]
+    for certificate in (*certificates, *spelt_otherwise):
+        denied = (fingerprint(certificate),)
         policy = dataclasses.replace(POLICY, denied=denied)
         assert codes(verify(document, nitro.roots, policy=policy)) == {"nitro.denied": "denied"}
     unchecked = dataclasses.replace(POLICY, denied=UNCHECKED)

@@ -35,6 +35,7 @@ from cloister.verifier.outcome import Outcome
 from cloister.verifier.platforms.tpm import TpmEvidence, verify_tpm
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.result import AttestationResult, Finding
+from support.certificates import P256_ORDER, respelled
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NONCE = b"a challenge"
@@ -403,7 +404,10 @@ def test_denied_certificates() -> None:
     assert verify(evidence).verdict is Finding.AFFIRMING
     assert evidence.ak is not None
     leaf = parse_certificate(evidence.ak.certificate)
-    for certificate in (leaf, VENDOR.intermediate, VENDOR.root):
+    spelt_otherwise = [
+        respelled(one, P256_ORDER) for one in (leaf, VENDOR.intermediate, VENDOR.root)
+    ]
+    for certificate in (leaf, VENDOR.intermediate, VENDOR.root, *spelt_otherwise):
         denying = replace(STRICT, denied=(fingerprint(certificate),))
         assert refused(verify(evidence, policy=denying)) == {("ak.denied", "denied")}
     unchecked = replace(STRICT, denied=policy.UNCHECKED)
