@@ -54,7 +54,8 @@ class BackgroundDevice:
     def __init__(self, handler: str, *, limit_s: float) -> None:
         """`handler` is ``package.module:function``, called with each request in the child.
 
-        `limit_s` bounds one exchange, the child's start included.
+        `limit_s` bounds every wait for the child, which sends its answer in one piece; the first
+        includes its start.
         """
         self._handler = handler
         self._limit_s = limit_s
@@ -88,7 +89,7 @@ class BackgroundDevice:
             raise FetchError(
                 f"the device gave no answer within {self._limit_s:g} seconds", code="device.timeout"
             ) from None
-        except OSError:
+        except (OSError, ValueError):  # it ended, or wrote something else than an answer
             answer = None
         if answer is None:
             raise FetchError("the process that asks the device has ended", code="device.io")

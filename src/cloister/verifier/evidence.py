@@ -48,7 +48,7 @@ def conclude(
         platform=platform,
         development=outcome.development,
         memory_confidentiality=_memory(outcome),
-        claims=ledger.close(development=outcome.development),
+        claims=ledger.close(development=outcome.development, proven=_is_authenticated(outcome)),
         not_proven=outcome.not_proven,
         appraised_at=at.astimezone(UTC),
         policy_id=policy.policy_id,
@@ -61,9 +61,12 @@ def _memory(outcome: Outcome) -> str:
 
     Evidence that was not asked to carry anything has nothing bound, and may be genuine.
     """
-    authenticated = outcome.bound is not None or bool(outcome.registers)
-    genuine = authenticated and not outcome.development
+    genuine = _is_authenticated(outcome) and not outcome.development
     return outcome.memory_confidentiality if genuine else "none"
+
+
+def _is_authenticated(outcome: Outcome) -> bool:
+    return outcome.bound is not None or bool(outcome.registers)
 
 
 def run(

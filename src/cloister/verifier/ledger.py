@@ -136,13 +136,16 @@ class Ledger:
         """Whether `name` was recorded for this device, whatever was found."""
         return (self._device, name) in self._claims
 
-    def close(self, names: Iterable[str] = (), *, development: bool) -> tuple[Claim, ...]:
+    def close(
+        self, names: Iterable[str] = (), *, development: bool, proven: bool = True
+    ) -> tuple[Claim, ...]:
         """Return the claims in the order expected; those not decided say why not.
 
         `names` are claims about ``cpu0`` that are expected besides those promised already.
 
         On a development platform no hardware proves anything: what its TPM signs is the word of
-        whoever runs the machine, and each claim that rests on it says so.
+        whoever runs the machine, and each claim that rests on it says so. Nor does it where the
+        evidence as a whole is not `proven` genuine: a forger signs well, with a key of their own.
         """
         ordered = tuple(dict.fromkeys((*((CPU, name) for name in names), *self._expected)))
         unknown = self._claims.keys() - set(ordered)
@@ -163,7 +166,11 @@ class Ledger:
                     name, NOT_CHECKED, f"Not checked, because {reason} did not hold."
                 )
         claims = tuple(self._claims[key] for key in ordered)
-        return tuple(map(_on_the_operators_word, claims)) if development else claims
+        if development:
+            return tuple(_on_the_word_of(Source.OPERATOR_ASSERTED, claim) for claim in claims)
+        if not proven:
+            return tuple(_on_the_word_of(Source.VERIFIER_DERIVED, claim) for claim in claims)
+        return claims
 
     def _view(self) -> Ledger:
         view = Ledger()
@@ -195,7 +202,7 @@ class Ledger:
         )
 
 
-def _on_the_operators_word(claim: Claim) -> Claim:
+def _on_the_word_of(source: Source, claim: Claim) -> Claim:
     if claim.source is not Source.HARDWARE_PROVEN:
         return claim
-    return dataclasses.replace(claim, source=Source.OPERATOR_ASSERTED)
+    return dataclasses.replace(claim, source=source)

@@ -231,7 +231,7 @@ def _result(
         platform=_platform_name(found) if known else UNKNOWN_PLATFORM,
         development=development,
         memory_confidentiality=_memory_confidentiality(found),
-        claims=ledger.close(development=development),
+        claims=ledger.close(development=development, proven=_is_authenticated(found)),
         not_proven=(*(_not_proven(found) if known else ()), *_unchecked(policy)),
         appraised_at=at.astimezone(UTC),
         policy_id=policy.policy_id,

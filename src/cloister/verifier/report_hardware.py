@@ -102,12 +102,20 @@ def appraise_worker(
                 platform.reference, registers, document.manifest_sha256, ledger
             )
     if not isinstance(policy.denied, Unchecked):
-        appraise.appraise_denied(_digests(found, document), denied=policy.denied, ledger=ledger)
+        digests = _digests(found, document, platform)
+        appraise.appraise_denied(digests, denied=policy.denied, ledger=ledger)
 
 
-def _digests(found: Findings, document: ClaimsDocument) -> set[str]:
-    named = (document.manifest_sha256, *(model.sha256 for model in document.models))
-    return {found.keyset_digest, *(f"sha256:{digest}" for digest in named if digest is not None)}
+def _digests(found: Findings, document: ClaimsDocument, platform: HardwarePlatform) -> set[str]:
+    """What may be denied; the manifest also where only the platform names it."""
+    registers = {} if found.outcome is None else found.outcome.registers
+    started_for = registers.get(appraise.MANIFEST_REGISTER.get(platform.reference, ""), b"")[:32]
+    named = (
+        document.manifest_sha256,
+        started_for.hex(),
+        *(model.sha256 for model in document.models),
+    )
+    return {found.keyset_digest, *(f"sha256:{digest}" for digest in named if digest)}
 
 
 def _authenticate(

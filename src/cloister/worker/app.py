@@ -164,6 +164,8 @@ def build_worker(
     `open_when_empty` serves anybody while no API key was ever made: for a worker that listens
     on the loopback only. ConfigurationError when the API key file cannot be used.
     """
+    if boot_evidence and receipt_key is None:
+        raise TypeError("evidence from boot was asked for with the receipt key: give that too")
     settings = settings or WorkerSettings()
     clocks = clocks or Clocks()
     metrics = Metrics()

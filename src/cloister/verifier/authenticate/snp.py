@@ -198,7 +198,10 @@ def _chain(chain: Chain, ledger: Ledger) -> None:
         ledger.refuse(CHAIN, broken[0], broken[1])
     expired = chain.fault(ChainFault.EXPIRED)
     if expired is None:
-        ledger.affirm(TIME, "All certificates are valid at the time of verification.")
+        ledger.affirm(
+            TIME,
+            "No certificate that was followed is outside its dates at the time of verification.",
+        )
     else:
         ledger.refuse(TIME, expired[0], expired[1])
 

@@ -294,7 +294,7 @@ def _time(pck: PckReading, ledger: Ledger, prefix: str) -> None:
     ledger.check(
         prefix + TIME,
         holds=pck.expired is None and not late,
-        affirmed="All of it is within its dates.",
+        affirmed="Nothing that was followed is outside its dates.",
         code="expired",
         refused=pck.expired or "The collateral is not current at the time of verification.",
     )

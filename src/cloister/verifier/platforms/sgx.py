@@ -30,6 +30,7 @@ from cloister.verifier.policy import AppraisalPolicy
 PREFIX: Final = "sgx."
 PLATFORM: Final = "Intel SGX"
 MEMORY: Final = "sgx"
+NO_MEMORY: Final = "none"
 
 REGISTER_NAMES: Final = (
     "mrenclave",
@@ -140,7 +141,8 @@ def registers(report: EnclaveReport) -> dict[str, bytes]:
 def _outcome(judged: JudgedQuote, report: EnclaveReport) -> Outcome:
     return Outcome(
         platform=PLATFORM,
-        memory_confidentiality=MEMORY,
+        # A debugger outside reads what the hardware encrypts.
+        memory_confidentiality=NO_MEMORY if report.debug else MEMORY,
         facts=judged.facts | _facts(report),
         development=judged.development,
         bound=report.report_data if judged.proven else None,

@@ -39,6 +39,7 @@ PARSE: Final = "snp.parse"
 
 PLATFORM: Final = "AMD SEV-SNP"
 MEMORY: Final = "sev_snp"
+NO_MEMORY: Final = "none"
 
 FIELD_NAMES: Final = (
     "report_data",
@@ -61,6 +62,8 @@ MAX_ENDORSEMENTS: Final = 16
 NOT_PROVEN: Final = (
     "HOST_DATA is chosen by the host, not by the guest: it proves something only where the"
     " measured software compares it.",
+    "MEASUREMENT covers what was loaded at launch: firmware alone, unless that firmware was given"
+    " the hashes of kernel, initial files and command line.",
     "Whoever can attach probes to the machine's memory bus, or replace its memory modules, may"
     " defeat SEV-SNP; nothing shows where the machine stands.",
 )
@@ -154,7 +157,8 @@ def verify_snp(
     product = attestation.product
     return Outcome(
         platform=PLATFORM if product is None else f"{PLATFORM} ({product.label})",
-        memory_confidentiality=MEMORY,
+        # A debugger outside reads what the hardware encrypts.
+        memory_confidentiality=NO_MEMORY if report.policy & GuestPolicy.DEBUG else MEMORY,
         facts=facts(attestation),
         development=attestation.development,
         bound=None if authenticated is None else report.report_data,

@@ -34,6 +34,7 @@ from cloister.verifier.policy import AppraisalPolicy
 PREFIX: Final = "tdx."
 PLATFORM: Final = "Intel TDX"
 MEMORY: Final = "tdx"
+NO_MEMORY: Final = "none"
 
 REGISTER_NAMES: Final = (
     "mr_td",
@@ -152,7 +153,8 @@ def registers(report: TdReport) -> dict[str, bytes]:
 def _outcome(judged: JudgedQuote, report: TdReport, log: CcelLog | None) -> Outcome:
     return Outcome(
         platform=PLATFORM,
-        memory_confidentiality=MEMORY,
+        # A debugger outside reads what the hardware encrypts.
+        memory_confidentiality=NO_MEMORY if report.debug else MEMORY,
         facts=judged.facts | _facts(report) | ({} if log is None else _log_facts(log, report)),
         development=judged.development,
         bound=report.report_data if judged.proven else None,
