@@ -1,4 +1,4 @@
-"""What a result about recorded evidence is worth: labels that must not outlive what they rest on."""
+"""What results about recorded evidence are worth: labels must not outlive what they rest on."""
 
 from __future__ import annotations
 

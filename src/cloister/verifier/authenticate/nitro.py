@@ -119,7 +119,7 @@ def _chain(chain: Chain, ledger: Ledger) -> None:
     ledger.check(
         TIME,
         holds=late is None,
-        affirmed="No certificate that was followed is outside its dates at the time of verification.",
+        affirmed="No certificate that was followed is outside its dates.",
         code=ChainFault.EXPIRED,
         refused=late[1] if late else "",
     )

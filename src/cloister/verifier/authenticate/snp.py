@@ -200,7 +200,7 @@ def _chain(chain: Chain, ledger: Ledger) -> None:
     if expired is None:
         ledger.affirm(
             TIME,
-            "No certificate that was followed is outside its dates at the time of verification.",
+            "No certificate that was followed is outside its dates.",
         )
     else:
         ledger.refuse(TIME, expired[0], expired[1])
