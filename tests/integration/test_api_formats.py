@@ -339,6 +339,7 @@ WHOLE_LIES = [
     b'{"choices":[]}',
     b'{"choices":[{"message":{"content":5},"finish_reason":"stop"}]}',
     b'{"choices":[{"message":{"content":"canary"},"finish_reason":"canary"}]}',
+    b'{"choices":[{"message":{"content":"canary"},"finish_reason":[]}]}',
     b'{"choices":[{"message":{"content":"canary"}}]}',
     b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"},{"message":{}}]}',
     b'{"choices":[{"message":{"tool_calls":[{}]},"finish_reason":"stop"}]}',

@@ -82,7 +82,7 @@ def _piece(document: dict[str, Any], member: str) -> Piece:
         raise ValueError("more answers than were asked for")
     said = _dict(choice.get(member) or {})
     finish = choice.get("finish_reason")
-    if finish is not None and finish not in _FINISHED:
+    if finish is not None and not (isinstance(finish, str) and finish in _FINISHED):
         raise ValueError("an unknown end")
     reasoning = said.get("reasoning_content")
     stopped_at = choice.get("stop_reason")

@@ -146,7 +146,7 @@ def _tool_choice(value: object) -> dict[str, Any]:
     if kind == "tool":
         name = expect(choice.get("name"), str, "tool_choice")
         return chat | {"tool_choice": {"type": "function", "function": {"name": name}}}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise wrong("tool_choice", "`tool_choice` is auto, any, none or one tool.")
     return chat | {"tool_choice": _CHOICES[kind]}
 
@@ -249,7 +249,7 @@ def _image(value: object) -> str:
     if source.get("type") != "base64":
         raise RefusedError(NOT_FETCHED)
     kind, data = source.get("media_type"), expect(source.get("data"), str, "messages")
-    if kind not in _IMAGES:
+    if not isinstance(kind, str) or kind not in _IMAGES:
         raise wrong("messages", "An image is JPEG, PNG, GIF or WebP.")
     return f"data:{kind};base64,{data}"
 
