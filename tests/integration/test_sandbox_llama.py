@@ -153,7 +153,14 @@ async def test_the_engine_itself_keeps_other_endpoints_shut(path: str) -> None:
 async def test_paths_and_fields_that_reach_further_are_refused() -> None:
     async with running() as engine:
         assert (await answer(engine, completion(max_tokens=1)))[0] == 200
-        for path in ("/slots", "/props", "/v1/rerank", "/v1/responses", "/v1/models/../../slots", ""):
+        for path in (
+            "/slots",
+            "/props",
+            "/v1/rerank",
+            "/v1/responses",
+            "/v1/models/../../slots",
+            "",
+        ):
             with pytest.raises(EngineError) as caught:
                 await engine.send(EngineRequest(path=path))
             assert caught.value.code == PATH_REFUSED

@@ -31,7 +31,8 @@ def machine() -> str:
     versions = ", ".join(f"{name} {_version(name)}" for name in ("cloister", "xllamacpp"))
     return (
         f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}; {versions}; "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}; "
+        f"{versions}; "
         f"load average {os.getloadavg()[0]:.1f}"
     )
 

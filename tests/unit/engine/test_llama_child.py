@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ast
 import sys
 from pathlib import Path
@@ -26,7 +27,15 @@ SETTINGS = {
     "threads": 1,
     "embeddings": False,
 }
-EXTRA = ("hostnames", "model_alias", "n_ctx", "n_parallel", "n_threads_http", "fit_params", "embedding")
+EXTRA = (
+    "hostnames",
+    "model_alias",
+    "n_ctx",
+    "n_parallel",
+    "n_threads_http",
+    "fit_params",
+    "embedding",
+)
 
 
 def library(**changed: object) -> Any:
@@ -131,7 +140,7 @@ def test_sizes_and_threads() -> None:
     assert f'"context": {model.context_length}' in arguments(2, LlamaSettings(context=10**6))
     for wrong in ({"parallel": 0}, {"connections": 10**6}, {"threads": -1}, {"memory": -1}):
         with pytest.raises(ConfigurationError):
-            LlamaSettings(**wrong)
+            dataclasses.replace(LlamaSettings(), **wrong)  # type: ignore[arg-type]
 
 
 def test_the_configuration_does_not_depend_on_this_machines_cores() -> None:

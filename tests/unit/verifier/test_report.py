@@ -70,7 +70,8 @@ from cloister.testing.simulated_tpm import (
 from cloister.verifier import policy as policies
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
-from cloister.verifier.report import DEVELOPMENT_PLATFORM, claim_names, verify_report
+from cloister.verifier.report import claim_names, verify_report
+from cloister.verifier.report_findings import DEVELOPMENT_PLATFORM
 from cloister.verifier.result import AttestationResult, Finding, Source
 from support.certificates import P256_ORDER, respelled
 
