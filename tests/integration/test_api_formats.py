@@ -234,6 +234,15 @@ async def test_a_path_that_the_engine_lacks(path: str) -> None:
         assert RESPONSES in model["cloister"]["paths"]
 
 
+async def test_an_engine_for_embeddings_only() -> None:
+    engine = FakeEngine(paths=dict.fromkeys((EMBEDDINGS, MODELS)))
+    assert (await asked(engine, EMBEDDINGS)).status == 200
+    for path in (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, MESSAGES):
+        inner = await asked(engine, path)
+        assert (inner.status, inner.error["code"]) == (404, "path_refused")
+    assert len(engine.requests) == 1
+
+
 async def test_an_unproven_model_has_no_attested_name() -> None:
     engine = FakeEngine()
     engine.model = type(engine.model)(

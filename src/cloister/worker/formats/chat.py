@@ -73,7 +73,7 @@ def _object(data: bytes) -> dict[str, Any]:
 def _piece(document: dict[str, Any], member: str) -> Piece:
     choices = document.get("choices")
     usage = _usage(document.get("usage"))
-    if not isinstance(choices, list) or (member == "message" and len(choices) != 1):
+    if not isinstance(choices, list):
         raise ValueError("not a chat completion")
     if not choices:
         return Piece(usage=usage)
