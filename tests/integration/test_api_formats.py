@@ -241,6 +241,9 @@ async def test_an_engine_for_embeddings_only() -> None:
         inner = await asked(engine, path)
         assert (inner.status, inner.error["code"]) == (404, "path_refused")
     assert len(engine.requests) == 1
+    async with running(engine=engine) as bench:
+        [model] = (await bench.peer.ask("/v1/models")).json["data"]
+    assert model["cloister"]["paths"] == [EMBEDDINGS, MODELS]
 
 
 async def test_an_unproven_model_has_no_attested_name() -> None:

@@ -104,7 +104,8 @@ async def _models(exchange: Exchange, name: str) -> None:
 
 def _described(model: ModelInfo, served: list[str]) -> dict[str, Any]:
     """What OpenAI's entry has no field for. A hint: evidence and receipts are what prove it."""
-    paths = {*served, responses.PATH, messages.PATH} - {HEALTH}
+    through_chat = {responses.PATH, messages.PATH} if CHAT_COMPLETIONS in served else set()
+    paths = {*served, *through_chat} - {HEALTH}
     return {
         "attested_name": None if model.sha256 is None else model.name,
         "digest": None if model.sha256 is None else f"sha256:{model.sha256}",

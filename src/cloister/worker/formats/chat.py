@@ -74,7 +74,7 @@ def _piece(document: dict[str, Any], member: str) -> Piece:
     choices = document.get("choices")
     usage = _usage(document.get("usage"))
     if not isinstance(choices, list):
-        raise ValueError("not a chat completion")
+        raise ValueError("not a chat completion")  # noqa: TRY004 - of the engine's making
     if not choices:
         return Piece(usage=usage)
     choice = _dict(choices[0])
