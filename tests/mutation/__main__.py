@@ -15,7 +15,7 @@ from typing import TextIO
 
 from mutation.job import Tally, Task, tasks, work
 from mutation.simulated import simulated
-from mutation.subjects import Subject, recorded
+from mutation.subjects import EVIDENCE, Subject, recorded
 
 SUBJECTS: list[Subject] = []
 """Filled before processes are forked, which is how they come to know it."""
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for subject in (*recorded(), *simulated())
         if not options.only or any(name in subject.name for name in options.only)
     ]
-    if not any(not subject.name.startswith(("simulated/", "worker/")) for subject in SUBJECTS):
+    if not EVIDENCE.is_dir():
         print("No recorded evidence here: only simulated vendors' is mutated.")
     started = time.monotonic()
     tallies: dict[tuple[str, str], Tally] = defaultdict(Tally)

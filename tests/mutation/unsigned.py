@@ -108,11 +108,22 @@ def _tcg_events(data: bytes) -> tuple[Event, ...]:
     return log.events
 
 
+def _logs(mutant: Affirmed) -> tuple[bytes, bytes] | None:
+    """Two event logs: the parts themselves, or all that differs inside a report."""
+    if mutant.part.endswith(("bin", "event_log", "event_log.data")):
+        return mutant.original, mutant.changed
+    match mutant.differences:
+        case [((*_path, "tpm.event_log", "data_b64"), bytes(before), bytes(after))]:
+            return before, after
+    return None
+
+
 def _event_comments(mutant: Affirmed) -> bool:
     """The same digests in the same order; only what no digest covers differs."""
-    if not mutant.part.endswith(("bin", "event_log", "event_log.data")):
+    logs = _logs(mutant)
+    if logs is None:
         return False
-    before, after = _tcg_events(mutant.original), _tcg_events(mutant.changed)
+    before, after = map(_tcg_events, logs)
     return _extended(before) == _extended(after) and all(
         _is_comment(old, new) for old, new in _pairs(before, after) if old != new
     )
@@ -188,9 +199,10 @@ def _wrapper(mutant: Affirmed) -> bool:
 
 def _other_banks(mutant: Affirmed) -> bool:
     """The digests of SHA-256, which simulated quotes are of, are the same."""
-    if not mutant.part.endswith(("event_log", "event_log.data")):
+    logs = _logs(mutant)
+    if logs is None or not mutant.subject.startswith(("simulated/", "worker/")):
         return False
-    before, after = _tcg_events(mutant.original), _tcg_events(mutant.changed)
+    before, after = map(_tcg_events, logs)
     return [
         replace(event, digests={Alg.SHA256: event.digests[Alg.SHA256]}) for event in before
     ] == [replace(event, digests={Alg.SHA256: event.digests[Alg.SHA256]}) for event in after]
