@@ -76,6 +76,22 @@ def test_a_changed_byte_decodes_or_is_malformed(
     assert outcome(RequestDecoder(SMALL), cut(bytes(message), sizes)) == whole
 
 
+@pytest.mark.parametrize("sizes", [[1], [7], [1000]])
+def test_what_is_wrong_first_is_told_however_padding_is_cut(sizes: list[int]) -> None:
+    message = encode_request(
+        RequestHead(method=b"GET", scheme=b"https", authority=b"", path=b"/"), b""
+    )
+    limit = SMALL.padding_bytes
+    for padding, code in (
+        (bytes(limit), None),
+        (bytes(limit) + b"\1", "malformed.too_large"),
+        (b"\1" + bytes(limit), "malformed"),
+        (bytes(limit - 1) + b"\1", "malformed"),
+    ):
+        found = outcome(RequestDecoder(SMALL), cut(message + padding, sizes))
+        assert found == code if code else not isinstance(found, str)
+
+
 @given(request_heads, contents, fields, st.integers(0, 30), sizes)
 @example(RequestHead(method=b"GET", scheme=b"http", authority=b"", path=b"/"), [], (), 0, [1])
 def test_requests_come_back(

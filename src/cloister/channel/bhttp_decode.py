@@ -202,10 +202,11 @@ class _Decoder(Generic[_Event]):
         left = self._limits.padding_bytes
         while not self._ended:
             size = len(self._data) - self._pos
+            # What comes first is what is wrong, however the message was cut into pieces.
+            if self._data.count(0, self._pos, self._pos + left) != min(size, left):
+                raise MalformedError("a Binary HTTP message is padded with other than zeros")
             if size > left:
                 raise _too_large("padding")
-            if self._data.count(0, self._pos) != size:
-                raise MalformedError("a Binary HTTP message is padded with other than zeros")
             left -= size
             self._pos += size
             yield

@@ -21,8 +21,9 @@ def test_everything_that_is_measured_is_repeated() -> None:
 
 def test_what_stays_is_seen() -> None:
     kept: list[bytes] = []
-    assert growth.growth(lambda: kept.append(bytes(range(256)) * 4096), 16) > 8 * 2**20
-    assert len(kept) == 16
+    # Pieces too large for what the allocator has at hand from other tests.
+    assert growth.growth(lambda: kept.append(bytes(range(256)) * 2**18), 4) > 128 * 2**20
+    assert len(kept) == 4
 
 
 def test_growth_is_added_up() -> None:
