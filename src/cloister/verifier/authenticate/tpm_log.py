@@ -18,6 +18,7 @@ Source: TCG "PC Client Platform Firmware Profile Specification", version 1.06, s
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -68,6 +69,14 @@ COMMAND_REGISTERS: Final = (8, 12)
 EFI_GLOBAL_VARIABLE: Final = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 
 MAX_COMMAND_LINES: Final = 8
+
+_SEPARATORS: Final = frozenset(
+    hashlib.new(name, data).digest()
+    for name in HASH_NAMES.values()
+    for data in (bytes(4), b"\xff\xff\xff\xff", b"\1\0\0\0")
+)
+"""Digests of what firmware measures to close a register, after an error too (PFP section 10.4.1),
+in every bank."""
 
 _EXIT_BOOT_SERVICES: Final = b"Exit Boot Services Returned with Success"
 _KERNEL_PREFIXES: Final = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
@@ -176,7 +185,8 @@ def secure_boot(findings: LogFindings) -> bool | None:
 
     Only the variable ``SecureBoot`` itself counts, measured whole (GUID, name and value) into
     register 7 before that register was closed: anyone may extend it later. Of two values the
-    worse one is believed.
+    worse one is believed. What closed the register is told by digest as well, for no digest covers
+    an event's type: whoever hands out the log may call the separator something else.
     """
     states: list[bool] = []
     for event in _until_closed(findings, SECURE_BOOT_REGISTER):
@@ -323,7 +333,9 @@ def _events_of(findings: LogFindings, registers: Iterable[int]) -> Iterable[Even
 
 def _until_closed(findings: LogFindings, register: int) -> Iterable[Event]:
     for event in _events_of(findings, (register,)):
-        if event.type == EventType.EV_SEPARATOR:
+        if event.type == EventType.EV_SEPARATOR or not _SEPARATORS.isdisjoint(
+            event.digests.values()
+        ):
             return
         yield event
 

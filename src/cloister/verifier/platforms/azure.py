@@ -372,7 +372,7 @@ def _outcome(report: HclReport, hardware: Outcome, vtpm: _Vtpm, evidence: AzureE
             *NOT_PROVEN,
             *hardware.not_proven,
             *(() if evidence.ak is not None else (NO_CERTIFICATE,)),
-            *tpm.unsaid(vtpm.quote, vtpm.log),
+            *tpm.unsaid(quotes, vtpm.log),
         ),
     )
 

@@ -127,7 +127,7 @@ def verify_gcp(
         not_proven=(
             *NOT_PROVEN,
             *(() if ak is not None else (tpm.NOT_CERTIFIED,)),
-            *(tpm.unsaid(quotes[0], log) if quotes else ()),
+            *(tpm.unsaid(quotes, log) if quotes else ()),
         ),
     )
 

@@ -130,7 +130,7 @@ def verify_tpm(
         not_proven=(
             *NOT_PROVEN,
             *(() if evidence.ak is not None else (NOT_CERTIFIED,)),
-            *unsaid(found, log),
+            *unsaid((found,), log),
         ),
     )
 
@@ -183,15 +183,22 @@ def registers(quotes: Sequence[QuoteFindings]) -> dict[str, bytes]:
     }
 
 
-def unsaid(quote: QuoteFindings, log: LogFindings | None) -> tuple[str, ...]:
-    """What a leading quote and an event log leave unproven."""
+def unsaid(quotes: Sequence[QuoteFindings], log: LogFindings | None) -> tuple[str, ...]:
+    """What quotes and an event log leave unproven."""
     sentences = []
     if log is None:
         sentences.append(NO_LOG)
     elif log.unsigned:
         sentences.append(NOT_QUOTED.format(", ".join(map(str, log.unsigned))))
-    banks = set() if quote.stated is None else set(quote.stated.pcrs)
-    if banks == {Alg.SHA1} or _weak(log):
+    signed = {
+        (bank, pcr)
+        for quote in quotes
+        if quote.stated is not None
+        for bank, values in quote.stated.pcrs.items()
+        for pcr in values
+    }
+    strong = {pcr for bank, pcr in signed if bank != Alg.SHA1}
+    if any(pcr not in strong for _bank, pcr in signed) or _weak(log):
         sentences.append(WEAK_BANK)
     return tuple(sentences)
 

@@ -20,6 +20,7 @@ from cloister.verifier.evidence import run
 from cloister.verifier.expected import NOTHING_EXPECTED, Expected
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
+from cloister.verifier.platforms import tpm
 from cloister.verifier.platforms.gcp import GcpEvidence, verify_gcp
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.result import AttestationResult, Finding
@@ -113,6 +114,14 @@ def test_one_bank_is_enough() -> None:
     result = verify(replace(GENUINE, quotes=QUOTES[1:2]))
     assert result.verdict is Finding.AFFIRMING
     assert "gcp.all_banks" not in {claim.name for claim in result.claims}
+
+
+def test_registers_of_sha1_alone_are_named_weak_beside_strong_ones() -> None:
+    quotes = (QUOTES[0], VTPM.quote(NONCE, pcrs=(16,)))
+    result = verify(replace(GENUINE, quotes=quotes))
+    assert result.verdict is Finding.AFFIRMING
+    assert tpm.WEAK_BANK in result.not_proven
+    assert tpm.WEAK_BANK not in verify(GENUINE).not_proven
 
 
 def test_either_usage_and_no_other() -> None:

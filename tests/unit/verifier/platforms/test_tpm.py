@@ -545,6 +545,26 @@ def test_secure_boot_counts_only_until_its_register_is_closed() -> None:
     assert result.facts["secure_boot"] is False
 
 
+@pytest.mark.parametrize("closing", [bytes(4), b"\xff" * 4, b"\1\0\0\0"])
+def test_a_separator_under_another_name_still_closes_the_register(closing: bytes) -> None:
+    """No digest covers an event's type: an operating system hands out the log with the firmware's
+    own events called something else, and measures "on" and another separator after them."""
+    vtpm = SimulatedVtpm()
+    vtpm.measure(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, OFF)
+    vtpm.measure(7, EventType.EV_SEPARATOR, closing)
+    own = len(vtpm.events)
+    vtpm.boot(secure_boot=True)
+    assert verify(evidence_of(vtpm)).facts["secure_boot"] is False
+    twin = SimulatedVtpm()
+    twin.events = [
+        replace(found, type=EventType.EV_POST_CODE, data=b"") if at < own else found
+        for at, found in enumerate(vtpm.events)
+    ]
+    result = verify(replace(evidence_of(vtpm), event_log=twin.event_log()))
+    assert result.verdict is Finding.AFFIRMING
+    assert result.facts["secure_boot"] is None
+
+
 def test_secure_boot_said_too_late_was_not_said() -> None:
     vtpm = SimulatedVtpm()
     for pcr in range(8):
@@ -726,6 +746,15 @@ def test_registers_of_sha1_alone_prove_little() -> None:
     result = verify(evidence_of(BOOTED, quote))
     assert any("SHA-1" in sentence for sentence in result.not_proven)
     assert not any("SHA-1" in sentence for sentence in verify(GENUINE).not_proven)
+
+
+def test_a_bank_without_registers_lends_no_strength() -> None:
+    quote = BOOTED.quote(NONCE, bank=Alg.SHA1)
+    assert isinstance(quote.pcrs, dict)
+    empty = replace(quote, pcrs={int(Alg.SHA256): {}, **quote.pcrs})
+    result = verify(evidence_of(BOOTED, empty))
+    assert result.verdict is Finding.AFFIRMING
+    assert any("SHA-1" in sentence for sentence in result.not_proven)
 
 
 def test_logs_of_sha1_alone_prove_little() -> None:
