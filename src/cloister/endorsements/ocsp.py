@@ -28,6 +28,8 @@ NONCE_BYTES: Final = 32
 SKEW: Final = timedelta(minutes=5)
 MAX_AGE_WITHOUT_NEXT_UPDATE: Final = timedelta(days=1)
 """An answer without ``nextUpdate`` means that there is newer information at all times."""
+MAX_RESPONDERS: Final = 4
+"""Certificates that a response may bring; one is enough, and each may cost several signatures."""
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CODE: Final = "endorsement.ocsp"
 
@@ -63,6 +65,8 @@ def parse_ocsp(data: bytes) -> ocsp.OCSPResponse:
                 f"the OCSP responder answered {response.response_status.name.lower()}"
             )
         _ = response.serial_number, response.certificate_status, response.extensions
+        # A year 0, which DER can hold and `datetime` cannot.
+        _ = response.this_update_utc, response.next_update_utc, response.revocation_time_utc
     except (ValueError, TypeError, x509.DuplicateExtension):
         raise MalformedError("an OCSP response does not decode") from None
     return response
@@ -140,7 +144,7 @@ def _is_signed(
     """By whoever may: the name that the response gives its signer adds nothing to that."""
     return _verifies(response, issuer) or any(
         _may_answer(responder, (issuer, *authorities), at) and _verifies(response, responder)
-        for responder in response.certificates
+        for responder in response.certificates[:MAX_RESPONDERS]
     )
 
 

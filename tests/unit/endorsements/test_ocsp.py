@@ -20,7 +20,13 @@ from cloister.endorsements.fetch.nvidia import NvidiaOcsp
 from cloister.endorsements.fetch.retrieve import HostRules, Retriever
 from cloister.endorsements.fetch.transport import HttpAnswer, HttpRequest
 from cloister.endorsements.genuine import check_genuine
-from cloister.endorsements.ocsp import CertificateStatus, build_question, check_answer
+from cloister.endorsements.ocsp import (
+    MAX_RESPONDERS,
+    CertificateStatus,
+    build_question,
+    check_answer,
+    parse_ocsp,
+)
 from cloister.errors import (
     AuthenticationError,
     CloisterError,
@@ -158,6 +164,40 @@ def test_an_answer_without_a_nonce_or_an_end() -> None:
 def test_what_is_no_answer(data: bytes) -> None:
     with pytest.raises(MalformedError):
         check(data)
+
+
+def test_a_year_that_no_calendar_has() -> None:
+    data = answer(this_update=datetime(2026, 1, 1, tzinfo=UTC))
+    moment = b"20260101000000Z"
+    assert data.count(moment) == 1
+    parse_ocsp(data)
+    with pytest.raises(MalformedError):
+        parse_ocsp(data.replace(moment, b"00000101000000Z"))
+
+
+def test_a_heap_of_responders() -> None:
+    def brought(before: int) -> bytes:
+        return (
+            ocsp.OCSPResponseBuilder()
+            .add_response(
+                DEVICE.certificate,
+                ISSUER.certificate,
+                hashes.SHA384(),
+                ocsp.OCSPCertStatus.GOOD,
+                NOW - HOUR,
+                NOW + DAY,
+                None,
+                None,
+            )
+            .responder_id(ocsp.OCSPResponderEncoding.HASH, RESPONDER.certificate)
+            .certificates([STRANGER.certificate] * before + [RESPONDER.certificate])
+            .sign(RESPONDER.key, hashes.SHA256())
+            .public_bytes(Encoding.DER)
+        )
+
+    assert check(brought(MAX_RESPONDERS - 1)) is CertificateStatus.GOOD
+    with pytest.raises(AuthenticationError):
+        check(brought(MAX_RESPONDERS))
 
 
 class Responds:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -34,6 +34,8 @@ CHAIN: Final = "chain"
 VALIDITY: Final = "validity"
 REVOCATION: Final = "revocation"
 
+_Fault: TypeAlias = tuple[ChainFault, str]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
@@ -46,6 +48,9 @@ class Revocation:
     """Who besides a certificate's issuer may name the responder for it: the pinned roots."""
     required: bool = False
     """Whether every certificate that can be revoked must be shown not to be."""
+    _judged: dict[tuple[x509.Certificate, x509.Certificate, datetime], _Fault | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def asked(self) -> bool:
@@ -57,8 +62,7 @@ class Revocation:
         faults = [
             fault
             for certificate, issuer in pairwise(chain.certificates)
-            for answer in self._about(certificate)
-            for fault in self._fault(answer, certificate, issuer, at)
+            if (fault := self._first_fault(certificate, issuer, at)) is not None
         ]
         return dataclasses.replace(chain, faults=(*chain.faults, *faults)) if faults else chain
 
@@ -76,25 +80,36 @@ class Revocation:
     def _about(self, certificate: x509.Certificate) -> tuple[bytes, ...]:
         return self.answers.get(serial_number(certificate), ()) if self.answers else ()
 
+    def _first_fault(
+        self, certificate: x509.Certificate, issuer: x509.Certificate, at: datetime
+    ) -> _Fault | None:
+        """What the first answer says that is not good. Evidence may bring a thousand answers, and
+        hundreds of chains that they are about: each is looked at once, and none after a bad one."""
+        answers = self._about(certificate)
+        if not answers:
+            return None
+        key = (certificate, issuer, at)
+        if key not in self._judged:
+            judged = (self._fault(answer, certificate, issuer, at) for answer in answers)
+            self._judged[key] = next((fault for fault in judged if fault is not None), None)
+        return self._judged[key]
+
     def _fault(
         self,
         answer: bytes,
         certificate: x509.Certificate,
         issuer: x509.Certificate,
         at: datetime,
-    ) -> Iterable[tuple[ChainFault, str]]:
+    ) -> _Fault | None:
         try:
             status = check_answer(
                 answer, certificate, issuer, at=at, authorities=self.authorities
             ).status
         except (AuthenticationError, MalformedError) as error:
-            yield ChainFault.CRL_SIGNATURE, f"An answer about revocation is refused: {error}."
-            return
-        if status is not CertificateStatus.GOOD:
-            yield (
-                ChainFault.REVOKED,
-                f"NVIDIA answers that {name_of(certificate)!r} is {status}.",
-            )
+            return ChainFault.CRL_SIGNATURE, f"An answer about revocation is refused: {error}."
+        if status is CertificateStatus.GOOD:
+            return None
+        return ChainFault.REVOKED, f"NVIDIA answers that {name_of(certificate)!r} is {status}."
 
 
 def by_serial(answers: Iterable[bytes]) -> dict[int, tuple[bytes, ...]]:
