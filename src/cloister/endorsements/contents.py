@@ -75,6 +75,8 @@ def make_artefact(
     if len(issuer_chain) > MAX_ISSUER_CHAIN_BYTES:
         raise _malformed(request, "has an issuer chain that is too long")
     if issuer_chain:
+        if not issuer_chain.isascii():  # between certificates, where nobody looks
+            raise _malformed(request, "has an issuer chain that is not PEM")
         parse_pem_chain(issuer_chain)
     return Artefact(
         kind=request.kind,

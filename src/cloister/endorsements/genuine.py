@@ -128,17 +128,20 @@ def issued_under(
 
     Names, signatures and the CA flag only.
     """
-    if any(certificate == anchor.certificate for anchor in anchors):
-        return True
-    if depth == 0:
-        return False
-    if any(_issued(certificate, anchor.certificate) for anchor in anchors):
-        return True
-    return any(
-        issued_under(candidate, candidates, anchors, depth=depth - 1)
-        for candidate in candidates
-        if candidate != certificate and _issued(certificate, candidate)
-    )
+    pool = list(candidates)
+    reached = [certificate]
+    for left in range(depth, -1, -1):
+        if any(one == anchor.certificate for one in reached for anchor in anchors):
+            return True
+        if not left or not reached:
+            return False
+        if any(_issued(one, anchor.certificate) for one in reached for anchor in anchors):
+            return True
+        # Each is an issuer once, so that a heap of namesakes that signed one another costs little.
+        above = [issuer for issuer in pool if any(_issued(one, issuer) for one in reached)]
+        pool = [one for one in pool if one not in above]
+        reached = above
+    return False
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -323,7 +323,10 @@ def test_it_does_not_wait_for_ever(server: VendorServer) -> None:
     assert "86400 seconds" in str(raised.value)
 
 
-@pytest.mark.parametrize("value", ["soon", "", "-1", "1" * 100, "Wed, 99 Foo"])
+BEYOND_TIME = ("Mon, 01 Jan 2024 00:00:00 +99999999999999", f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT")
+
+
+@pytest.mark.parametrize("value", ["soon", "", "-1", "1" * 100, "Wed, 99 Foo", *BEYOND_TIME])
 def test_a_wait_that_is_none_is_ignored(value: str) -> None:
     assert retry_after(value, NOW) is None
     assert retry_after("5", NOW) == 5.0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -22,6 +23,7 @@ from cloister.endorsements.genuine import MAX_DEPTH, check_genuine, issued_under
 from cloister.endorsements.roots import Anchor, Roots, Vendor
 from cloister.errors import AuthenticationError, MalformedError
 from cloister.testing.simulated_dcap import SimulatedIntel, pem
+from cloister.verifier.chain import issued
 from support.certificates import Party, issue
 from support.ocsp import DEVICE, ISSUER, OTHER, answer
 from support.published import (
@@ -120,6 +122,39 @@ def test_certificates_that_certify_each_other() -> None:
     two = issue("two", one)
     back = issue("one", two, key=one.key)
     assert not under(one, two, back)(issue("x", one))
+
+
+def test_a_heap_of_namesakes_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them issued every other one, as far as names and signatures tell."""
+    first = issue("one")
+    heap = [issue("one", first, key=first.key) for _ in range(8)]
+    assert under(*heap, issue("one", ANCHOR, key=first.key))(issue("x", first))
+    looks = 0
+
+    def counted(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        nonlocal looks
+        looks += 1
+        return issued(certificate, issuer)
+
+    monkeypatch.setattr("cloister.endorsements.genuine._issued", counted)
+    assert not under(*heap)(issue("x", first))
+    assert 0 < looks < 100
+
+
+def test_an_issuer_chain_is_text() -> None:
+    good = ISSUE.artefact(TCB_INFO)
+    for chain in (good.issuer_chain, b"notes\n" + good.issuer_chain):
+        made = make_artefact(TCB_INFO, good.data, source="x", fetched_at=NOW, issuer_chain=chain)
+        assert made.issuer_chain == chain
+    with pytest.raises(MalformedError) as raised:
+        make_artefact(
+            TCB_INFO,
+            good.data,
+            source="x",
+            fetched_at=NOW,
+            issuer_chain=b"n\xf6tes\n" + good.issuer_chain,
+        )
+    assert raised.value.code == "endorsement.malformed"
 
 
 def ocsp(data: bytes, *chain: Party) -> Artefact:

@@ -183,7 +183,7 @@ def retry_after(value: str | None, at: datetime) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # numbers that no date has
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
