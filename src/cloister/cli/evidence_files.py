@@ -248,9 +248,15 @@ def _azure(files: Files) -> Assembled:
 
     certificates = files.all(Kind.CERTIFICATES)
     amd = tuple(data for data in certificates if _issued_by("Advanced Micro Devices", (data,)))
+    quotes = _quotes(files)
+    if len(quotes) > 1:  # all but one would count as used, and nobody would have looked at them
+        raise ConfigurationError(
+            f"there are {len(quotes)} quotes of one virtual TPM; name one of them",
+            code="evidence.ambiguous",
+        )
     evidence = AzureEvidence(
         hcl_report=files.one(Kind.HCL_REPORT),
-        quote=_quotes(files)[0],
+        quote=quotes[0],
         snp_certificates=amd,
         snp_crls=files.all(Kind.REVOCATION_LIST),
         td_quote=files.optional(Kind.DCAP_QUOTE),

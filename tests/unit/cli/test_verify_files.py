@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cloister.cli import evidence_files
 from cloister.cli.cases.verdict import RESULTS, reason
-from cloister.cli.evidence_files import assemble, read_files
+from cloister.cli.evidence_files import EvidenceFile, assemble, read_files
 from cloister.cli.main import main
 from cloister.cli.verify import _is_address
 from cloister.endorsements.artefact import amd_vcek
@@ -22,6 +22,7 @@ from cloister.endorsements.certificates import parse_certificates
 from cloister.endorsements.contents import make_artefact
 from cloister.endorsements.pinned import pinned_roots
 from cloister.errors import ConfigurationError
+from cloister.evidence.recognise import Kind
 from cloister.evidence.snp import parse_report
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.testing.simulated_nitro import SimulatedNitro
@@ -341,6 +342,23 @@ def test_two_files_of_one_kind(run: Run, document: Path, tmp_path: Path) -> None
     left, _, err = run("verify", document, again)
     assert left == 2
     assert "[evidence.ambiguous]" in err
+
+
+def test_of_several_quotes_by_a_paravisors_tpm_none_goes_unread() -> None:
+    pieces = (
+        (Kind.TPM_QUOTE, b"quote"),
+        (Kind.RSA_SIGNATURE, b"signature"),
+        (Kind.PCR_VALUES, b'{"sha256": {}}'),
+    )
+    report = EvidenceFile(name="report", kind=Kind.HCL_REPORT, data=b"HCLA")
+    one, other = (
+        [EvidenceFile(name=f"{kind}{number}", kind=kind, data=data) for kind, data in pieces]
+        for number in range(2)
+    )
+    assert assemble([report, *one]).used
+    with pytest.raises(ConfigurationError) as raised:
+        assemble([report, *one, *other])
+    assert raised.value.code == "evidence.ambiguous"
 
 
 @pytest.mark.usefixtures("pinned")

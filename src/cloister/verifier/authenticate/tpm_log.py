@@ -197,7 +197,12 @@ def secure_boot(findings: LogFindings) -> bool | None:
 
 
 def kernel_command_lines(findings: LogFindings) -> tuple[str, ...]:
-    """Command lines of kernels as GRUB or systemd measured them, in order; at most a few."""
+    """Command lines of kernels as GRUB or systemd measured them, in order; at most a few.
+
+    Shows what was measured, not that it was by them, nor that it is all: nothing closes these
+    registers, and no digest covers an event's type or GRUB's prefix. A started system may call its
+    own line a command and measure another. Only the registers' values, compared, rule that out.
+    """
     lines = []
     for event in _events_of(findings, COMMAND_REGISTERS):
         text = _command_line(findings, event) if event.type == EventType.EV_IPL else None
