@@ -55,6 +55,6 @@ class Freshness:
 
     def is_usable(self, artefact: Artefact, at: datetime) -> bool:
         """Whether the copy may be handed out while no newer one can be had."""
-        if artefact.valid_until is not None and at > artefact.valid_until + self.grace:
+        if artefact.valid_until is not None and at - self.grace > artefact.valid_until:
             return False
         return artefact.kind in LASTING or at <= artefact.fetched_at + self.max_age

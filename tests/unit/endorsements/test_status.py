@@ -76,3 +76,13 @@ def test_a_report_keeps_the_order() -> None:
     found = report(artefacts, at=NOW, freshness=Freshness())
     assert [one.artefact for one in found] == artefacts
     assert all(one.state in USABLE for one in found)
+
+
+def test_a_grace_beyond_the_end_of_time() -> None:
+    """Certificates without a well-defined end bear one in the year 9999 (RFC 5280)."""
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=NOW.tzinfo)
+    artefact = replace(Issue().artefact(TCB_INFO), fetched_at=NOW, valid_until=last)
+    for grace in (timedelta(0), timedelta(days=1)):
+        assert Freshness(grace=grace).is_usable(artefact, NOW)
+    ended = replace(artefact, valid_until=NOW - timedelta(days=2))
+    assert not Freshness(grace=timedelta(days=1)).is_usable(ended, NOW)
