@@ -117,13 +117,14 @@ def verify_gcp(
     authenticated = ledger.holds(*_key_claims(evidence, policy)) and _all_hold(quotes, ledger)
     log = tpm.judge_log(evidence.event_log, quotes, authenticated=authenticated, ledger=ledger)
     tpm.appraise_all(quotes, authenticated=authenticated, expected=expected, ledger=ledger)
+    proven = authenticated and ak is not None  # anybody signs well, with their own key
     return Outcome(
         platform=UNCERTIFIED if ak is None else PLATFORM,
         memory_confidentiality=tpm.NO_MEMORY,
         facts=_facts(quotes, log, ak, instance),
         development=ak is not None and ak.development,
-        bound=tpm.bound(quotes) if authenticated else None,
-        registers=tpm.registers(quotes) if authenticated else {},
+        bound=tpm.bound(quotes) if proven else None,
+        registers=tpm.registers(quotes) if proven else {},
         not_proven=(
             *NOT_PROVEN,
             *(() if ak is not None else (tpm.NOT_CERTIFIED,)),

@@ -120,13 +120,14 @@ def verify_tpm(
     authenticated = genuine and found.authenticated is not None
     log = judge_log(evidence.event_log, (found,), authenticated=authenticated, ledger=ledger)
     appraise_all((found,), authenticated=authenticated, expected=expected, ledger=ledger)
+    proven = authenticated and evidence.ak is not None  # anybody signs well, with their own key
     return Outcome(
         platform=CERTIFIED if evidence.ak is not None else UNCERTIFIED,
         memory_confidentiality=NO_MEMORY,
         facts=facts(found, log),
         development=ak is not None and ak.development,
-        bound=bound((found,)) if authenticated else None,
-        registers=registers((found,)) if authenticated else {},
+        bound=bound((found,)) if proven else None,
+        registers=registers((found,)) if proven else {},
         not_proven=(
             *NOT_PROVEN,
             *(() if evidence.ak is not None else (NOT_CERTIFIED,)),

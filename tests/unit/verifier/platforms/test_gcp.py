@@ -23,7 +23,7 @@ from cloister.verifier.outcome import Outcome
 from cloister.verifier.platforms import tpm
 from cloister.verifier.platforms.gcp import GcpEvidence, verify_gcp
 from cloister.verifier.policy import AppraisalPolicy
-from cloister.verifier.result import AttestationResult, Finding
+from cloister.verifier.result import AttestationResult, Finding, Source
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NONCE = b"a challenge"
@@ -196,6 +196,7 @@ def test_a_key_that_google_did_not_certify() -> None:
     result = verify(evidence, policy=LENIENT)
     assert result.verdict is Finding.AFFIRMING
     assert result.platform == "Google Cloud vTPM (key not certified)"
+    assert Source.HARDWARE_PROVEN not in {claim.source for claim in result.claims}
     assert refused(verify(evidence)) == {("ak.certificate", "endorsements_missing")}
     manufacturer = SimulatedAkVendor(Vendor.TPM_MANUFACTURER, now=NOW)
     ak = AkEvidence(

@@ -34,7 +34,7 @@ from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
 from cloister.verifier.platforms.tpm import TpmEvidence, verify_tpm
 from cloister.verifier.policy import AppraisalPolicy
-from cloister.verifier.result import AttestationResult, Finding
+from cloister.verifier.result import AttestationResult, Finding, Source
 from support.certificates import P256_ORDER, respelled
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -317,7 +317,11 @@ def test_a_key_without_a_certificate_is_named_as_such() -> None:
     result = verify(evidence, policy=LENIENT)
     assert result.verdict is Finding.AFFIRMING
     assert result.platform == "TPM (key not certified)"
+    assert Source.HARDWARE_PROVEN not in {claim.source for claim in result.claims}
     assert any("vouches" in sentence for sentence in result.not_proven)
+    found = outcome(evidence, policy=LENIENT)
+    assert found.bound is None
+    assert not found.registers
     assert refused(verify(evidence)) == {("ak.certificate", "endorsements_missing")}
 
 
