@@ -85,6 +85,10 @@ NOT_ATTACHED: Final = (
     "A genuine GPU is not proven to be plugged into this CPU, or to serve this worker: it answered"
     " the nonce, and whoever runs the machine could have passed that on."
 )
+NOT_RECENT: Final = (
+    "Whether firmware is recent is not shown: an older release passes with its own manifest,"
+    " however vulnerable. Expect driver_version and vbios_version where it matters."
+)
 NOT_REVOKED: Final = (
     "Whether certificates of GPUs and of manifests' signers were revoked was not asked: lists were"
     " not given, and OCSP is online."
@@ -284,7 +288,7 @@ class _Devices:
             development=any(map(_is_simulated, judged)),
             bound=nonces.pop() if whole else None,
             registers=_registers(judged) if authentic else {},
-            not_proven=(NOT_ATTACHED, *self._unproven(judged)),
+            not_proven=(NOT_ATTACHED, NOT_RECENT, *self._unproven(judged)),
         )
 
     def _unproven(self, judged: list[Judged]) -> Iterable[str]:

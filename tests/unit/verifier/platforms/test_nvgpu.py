@@ -17,7 +17,13 @@ from cloister.errors import ConfigurationError
 from cloister.testing.simulated_nvgpu import SimulatedGpu, SimulatedNvidia, digest
 from cloister.verifier.expected import NOTHING_EXPECTED, Expected
 from cloister.verifier.ledger import Ledger
-from cloister.verifier.platforms.nvgpu import NOT_ATTACHED, GpuChain, GpuEvidence, verify_nvgpu
+from cloister.verifier.platforms.nvgpu import (
+    NOT_ATTACHED,
+    NOT_RECENT,
+    GpuChain,
+    GpuEvidence,
+    verify_nvgpu,
+)
 from cloister.verifier.policy import development, strict
 from cloister.verifier.result import Finding
 from support.nvgpu import (
@@ -46,6 +52,7 @@ def test_a_device_is_affirmed(model: str) -> None:
     device = "nvswitch0" if model == "LS10" else "gpu0"
     assert {claim.device for claim in result.claims} == {device, "gpus", "cpu0"}
     assert NOT_ATTACHED in result.not_proven
+    assert NOT_RECENT in result.not_proven
 
 
 def test_an_outcome_binds_only_what_is_authentic() -> None:
