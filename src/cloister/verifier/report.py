@@ -232,7 +232,7 @@ def _result(
         development=development,
         memory_confidentiality=_memory_confidentiality(found),
         claims=ledger.close(development=development, proven=_is_authenticated(found)),
-        not_proven=(*(_not_proven(found) if known else ()), *_unchecked(policy)),
+        not_proven=(*(_not_proven(found) if known else ()), *_unchecked(policy, _hardware(found))),
         appraised_at=at.astimezone(UTC),
         policy_id=policy.policy_id,
         facts={} if found.outcome is None else found.outcome.facts,
@@ -269,8 +269,26 @@ def _attester(found: Findings, *, policy: AppraisalPolicy, at: datetime) -> Affi
     )
 
 
-def _unchecked(policy: AppraisalPolicy) -> tuple[str, ...]:
+def _unchecked(policy: AppraisalPolicy, hardware: HardwarePlatform | None) -> tuple[str, ...]:
     return tuple(
         f"Your policy leaves {name} unchecked, so nothing is shown about it."
         for name in policy.unchecked
+        if _concerns(name, "" if hardware is None else hardware.reference)
     )
+
+
+def _concerns(name: str, platform: str) -> bool:
+    """Whether a field of the policy could have been compared on `platform` (empty: a TPM)."""
+    intel = platform.endswith(("tdx", "sgx"))
+    amd = platform.endswith("snp")
+    if name == "tcb_grace_s":
+        return False  # unchecked it is the strictest: no grace
+    if name.startswith("tcb_"):
+        return intel
+    if name.startswith("snp_"):
+        return amd
+    if name in {"chip_ids", "max_collateral_age_s"}:
+        return intel or amd
+    if name == "max_evidence_age_s":
+        return platform == "nitro"
+    return name != "required_gpus" or bool(platform)

@@ -431,3 +431,19 @@ def test_what_protects_memory_is_the_policys_choice(worker: SimulatedHardware) -
 
 def test_the_reference_is_the_measurement_that_was_signed() -> None:
     assert WORKERS["snp"].reference.registers["measurement"] == (MEASUREMENT.hex(),)
+
+
+UNCHECKED_FIELDS = {
+    "snp": {"snp_minimum_tcb", "chip_ids", "max_collateral_age_s", "required_gpus"},
+    "tdx": {"chip_ids", "max_collateral_age_s", "required_gpus", "tcb_minimum_evaluation_number"},
+    "nitro": {"max_evidence_age_s", "required_gpus"},
+}
+
+
+@pytest.mark.parametrize("platform", UNCHECKED_FIELDS)
+def test_only_what_could_have_been_compared_is_called_unchecked(platform: str) -> None:
+    told = verify(WORKERS[platform]).not_proven
+    named = {name for name in policy.strict().unchecked if any(f" {name} " in one for one in told)}
+    assert named == UNCHECKED_FIELDS[platform]
+    lax = dataclasses.replace(policy.development(), isolation=UNCHECKED)
+    assert any(" isolation " in one for one in verify(WORKERS[platform], under=lax).not_proven)
