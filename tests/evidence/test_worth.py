@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from cloister.cli.cases.folder import read_case
-from cloister.cli.cases.verdict import READERS, Reader
+from cloister.cli.cases.verdict import READERS, Reader, verdict
 from cloister.endorsements.pinned import pinned_roots
 from cloister.verifier import policy
 from cloister.verifier.evidence import run
@@ -78,3 +79,14 @@ def test_memory_that_a_debugger_reads_is_not_protected(
     lax = dataclasses.replace(STRICT, accept_debug=True)
     assert result_of(sealed, lax).memory_confidentiality == protection
     assert result_of(open_one, lax).memory_confidentiality == "none"
+
+
+def test_an_empty_certificate_is_none_of_the_others(tmp_path: Path) -> None:
+    """A file that is there counts, even where another beside it would do."""
+    source = EVIDENCE / "az-vtpm" / "tdx-with-ak-chain"
+    copy = tmp_path / "az-vtpm" / source.name
+    shutil.copytree(source, copy)
+    (tmp_path / "roots").symlink_to(EVIDENCE / "roots")
+    assert verdict(copy)["result"] == "pass"
+    (copy / "ak_cert_nv.bin").write_bytes(b"")
+    assert verdict(copy)["result"] == "fail"

@@ -107,6 +107,8 @@ def _selections(reader: ByteReader) -> list[tuple[int, int]]:
         padding = reader.integer(1)
         if slot >= count and (bank or size or bitmap or padding):
             raise reader.fail("hold something in a slot that is not used")
+        if slot < count and not size:
+            raise reader.fail("select a bank without saying how many registers it has")
         if slot < count and (size > 4 or bitmap >> 8 * size or padding):
             raise reader.fail("select registers beyond their bitmap")
         selected += [(bank, pcr) for pcr in range(32) if bitmap >> pcr & 1]

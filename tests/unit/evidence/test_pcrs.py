@@ -128,3 +128,11 @@ def test_values_of_registers_that_do_not_exist(values: dict[int, dict[int, bytes
     assert checked_values({SHA256: {23: ZERO}}) == {SHA256: {23: ZERO}}
     with pytest.raises(MalformedError):
         checked_values(values)
+
+
+def test_an_empty_slot_is_not_counted() -> None:
+    """The same registers, and a count that takes in a slot of zeros."""
+    parse_pcrs_file(GOOD)
+    count = int.from_bytes(GOOD[:4], "little") + 1
+    with pytest.raises(MalformedError, match="how many registers"):
+        parse_pcrs_file(count.to_bytes(4, "little") + GOOD[4:])

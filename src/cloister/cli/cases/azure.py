@@ -55,7 +55,9 @@ LAYERS: Final = {
 
 def read(case: CaseFiles) -> CaseInput:
     """The paravisor's report, what vouches for its hardware, and the virtual TPM's quote."""
-    certificate = case.optional("ak_certificate_as_read") or case.optional("ak_certificate")
+    certificate = case.optional("ak_certificate_as_read")
+    if certificate is None:  # an empty one is there, and no certificate
+        certificate = case.optional("ak_certificate")
     evidence = azure.AzureEvidence(
         hcl_report=case.one("hcl_report"),
         quote=read_quote(case),
