@@ -84,7 +84,7 @@ def _requests(data: bytes, product: Product | None, *, early: bool) -> Iterator[
             yield from for_certificate(_certificate(found.data))
         case Kind.ATTESTATION_REPORT:
             for item in parse_attestation_report(found.data).evidence.values():
-                yield from _for_item(item, product, early=early)
+                yield from for_item(item, product, early=early)
         case _:
             raise UnsupportedError(
                 f"it is not known which endorsements a file of kind {found.kind} needs",
@@ -188,9 +188,10 @@ def issuer_addresses(certificate: x509.Certificate) -> tuple[str, ...]:
     )
 
 
-def _for_item(
-    item: EvidenceItem, product: Product | None, *, early: bool
+def for_item(
+    item: EvidenceItem, product: Product | None = None, *, early: bool = False
 ) -> Iterator[ArtefactRequest]:
+    """What one item of a report needs; nothing for kinds that bring all there is."""
     chain = tuple(one.data for one in item.endorsements if one.media_type == MEDIA_TYPE_CERTIFICATE)
     match recognise(item.data).kind:
         case Kind.SNP_REPORT:
