@@ -28,6 +28,7 @@ EDGES: dict[str, set[str]] = {
     "engine": set(),
     "worker": {"evidence", "channel", "engine", "attester"},
     "client": {*FOUNDATION},
+    "image": {"evidence"},
     "testing": {*FOUNDATION, "attester", "engine"},
 }
 """What an actor may import besides `errors`. The command line may import everything."""

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("cloister.cli.model", "Prepare a model: check its files and record their digests."),
     "quantize": ("cloister.cli.quantize", "Make smaller copies of a GGUF model."),
     "bench": ("cloister.cli.bench", "Measure models, and what an endpoint delivers."),
+    "image": ("cloister.cli.image", "Machine images: build them, and say what will be measured."),
     "doctor": ("cloister.cli.doctor", "Say what this machine can attest, and what it lacks."),
     "endorsements": (
         "cloister.cli.endorsements",
