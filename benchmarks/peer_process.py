@@ -69,6 +69,14 @@ class EchoEngine:
         return dict.fromkeys(METHODS)
 
     @property
+    def slots(self) -> int:
+        """As many as are asked."""
+        return 1024
+
+    def sibling(self) -> None:
+        """There is only this one."""
+
+    @property
     def alive(self) -> bool:
         """Always."""
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cloister.attester.measure import Measured, Subject
     from cloister.engine.protocol import ModelInfo
     from cloister.strictjson import JsonObject
-    from cloister.worker.settings import WorkerSettings
+    from cloister.worker.settings import Separation, WorkerSettings
 
 NATIVE_LIBRARY: Final = "xllamacpp"
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
@@ -49,6 +49,110 @@ Compat = Annotated[
         "with a comma between. Shows in the measurement.",
     ),
 ]
+SeparationName = Annotated[
+    str,
+    typer.Option(
+        "--separation",
+        help="shared: one engine process answers everybody. process-per-client: nobody's prompt "
+        "reaches a process that somebody else uses. Shows in the measurement, like all options "
+        "about processes.",
+    ),
+]
+MaxProcesses = Annotated[
+    int | None,
+    typer.Option(
+        "--max-processes",
+        min=1,
+        max=256,
+        help="Engine processes at a time. By default 2, and 4 where clients or requests have "
+        "processes of their own. 1 if only one fits into memory: requests wait while it is "
+        "exchanged.",
+    ),
+]
+RecycleAfter = Annotated[
+    int | None,
+    typer.Option(
+        "--recycle-after", min=0, help="Exchange a process after this many requests. [1000]"
+    ),
+]
+RecycleIdle = Annotated[
+    int | None,
+    typer.Option(
+        "--recycle-idle", min=0, help="... when it was unused for this many seconds. [60]"
+    ),
+]
+RecycleAge = Annotated[
+    int | None,
+    typer.Option(
+        "--recycle-age", min=0, help="... this many seconds after its first request. [3600]"
+    ),
+]
+RecycleEach = Annotated[
+    bool, typer.Option("--recycle-each", help="Give each request a process of its own.")
+]
+Warm = Annotated[
+    int | None,
+    typer.Option(
+        "--warm",
+        min=0,
+        help="Fresh processes kept ready. By default 1 with --recycle-each, else none.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessOptions:
+    """How people are kept apart, as given on the command line; None where nothing was given."""
+
+    separation: str = "shared"
+    max_processes: int | None = None
+    recycle_after: int | None = None
+    recycle_idle: int | None = None
+    recycle_age: int | None = None
+    recycle_each: bool = False
+    warm: int | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was asked for."""
+        return self != ProcessOptions()
+
+    def settings(self) -> Separation:
+        """What a worker does with it. ConfigurationError for what cannot be done."""
+        from cloister.worker.settings import Separation, SeparationMode
+
+        try:
+            mode = SeparationMode(self.separation)
+        except ValueError:
+            raise ConfigurationError(
+                f"--separation is {' or '.join(SeparationMode)}", code="configuration.separation"
+            ) from None
+        if self.recycle_each and self.recycle_after not in (None, 1):
+            raise ConfigurationError(
+                "--recycle-each and --recycle-after exclude each other",
+                code="configuration.separation",
+            )
+        each = self.recycle_each or self.recycle_after == 1
+        several = 4 if each or mode is SeparationMode.PER_CLIENT else 2
+        most = several if self.max_processes is None else self.max_processes
+        usual = Separation()
+
+        def chosen(given: int | None, otherwise: int) -> int:
+            return otherwise if given is None else given
+
+        try:
+            return Separation(
+                mode=mode,
+                max_processes=most,
+                recycle_requests=1 if each else chosen(self.recycle_after, usual.recycle_requests),
+                recycle_idle_s=chosen(self.recycle_idle, usual.recycle_idle_s),
+                recycle_age_s=chosen(self.recycle_age, usual.recycle_age_s),
+                warm=chosen(self.warm, min(int(each), most - 1)),
+            )
+        except ValueError:
+            raise ConfigurationError(
+                "--warm has to be less than --max-processes", code="configuration.separation"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +166,7 @@ class EngineOptions:
     """Of the kernel that the worker will run on; None for this machine's."""
     compat: str = ""
     """Names of `cloister.worker.settings.Dialect`, with commas between."""
+    processes: ProcessOptions = field(default_factory=ProcessOptions)
 
 
 def measure(
@@ -73,6 +178,13 @@ def measure(
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
     compat: Compat = "",
+    separation: SeparationName = "shared",
+    max_processes: MaxProcesses = None,
+    recycle_after: RecycleAfter = None,
+    recycle_idle: RecycleIdle = None,
+    recycle_age: RecycleAge = None,
+    recycle_each: RecycleEach = False,
+    warm: Warm = None,
     landlock_abi: Annotated[
         int | None,
         typer.Option(
@@ -105,6 +217,15 @@ def measure(
         unsafe_without_sandbox=unsafe_without_sandbox,
         landlock_abi=landlock_abi,
         compat=compat,
+        processes=ProcessOptions(
+            separation=separation,
+            max_processes=max_processes,
+            recycle_after=recycle_after,
+            recycle_idle=recycle_idle,
+            recycle_age=recycle_age,
+            recycle_each=recycle_each,
+            warm=warm,
+        ),
     )
     effective = effective_for(info, options) if configuration is None else _read(configuration)
     measured = hash_everything(subject_for(info, effective, python=python))
@@ -149,19 +270,24 @@ def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:
         isolation=UnsafeNoSandbox() if options.unsafe_without_sandbox else sandbox,
         settings=LlamaSettings(context=options.context, parallel=options.parallel),
     )
-    return effective_configuration(engine, settings_for(options.compat))
+    return effective_configuration(
+        engine, settings_for(options.compat, options.processes.settings())
+    )
 
 
-def settings_for(compat: str) -> WorkerSettings:
+def settings_for(compat: str, separation: Separation | None = None) -> WorkerSettings:
     """Settings of a worker that also serves the paths that `compat` names.
 
     Raises ConfigurationError for a name that is not known.
     """
-    from cloister.worker.settings import Dialect, WorkerSettings
+    from cloister.worker.settings import Dialect, Separation, WorkerSettings
 
     names = {name.strip() for name in compat.split(",")} - {""}
     try:
-        return WorkerSettings(compat=frozenset(Dialect(name) for name in names))
+        return WorkerSettings(
+            compat=frozenset(Dialect(name) for name in names),
+            separation=separation or Separation(),
+        )
     except ValueError:
         raise ConfigurationError(
             f"--compat takes {' and '.join(sorted(Dialect))}, with a comma between",

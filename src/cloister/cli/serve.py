@@ -19,11 +19,19 @@ from cloister.cli.measure import (
     Compat,
     Context,
     EngineOptions,
+    MaxProcesses,
     Model,
     ModelDigest,
     ModelName,
     Parallel,
+    ProcessOptions,
+    RecycleAfter,
+    RecycleAge,
+    RecycleEach,
+    RecycleIdle,
+    SeparationName,
     Unsafe,
+    Warm,
     effective_for,
     model_from,
     settings_for,
@@ -80,6 +88,13 @@ def serve(
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
     compat: Compat = "",
+    separation: SeparationName = "shared",
+    max_processes: MaxProcesses = None,
+    recycle_after: RecycleAfter = None,
+    recycle_idle: RecycleIdle = None,
+    recycle_age: RecycleAge = None,
+    recycle_each: RecycleEach = False,
+    warm: Warm = None,
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -158,6 +173,15 @@ def serve(
         rate_per_minute=rate_per_minute,
         rate_burst=rate_burst,
     )
+    processes = ProcessOptions(
+        separation=separation,
+        max_processes=max_processes,
+        recycle_after=recycle_after,
+        recycle_idle=recycle_idle,
+        recycle_age=recycle_age,
+        recycle_each=recycle_each,
+        warm=warm,
+    )
     if upstream is None:
         plan = embedded_plan(
             directory,
@@ -170,9 +194,16 @@ def serve(
                 parallel=parallel,
                 unsafe_without_sandbox=unsafe_without_sandbox,
                 compat=compat,
+                processes=processes,
             ),
         )
     else:
+        if processes.given:
+            raise ConfigurationError(
+                "an upstream is one process that somebody else runs: people cannot be kept apart "
+                "in it, nor can it be exchanged",
+                code="configuration.separation",
+            )
         if model_name is None:
             raise ConfigurationError(
                 "name the model as the upstream does, with --model-name",
@@ -250,6 +281,7 @@ def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> Laun
 def _upstream_configuration(upstream: Upstream) -> JsonObject:
     from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
     from cloister.worker.configuration import effective_configuration
+    from cloister.worker.settings import Separation
 
     engine = OpenAIUpstream(
         UpstreamSettings(
@@ -260,7 +292,9 @@ def _upstream_configuration(upstream: Upstream) -> JsonObject:
             serves=upstream.serves,
         )
     )
-    return effective_configuration(engine, settings_for(upstream.compat))
+    return effective_configuration(
+        engine, settings_for(upstream.compat, Separation.of_one_process())
+    )
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:

@@ -116,6 +116,17 @@ class LlamaEngine:
         return self._paths
 
     @property
+    def slots(self) -> int:
+        """Requests computed at a time."""
+        return self._settings.parallel
+
+    def sibling(self) -> LlamaEngine:
+        """A new engine for the same file, in a sandbox of its own."""
+        return LlamaEngine(
+            self._model, isolation=self._isolation, settings=self._settings, cores=self._cores
+        )
+
+    @property
     def alive(self) -> bool:
         """Whether it is started and its process has not ended."""
         return self._client is not None and self._confined is not None and self._confined.alive

@@ -38,6 +38,7 @@ _MAX_LISTING: Final = 1 << 20
 _PROBE_EVERY: Final = 0.25  # seconds between tries while it starts
 _WATCH_EVERY: Final = 2.0  # seconds between looks at its health
 _PROBE_TIMEOUT: Final = 10.0
+_SLOTS: Final = 1024
 _MISSES: Final = 3  # failed looks in a row after which it counts as stopped
 
 #: Fields of vLLM's own that choose whose cached prefixes are used, or where they are sent.
@@ -145,6 +146,14 @@ class OpenAIUpstream:
     def paths(self) -> Paths:
         """As the settings say. Which fields it reads, only the server itself knows."""
         return dict.fromkeys(_ALWAYS | self._settings.serves)
+
+    @property
+    def slots(self) -> int:
+        """More than a worker lets in: how many it computes at a time is the server's business."""
+        return _SLOTS
+
+    def sibling(self) -> None:
+        """None: a server that somebody else started cannot be started again."""
 
     @property
     def alive(self) -> bool:

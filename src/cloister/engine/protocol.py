@@ -53,11 +53,15 @@ class EngineRequest:
 
     `cache_domain` names who may share cached prefixes with this request; None means nobody.
     An engine that cannot keep domains apart reuses nothing.
+
+    `client` is an opaque name of whoever asks, by which the worker chooses the process that
+    answers; None is somebody who will not be recognised again. It never leaves the worker.
     """
 
     path: str
     body: bytes = field(default=b"", repr=False)
     cache_domain: str | None = field(default=None, repr=False)
+    client: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +129,18 @@ class Engine(Protocol):
         """
 
     @property
+    def slots(self) -> int:
+        """Requests it computes at a time; what is sent beyond waits inside it, first come first."""
+
+    @property
     def alive(self) -> bool:
         """Whether it is started and its process has not ended."""
+
+    def sibling(self) -> Engine | None:
+        """A new engine of the same settings, not started; it describes itself as this one does.
+
+        None where there can be only this one: a server that somebody else runs.
+        """
 
     def configuration(self) -> Mapping[str, object]:
         """Everything about it that is worth measuring, as JSON without floats.

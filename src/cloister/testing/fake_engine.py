@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -103,7 +104,10 @@ class FakeEngine:
 
     `requests` holds what arrived, `running` counts the answers in progress, `cancelled` those
     that were given up, `starts` how often it was started. `fail_starts` starts raise first.
-    `paths` are those it serves, with the fields it says that it reads.
+    `paths` are those it serves, with the fields it says that it reads. Looks at its health are
+    answered, and not kept in `requests`; a `frozen` engine answers nothing at all. With
+    `recyclable` it can have siblings, each an object of its own that shares nothing but the
+    script; `family` lists all of them, the first one included.
     """
 
     script: Script = _plain
@@ -111,10 +115,21 @@ class FakeEngine:
     fail_starts: int = 0
     paths: Paths = field(default_factory=lambda: dict.fromkeys(METHODS))
     requests: list[EngineRequest] = field(default_factory=list)
+    slots: int = 1024
+    recyclable: bool = False
+    family: list[FakeEngine] = field(default_factory=list, repr=False)
+    frozen: bool = False
     starts: int = 0
     running: int = 0
     cancelled: int = 0
     _stopped: asyncio.Event | None = None
+
+    def __post_init__(self) -> None:
+        self.family.append(self)
+
+    def sibling(self) -> FakeEngine | None:
+        """Another of its kind, where it is recyclable."""
+        return dataclasses.replace(self, requests=[], starts=0) if self.recyclable else None
 
     @property
     def alive(self) -> bool:
@@ -157,7 +172,11 @@ class FakeEngine:
         stopped = self._stopped
         if stopped is None or stopped.is_set():
             raise EngineError("the engine is not running", code=NOT_RUNNING)
-        self.requests.append(request)
+        if self.frozen:
+            await stopped.wait()
+            raise EngineError("the engine stopped", code=STOPPED)
+        if request.path != HEALTH:
+            self.requests.append(request)
         if request.path in (MODELS, HEALTH):
             return _whole(200, _listing(self.model.name, request.path))
         body = json.loads(request.body)

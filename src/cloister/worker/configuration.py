@@ -23,6 +23,8 @@ from cloister.worker.settings import (
     Limits,
     Padding,
     ReceiptSettings,
+    Separation,
+    SeparationMode,
     WorkerSettings,
 )
 
@@ -41,6 +43,10 @@ def effective_configuration(engine: Engine, settings: WorkerSettings) -> JsonObj
         "debug": False,
         "isolation": described["isolation"],
         "operator_decides": list(OPERATOR_DECIDES),
+        "separation": {
+            **_whole_numbers(settings.separation),
+            "mode": settings.separation.mode.value,
+        },
         "engine": described,
         "worker": {
             "keys": _whole_numbers(settings.keys),
@@ -67,6 +73,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
         limits=_section(Limits, sections["limits"]),
         padding=_section(Padding, sections["padding"]),
         receipts=_section(ReceiptSettings, sections["receipts"]),
+        separation=_separation(configuration.get("separation")),
         compat=_dialects(sections["compat"]),
     )
 
@@ -98,6 +105,8 @@ def claims_of(configuration: JsonObject, engine: Engine) -> ClaimsDocument:
 def _whole_numbers(section: Any) -> JsonObject:
     values: JsonObject = {}
     for name, value in dataclasses.asdict(section).items():
+        if isinstance(value, str):
+            continue
         if value != int(value):
             raise ConfigurationError(
                 f"the setting {name} must be a whole number", code="configuration.fraction"
@@ -116,6 +125,19 @@ def _section(kind: type[_Section], value: object) -> _Section:
         return kind(**value)
     except ValueError:
         raise _refused(f"a setting of {kind.__name__} is out of range") from None
+
+
+def _separation(value: object) -> Separation:
+    fields = {field.name for field in dataclasses.fields(Separation)}
+    if not isinstance(value, dict) or value.keys() != fields:
+        raise _refused("it does not say how people are kept apart")
+    numbers = {name: number for name, number in value.items() if name != "mode"}
+    if any(isinstance(one, bool) or not isinstance(one, int) for one in numbers.values()):
+        raise _refused("a number in its section `separation` is none")
+    try:
+        return Separation(mode=SeparationMode(value["mode"]), **cast(dict[str, int], numbers))
+    except (ValueError, TypeError):
+        raise _refused("its section `separation` is out of range") from None
 
 
 def _dialects(value: object) -> frozenset[Dialect]:

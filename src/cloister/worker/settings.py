@@ -62,7 +62,16 @@ class Limits:
     max_open_requests: int = 512
     """Sealed requests being received or answered; beyond it 503 without any cryptography."""
     max_generations: int = 256
-    """Requests inside the engine; beyond it a sealed 503."""
+    """Requests inside the engine or waiting for it; beyond it a sealed 503. One client may hold
+    no more of these places than it leaves free."""
+    queue_s: float = 120.0
+    """Time a request may wait for the engine; then a sealed 503, and nothing was computed."""
+    stall_s: float = 300.0
+    """An engine that owes answers and says nothing for this long counts as hanging, and is
+    started again. Reading a long prompt is silent too: this is what a slow machine may take."""
+    probe_s: float = 5.0
+    """Time the engine's server may take to say that it is there; three times in vain, and it is
+    started again. It answers from threads that compute nothing."""
     first_byte_s: float = 10.0
     """Silence allowed while a request arrives."""
     receive_s: float = 120.0
@@ -79,6 +88,52 @@ class Limits:
     """Longest line of a stream held back until its end has come."""
     date_window_s: float = 300.0
     """Difference between a request's Date and the wall clock (a first sieve only)."""
+
+
+class SeparationMode(StrEnum):
+    """Who may be answered by the same engine process."""
+
+    SHARED = "shared"
+    PER_CLIENT = "process-per-client"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Separation:
+    """How people are kept apart in the engine's memory, and for how long anything stays there.
+
+    An engine's memory keeps remains of what it computed until its process ends. A process is
+    therefore replaced by a fresh one when any of the bounds is reached; 0 switches a bound off.
+    All of this is measured.
+    """
+
+    mode: SeparationMode = SeparationMode.SHARED
+    max_processes: int = 2
+    """Engine processes at a time, those that start or finish answers included. Two let a
+    successor start while the old process still answers; 1 is for a model of which only one fits
+    into memory: requests then wait while it is exchanged."""
+    recycle_requests: int = 1_000
+    """Requests that one process is given, at most; 1 gives each request a process of its own."""
+    recycle_idle_s: int = 60
+    """An unused process that has answered anything ends after this long: soon enough that a
+    conversation does not outlive it, and no sooner than people take to write their next line."""
+    recycle_age_s: int = 3_600
+    """A process is given nothing more this long after its first request, for workers that are
+    never idle and too slow to reach the number of requests."""
+    warm: int = 0
+    """Fresh processes kept ready, within `max_processes`."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_processes <= 256 or not 0 <= self.warm < self.max_processes:
+            raise ValueError("a number of engine processes is out of range")
+        if min(self.recycle_requests, self.recycle_idle_s, self.recycle_age_s) < 0:
+            raise ValueError("a bound is negative")
+
+    @staticmethod
+    def of_one_process() -> Separation:
+        """What is left where the engine's process is not ours to exchange."""
+        return Separation(
+            max_processes=1, recycle_requests=0, recycle_idle_s=0, recycle_age_s=0, warm=0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +191,7 @@ class WorkerSettings:
     keys: KeySettings = field(default_factory=KeySettings)
     limits: Limits = field(default_factory=Limits)
     padding: Padding = field(default_factory=Padding)
+    separation: Separation = field(default_factory=Separation)
     receipts: ReceiptSettings = field(default_factory=ReceiptSettings)
     reports: ReportSettings = field(default_factory=ReportSettings)
     rate: RateLimit = field(default_factory=RateLimit)

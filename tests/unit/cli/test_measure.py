@@ -46,11 +46,39 @@ def test_reference_values_of_the_demo_model(python: Path, tmp_path: Path) -> Non
 
 def test_engine_options_change_the_configuration_alone(python: Path) -> None:
     plain = reference_values.load_json(run("measure", "--python", python).encode())
-    options = (["--parallel", "2"], ["--unsafe-without-sandbox"], ["--compat", "cosmian,triton"])
+    options = (
+        ["--parallel", "2"],
+        ["--unsafe-without-sandbox"],
+        ["--compat", "cosmian,triton"],
+        ["--separation", "process-per-client"],
+        ["--max-processes", "3"],
+        ["--recycle-after", "10"],
+        ["--recycle-idle", "10"],
+        ["--recycle-age", "10"],
+        ["--recycle-each"],
+        ["--warm", "1"],
+    )
     for option in options:
         other = reference_values.load_json(run("measure", "--python", python, *option).encode())
         differing = set(plain.components) ^ set(other.components)
         assert {entry.kind for entry in differing} == {ComponentKind.CONFIGURATION}, option
+
+
+def test_options_about_processes_that_cannot_be_met_are_refused(python: Path) -> None:
+    run("measure", "--python", python, "--warm", "1", "--max-processes", "2")
+    for options in (
+        ("--warm", "2", "--max-processes", "2"),
+        ("--separation", "none"),
+        ("--recycle-each", "--recycle-after", "2"),
+    ):
+        with pytest.raises(ConfigurationError):
+            run("measure", "--python", python, *options)
+
+
+def test_each_request_can_have_a_process_of_its_own(python: Path) -> None:
+    each = run("measure", "--python", python, "--recycle-each")
+    assert each == run("measure", "--python", python, "--recycle-after", "1")
+    assert each != run("measure", "--python", python)
 
 
 def test_kernel_of_another_machine_can_be_named(python: Path) -> None:

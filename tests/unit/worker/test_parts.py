@@ -33,7 +33,7 @@ from cloister.worker.logs import EventLog, silence_loop
 from cloister.worker.metrics import Metrics
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
-from cloister.worker.settings import KeySettings, WorkerSettings
+from cloister.worker.settings import KeySettings, Separation, SeparationMode, WorkerSettings
 
 # -- padding ------------------------------------------------------------------------------------
 
@@ -259,11 +259,13 @@ async def test_the_operator_socket_replaces_sockets_only(tmp_path: Path) -> None
 
 
 def test_the_configuration_says_all_and_reads_back() -> None:
-    settings = WorkerSettings(keys=KeySettings(life_s=1800))
+    separation = Separation(mode=SeparationMode.PER_CLIENT, max_processes=3, recycle_requests=1)
+    settings = WorkerSettings(keys=KeySettings(life_s=1800), separation=separation)
     engine = FakeEngine()
     configuration = effective_configuration(engine, settings)
     assert configuration["debug"] is False
     assert settings_of(configuration).keys.life_s == 1800
+    assert settings_of(configuration).separation == settings.separation
     again = effective_configuration(engine, settings_of(configuration))
     assert again == configuration
     check_engine(configuration, engine)
@@ -280,6 +282,8 @@ def test_the_configuration_says_all_and_reads_back() -> None:
         {"debug": True},
         {"debug": 0},
         {"worker": {}},
+        {"separation": None},
+        {"separation": {}},
         {"worker": {"keys": {}, "limits": {}, "padding": {}, "receipts": {}}},
     ],
 )
@@ -297,6 +301,30 @@ def test_settings_are_whole_numbers_in_range(value: Any) -> None:
     padding = {**worker["padding"], "stream_bucket": value}
     with pytest.raises(ConfigurationError):
         settings_of({**configuration, "worker": {**worker, "padding": padding}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "none"},
+        {"mode": None},
+        {"mode": 1},
+        {"max_processes": 0},
+        {"max_processes": True},
+        {"max_processes": 257},
+        {"warm": 2},
+        {"recycle_requests": -1},
+        {"recycle_idle_s": 1.5},
+        {"recycle_age_s": "1"},
+        {"more": 1},
+    ],
+)
+def test_how_people_are_kept_apart_is_said_in_known_words(change: dict[str, Any]) -> None:
+    configuration = effective_configuration(FakeEngine(), WorkerSettings())
+    separation: Any = configuration["separation"]
+    settings_of({**configuration, "separation": {**separation, "recycle_requests": 7}})
+    with pytest.raises(ConfigurationError):
+        settings_of({**configuration, "separation": {**separation, **change}})
 
 
 def test_another_engine_than_the_measured_one_is_refused() -> None:
