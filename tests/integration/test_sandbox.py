@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cloister.engine import landlock, sandbox, seccomp
+from cloister.engine import landlock, sandbox, seccomp, spawning
 from cloister.engine.confined import Isolation, Program
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 
@@ -157,10 +157,10 @@ async def test_namespaces_stop_by_themselves_network_files_and_processes(
     rules = [seccomp.Rule(name=name) for name in seccomp.NUMBERS]
     wide = bytearray(seccomp.assemble(rules, arch))
     wide[-4:] = (0x7FFF0000).to_bytes(4, "little")
-    filter_fd = sandbox._pipe_with(bytes(wide))
+    filter_fd = spawning.pipe_with(bytes(wide))
     info, info_end = os.pipe()
     arguments = [
-        Sandbox()._find(),
+        spawning.find_bwrap(None),
         *sandbox._bwrap_arguments(sandbox._plan_binds(program), filter_fd, info_end),
         *("--", "/python/bin/python3", "-E", "-s", "-S", "-B", "/app/sandbox_probe.py"),
         *("print", "none", plain(targets, model="/data/model.gguf", sockets="/run/engine")),

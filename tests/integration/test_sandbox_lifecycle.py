@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.engine import landlock, sandbox, status
+from cloister.engine import landlock, sandbox, spawning, status
 from cloister.engine.confined import Confined, Program
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import EngineError, SandboxError
@@ -112,7 +112,7 @@ async def test_a_program_that_skips_being_confined_is_ended() -> None:
     async with running("stay") as confined:
         # The next word is b"ready" where b"confined-N" is due.
         with pytest.raises(SandboxError, match="not confined as it should be"):
-            await sandbox._confirm_word(confined, status.CONFINED, landlock.abi())
+            await spawning.confirm_word(confined, status.CONFINED, landlock.abi())
 
 
 async def test_output_is_counted_and_appears_nowhere(

@@ -22,9 +22,18 @@ _RULE_PATH_BENEATH: Final = 1
 _VERSION_FLAG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
-_READ_FILE: Final = 1 << 2
-_READ_DIR: Final = 1 << 3
-_MAKE_SOCK: Final = 1 << 9
+# LANDLOCK_ACCESS_FS_*
+EXECUTE: Final = 1 << 0
+WRITE_FILE: Final = 1 << 1
+READ_FILE: Final = 1 << 2
+READ_DIR: Final = 1 << 3
+MAKE_SOCK: Final = 1 << 9
+TRUNCATE: Final = 1 << 14
+IOCTL_DEVICE: Final = 1 << 15
+OF_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
+MAKE_DEVICES: Final = 1 << 6 | 1 << 11  # character and block
+"""Making device nodes; no capability allows it anyway."""
+ALL: Final = 0xFFFF
 _FILESYSTEM: Final = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15))
 _NETWORK: Final = ((4, 0x3),)  # bind and connect TCP
 _SCOPE: Final = ((6, 0x3),)  # abstract unix sockets, signals
@@ -60,21 +69,33 @@ def restrict(*, readable: Iterable[str], sockets_in: Iterable[str]) -> int:
     else that Landlock knows is refused. Call it while the process has one thread. OSError if
     the kernel has Landlock but refuses.
     """
+    return enforce(
+        [
+            *((path, READ_FILE | READ_DIR) for path in readable),
+            *((path, MAKE_SOCK) for path in sockets_in),
+        ]
+    )
+
+
+def enforce(rules: Iterable[tuple[str, int]], *, tcp: bool = False) -> int:
+    """As `restrict`, for any rights: each rule is a path and what is allowed beneath it.
+
+    With `tcp` ports are left to the network namespace. Rights that this kernel's Landlock does
+    not know yet are left out.
+    """
     version = abi()
     if version == 0:
         return 0
     filesystem = _bits(_FILESYSTEM, version)
     attributes = struct.pack("=Q", filesystem)
     if version >= 4:
-        attributes += struct.pack("=Q", _bits(_NETWORK, version))
+        attributes += struct.pack("=Q", 0 if tcp else _bits(_NETWORK, version))
     if version >= 6:
         attributes += struct.pack("=Q", _bits(_SCOPE, version))
     ruleset = _checked(_syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     try:
-        for path in readable:
-            _allow(ruleset, path, _READ_FILE | _READ_DIR)
-        for path in sockets_in:
-            _allow(ruleset, path, _MAKE_SOCK)
+        for path, access in rules:
+            _allow(ruleset, path, access & filesystem)
         libc = ctypes.CDLL(None, use_errno=True)
         zero = ctypes.c_ulong(0)
         _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero))
@@ -88,7 +109,7 @@ def _allow(ruleset: int, path: str, access: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not os.path.isdir(path):  # noqa: PTH112 - no pathlib in here: it costs start-up time
-            access &= _READ_FILE
+            access &= OF_FILES
         rule = struct.pack("=Qi", access, descriptor)
         _checked(_syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0))
     finally:

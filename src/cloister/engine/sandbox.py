@@ -16,8 +16,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -25,15 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cloister.engine import landlock, libraries, seccomp, status
+from cloister.engine import landlock, libraries, seccomp, spawning, status
 from cloister.engine.confined import DESCRIPTORS, Confined, Program
-from cloister.errors import EngineError, SandboxError
+from cloister.errors import SandboxError
 
 _LOG = logging.getLogger("cloister.engine")
-_PATH: Final = "/usr/bin:/usr/local/bin:/bin"
 _SOCKETS: Final = "/run/engine"
 _TMPFS_BYTES: Final = 65_536  # room for a socket's inode, not for text
-_START: Final = 20.0  # seconds until it is confined; it takes less than 0.1
 _NOBODY: Final = "65534"
 _EXTENSIONS: Final = ("_ctypes",)  # of the standard library, with libraries of their own
 _PARTS: Final = ("landlock.py", "seccomp.py")
@@ -41,22 +37,6 @@ _PARTS: Final = ("landlock.py", "seccomp.py")
 #: No environment, no site-packages, and no compiled code beside the sources: only sources are
 #: measured, and nothing lies where this prefix points.
 _FLAGS: Final = ("-E", "-s", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
-
-#: What bubblewrap says when it cannot do its work, and what that means.
-_EXPLANATIONS: Final = (
-    (
-        b"namespace",
-        "the kernel refuses user namespaces to this process: allow them "
-        "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
-        "kernel.apparmor_restrict_unprivileged_userns=0), or run where nesting is permitted "
-        "(in a chroot it never is)",
-    ),
-    (b"uid map", "the kernel refuses a user mapping to this process (is it in a container?)"),
-    (b"Unknown option", "this bubblewrap is too old: 0.5 or later is needed"),
-    (b"Can't find source path", "a file it needs is gone or not readable for this user"),
-    (b"Permission denied", "a file it needs is not readable for this user"),
-    (b"shared libraries", "a shared library is missing inside"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +83,9 @@ class Sandbox:
                 "with 'landlock' in its list of security modules)",
                 code="sandbox.landlock",
             )
-        bwrap = self._find()
+        bwrap = spawning.find_bwrap(self.bwrap)
         binds = await asyncio.to_thread(_plan_binds, program)
-        filter_fd = _pipe_with(seccomp.assemble(seccomp.BOOT_RULES, arch))
+        filter_fd = spawning.pipe_with(seccomp.assemble(seccomp.BOOT_RULES, arch))
         info, info_end = os.pipe()
         try:
             arguments = [bwrap, *_bwrap_arguments(binds, filter_fd, info_end), "--"]
@@ -117,24 +97,14 @@ class Sandbox:
                 *program.arguments,
             ]
             keep = (filter_fd, info_end, *program.inherited)
-            confined = await _spawn(arguments, tail, keep=keep, info=info)
+            confined = await spawning.start(arguments, tail, keep=keep, info=info)
         except BaseException:
             os.close(info)
             raise
         finally:
             os.close(filter_fd)
             os.close(info_end)
-        return await _confirm(confined, status.CONFINED, self.landlock_abi)
-
-    def _find(self) -> str:
-        found = self.bwrap or shutil.which("bwrap", path=_PATH)
-        if found is None or not Path(found).is_file():
-            raise SandboxError(
-                "bubblewrap is not installed, and the engine does not run without its sandbox "
-                "(Debian: apt-get install bubblewrap)",
-                code="sandbox.bubblewrap",
-            )
-        return found
+        return await spawning.confirm(confined, status.CONFINED, self.landlock_abi)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +136,8 @@ class UnsafeNoSandbox:
             )
             arguments = [sys.executable, *_FLAGS, "-c", boot]
             tail = ["unsafe", directory, str(program.script), *program.arguments]
-            confined = await _spawn(arguments, tail, cleanup=stack.pop_all())
-        return await _confirm(confined, (status.UNCONFINED,), 0)
+            confined = await spawning.start(arguments, tail, cleanup=stack.pop_all())
+        return await spawning.confirm(confined, (status.UNCONFINED,), 0)
 
 
 def _plan_binds(program: Program) -> list[str]:
@@ -209,87 +179,3 @@ def _bwrap_arguments(binds: list[str], filter_fd: int, info_fd: int) -> list[str
         "--remount-ro", "/", "--chdir", "/",
         "--seccomp", str(filter_fd), "--info-fd", str(info_fd),
     ]  # fmt: skip
-
-
-def _pipe_with(data: bytes) -> int:
-    """Return the reading end of a pipe that holds `data` (less than a pipe's capacity)."""
-    reading, writing = os.pipe()
-    try:
-        os.write(writing, data)
-    finally:
-        os.close(writing)
-    return reading
-
-
-async def _spawn(
-    arguments: list[str],
-    tail: list[str],
-    *,
-    keep: tuple[int, ...] = (),
-    info: int | None = None,
-    cleanup: contextlib.ExitStack | None = None,
-) -> Confined:
-    """Start a process with a control socket, no environment and its output in a pipe."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    with theirs:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *arguments,
-                str(theirs.fileno()),
-                *tail,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env={},
-                pass_fds=(theirs.fileno(), *keep),
-            )
-        except OSError as error:
-            ours.close()
-            if cleanup is not None:
-                cleanup.close()
-            raise SandboxError(
-                f"the sandbox's program does not start (errno {error.errno})", code="sandbox.start"
-            ) from None
-    return Confined(process, ours, info=info, cleanup=cleanup)
-
-
-async def _confirm(
-    confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
-) -> Confined:
-    """Wait until the program says that it is confined as it should be; end it otherwise."""
-    try:
-        async with asyncio.timeout(_START):
-            await confined.receive_directory()
-            await _confirm_word(confined, expected, abi)
-    except TimeoutError:
-        await confined.aclose()
-        raise SandboxError("the sandbox did not come up in time", code="sandbox.start") from None
-    except EngineError:
-        await confined.aclose()
-        raise SandboxError(
-            f"the engine's sandbox cannot be set up: {_explain(confined.early_output)}",
-            code="sandbox.start",
-        ) from None
-    except BaseException:
-        await confined.aclose()
-        raise
-    return confined
-
-
-async def _confirm_word(
-    confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
-) -> None:
-    word = await confined.word()
-    if word not in expected:
-        raise SandboxError("the engine is not confined as it should be", code="sandbox.layers")
-    if isinstance(expected, Mapping) and expected[word] != abi:
-        raise SandboxError("Landlock did not take hold as expected", code="sandbox.landlock")
-
-
-def _explain(output: bytes) -> str:
-    """Turn what bubblewrap wrote into a sentence of ours; its text is never repeated."""
-    for sign, sentence in _EXPLANATIONS:
-        if sign in output:
-            return sentence
-    return "it ended before it was complete; run bwrap by hand to see why"

@@ -1,0 +1,134 @@
+"""Starting a program in a sandbox, whatever its profile: bubblewrap is found, the program is
+started with a control socket and drained output, and nothing is handed on before it has said that
+it is confined as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cloister.engine.confined import Confined
+from cloister.errors import EngineError, SandboxError
+
+_PATH: Final = "/usr/bin:/usr/local/bin:/bin"
+_START: Final = 20.0  # seconds until it is confined; it takes less than 0.1
+
+#: What bubblewrap says when it cannot do its work, and what that means.
+_EXPLANATIONS: Final = (
+    (
+        b"namespace",
+        "the kernel refuses user namespaces to this process: allow them "
+        "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
+        "kernel.apparmor_restrict_unprivileged_userns=0), or run where nesting is permitted "
+        "(in a chroot it never is)",
+    ),
+    (b"uid map", "the kernel refuses a user mapping to this process (is it in a container?)"),
+    (b"Unknown option", "this bubblewrap is too old: 0.5 or later is needed"),
+    (b"Can't find source path", "a file it needs is gone or not readable for this user"),
+    (b"Permission denied", "a file it needs is not readable for this user"),
+    (b"shared libraries", "a shared library is missing inside"),
+)
+
+
+def find_bwrap(named: str | None) -> str:
+    """Return the path of bubblewrap: `named`, or where the system has it. SandboxError if none."""
+    found = named or shutil.which("bwrap", path=_PATH)
+    if found is None or not Path(found).is_file():
+        raise SandboxError(
+            "bubblewrap is not installed, and the engine does not run without its sandbox "
+            "(Debian: apt-get install bubblewrap)",
+            code="sandbox.bubblewrap",
+        )
+    return found
+
+
+def pipe_with(data: bytes) -> int:
+    """Return the reading end of a pipe that holds `data` (less than a pipe's capacity)."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, data)
+    finally:
+        os.close(writing)
+    return reading
+
+
+async def start(
+    arguments: list[str],
+    tail: list[str],
+    *,
+    keep: tuple[int, ...] = (),
+    info: int | None = None,
+    cleanup: contextlib.ExitStack | None = None,
+) -> Confined:
+    """Start a process with a control socket, no environment and its output in a pipe."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                str(theirs.fileno()),
+                *tail,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={},
+                pass_fds=(theirs.fileno(), *keep),
+            )
+        except OSError as error:
+            ours.close()
+            if cleanup is not None:
+                cleanup.close()
+            raise SandboxError(
+                f"the sandbox's program does not start (errno {error.errno})", code="sandbox.start"
+            ) from None
+    return Confined(process, ours, info=info, cleanup=cleanup)
+
+
+async def confirm(
+    confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
+) -> Confined:
+    """Wait until the program says that it is confined as it should be; end it otherwise."""
+    try:
+        async with asyncio.timeout(_START):
+            await confined.receive_directory()
+            await confirm_word(confined, expected, abi)
+    except TimeoutError:
+        await confined.aclose()
+        raise SandboxError("the sandbox did not come up in time", code="sandbox.start") from None
+    except EngineError:
+        await confined.aclose()
+        raise SandboxError(
+            f"the engine's sandbox cannot be set up: {_explain(confined.early_output)}",
+            code="sandbox.start",
+        ) from None
+    except BaseException:
+        await confined.aclose()
+        raise
+    return confined
+
+
+async def confirm_word(
+    confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
+) -> None:
+    """Take the program's word for how it is confined; SandboxError for any but the expected."""
+    word = await confined.word()
+    if word not in expected:
+        raise SandboxError("the engine is not confined as it should be", code="sandbox.layers")
+    if isinstance(expected, Mapping) and expected[word] != abi:
+        raise SandboxError("Landlock did not take hold as expected", code="sandbox.landlock")
+
+
+def _explain(output: bytes) -> str:
+    """Turn what bubblewrap wrote into a sentence of ours; its text is never repeated."""
+    for sign, sentence in _EXPLANATIONS:
+        if sign in output:
+            return sentence
+    return "it ended before it was complete; run bwrap by hand to see why"
