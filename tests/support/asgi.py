@@ -52,6 +52,7 @@ class Call:
             "type": "http",
             "method": method,
             "path": path,
+            "raw_path": path.encode(),
             "query_string": query,
             "headers": [(name.lower(), value) for name, value in headers],
             "client": client,

@@ -8,7 +8,8 @@ prompt:
 - ``response.returned``: SHA-256 of the response's bytes up to the end of its content (the
   receipt itself is in the trailer section that follows).
 
-`docs/adr` records these departures from `aci/1`, which hashes bodies.
+`docs/adr` records these departures from `aci/1`, which hashes bodies. Receipts of what came over
+attested TLS do as it says: they hash bodies, and an event of theirs tells them apart.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ REQUEST_FORWARDED = "request.forwarded"
 RESPONSE_RETURNED = "response.returned"
 MODEL_SERVED = "cloister.model"
 """Added event: ``name`` and ``sha256`` of the model that answered."""
+CHANNEL_USED = "cloister.channel"
+"""Added event, only in receipts of what came over attested TLS: ``binding`` is ``tls``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from cloister.worker.rate import RateLimiter
 from cloister.worker.receipts import ReceiptStore
 from cloister.worker.reports import EvidenceSource, ReportService
 from cloister.worker.response import Receive, Scope, Send
+from cloister.worker.sealed import SealedWay
 from cloister.worker.settings import Clocks, WorkerSettings
 from cloister.worker.supervisor import EngineSupervisor
 from cloister.worker.unsealed import send_plain, send_problem
@@ -49,6 +50,7 @@ class Worker:
         self.context = context
         self._reports = reports
         self._gateway = Gateway(context)
+        self._sealed = SealedWay(context)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -58,7 +60,7 @@ class Worker:
 
     @property
     def open_requests(self) -> int:
-        """Sealed requests in progress."""
+        """Requests in progress."""
         return self._gateway.open_requests
 
     async def start(self) -> None:
@@ -103,7 +105,7 @@ class Worker:
         method, path = scope["method"], scope["path"]
         if path == wire.OHTTP_PATH:
             _require(method, "POST")
-            await self._gateway(scope, receive, send)
+            await self._gateway(self._sealed, scope, receive, send)
         elif path == wire.KEYS_PATH:
             _require(method, "GET", "HEAD")
             headers = ((b"content-type", wire.KEYS_TYPE), (b"cache-control", b"no-store"))

@@ -1,4 +1,4 @@
-"""One whole sealed request and its answer: the standard fields, the receipt, the end."""
+"""One whole request and its answer: the standard fields, the receipt, the end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 from cloister.channel.receipt import API_VERSION, RECEIPT_TRAILER
 from cloister.engine.protocol import ModelInfo
 from cloister.worker import wire
+from cloister.worker.arrival import AnswerWriter
 from cloister.worker.context import Context
 from cloister.worker.formats.translation import Translation
 from cloister.worker.hashing import RequestHash
@@ -16,7 +17,6 @@ from cloister.worker.keys import Generation
 from cloister.worker.problems import Problem
 from cloister.worker.receipts import RECEIPT_ID_SIZE, issue_receipt
 from cloister.worker.request import RequestFields
-from cloister.worker.response import ResponseWriter
 
 EVENT_STREAM: Final = b"text/event-stream"
 
@@ -30,7 +30,7 @@ class Exchange:
     """
 
     context: Context
-    writer: ResponseWriter
+    writer: AnswerWriter
     generation: Generation
     fields: RequestFields | None
     credential: bytes = field(default=b"", repr=False)
@@ -56,16 +56,19 @@ class Exchange:
         standard = [
             (wire.ACI_VERSION, API_VERSION.encode()),
             (wire.KEYSET_DIGEST, self.generation.digest.encode()),
-            (wire.WORKER_NONCE, wire.encode_secret(self.context.random(wire.NONCE_SIZE))),
             (b"date", wire.http_date(self.context.clocks.wall())),
         ]
-        if self.request_hash is not None:
+        if self.writer.sealed:
+            nonce = wire.encode_secret(self.context.random(wire.NONCE_SIZE))
+            standard.append((wire.WORKER_NONCE, nonce))
+        # Without a trailer a receipt has to be kept, and those of models alone are.
+        if self.request_hash is not None and (self.writer.sealed or model is not None):
             self.receipt_id = f"rcpt-{self.context.random(RECEIPT_ID_SIZE).hex()}"
             standard.append((wire.RECEIPT_ID, self.receipt_id.encode()))
         self.writer.head(status, (*headers, *standard))
 
     async def finish(self) -> None:
-        """End the answer: sign its receipt, and send it with the authenticated end."""
+        """End the answer: sign its receipt, and send it (sealed) with the authenticated end."""
         response_hash = self.writer.end_content()
         trailers: wire.Headers = ()
         if self.request_hash is not None and self.fields is not None and self.receipt_id:
@@ -80,6 +83,7 @@ class Exchange:
                 request_hash=await self.request_hash.digest(),
                 response_hash=response_hash,
                 model=self._model,
+                over_tls=not self.writer.sealed,
             )
             if self._model is not None:
                 context.receipts.keep(receipt, self.credential, context.clocks.steady())

@@ -187,7 +187,14 @@ KEYS_EXHAUSTED: Final = Problem(
     retry_after=60,
 )
 
-# Inside the seal.
+# Inside the seal, or inside TLS.
+REQUEST_TOO_LARGE: Final = Problem(
+    status=413, message="The request is too large.", code="request_too_large", retry=False
+)
+REQUEST_TOO_SLOW: Final = Problem(
+    status=408, message="The request did not arrive in time.", code="request_too_slow"
+)
+WORKER_BUSY: Final = _server(503, BUSY.message, "busy", retry_after=1)
 DATE_REFUSED: Final = Problem(
     status=400,
     message="The request's Date is missing or too far from the worker's clock.",

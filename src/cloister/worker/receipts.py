@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from cloister.channel.receipt import (
+    CHANNEL_USED,
     MODEL_SERVED,
     REQUEST_RECEIVED,
     RESPONSE_RETURNED,
@@ -36,13 +37,17 @@ def issue_receipt(
     request_hash: bytes,
     response_hash: bytes,
     model: ModelInfo | None,
+    over_tls: bool = False,
 ) -> Receipt:
     """Sign what was received and returned; `model` is None where no model answered.
 
     There is no ``request.forwarded`` event: over a body without random bytes its hash would
-    confirm a guessed prompt.
+    confirm a guessed prompt. The hashes of a receipt `over_tls` do: `aci/1` section 7.4 wants
+    those of the bare bodies, which a client without Cloister can compute.
     """
     events: list[JsonObject] = [hash_event(REQUEST_RECEIVED, request_hash)]
+    if over_tls:
+        events.append({"type": CHANNEL_USED, "binding": "tls"})
     if model is not None:
         events.append({"type": MODEL_SERVED, "name": model.name, "sha256": model.sha256})
     events.append(hash_event(RESPONSE_RETURNED, response_hash))

@@ -37,6 +37,7 @@ class ResponseWriter:
         "blocked_since",
         "ended",
         "pieces",
+        "sealed",
         "started",
         "status",
     )
@@ -52,6 +53,7 @@ class ResponseWriter:
         self._unsent = b""
         self._collected: list[bytes] = []
         self._now = asyncio.get_running_loop().time
+        self.sealed = True
         self.started = False
         self.ended = False
         self.status = 0
