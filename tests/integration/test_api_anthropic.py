@@ -1,28 +1,17 @@
-"""Anthropic's SDK: through the local proxy to a sealed worker, and to a server in clear."""
+"""Anthropic's SDK: through the local proxy to a sealed worker, and to the engine itself."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import uvicorn
 
-from cloister.cli.proxy import allowed_hosts
-from cloister.cli.verify import encode
-from cloister.client import open_async_connection
-from cloister.client.proxy import LocalProxy
-from cloister.testing.fake_engine import Answer, FakeEngine, serve
 from cloister.testing.fake_formats import ToolCall
 from cloister.worker.api_keys import ApiKeyFile
-from support.scene import Scene, scene
+from support.endpoints import Ground, Way, scripted
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -36,53 +25,33 @@ TOOL: Any = {"name": "weather", "description": "Says it.", "input_schema": {"typ
 
 @dataclass(slots=True)
 class Place:
-    """A server, Anthropic's client for it, and what the server shall answer."""
+    """One way to an engine, Anthropic's client on it, and what the engine shall answer."""
 
     client: Any
-    scene: Scene | None
-    answers: list[Answer] = field(default_factory=lambda: [Answer(tokens=WORDS)])
-
-    def answer(self, *_: object) -> Answer:
-        return self.answers[-1]
+    way: Way
+    ground: Ground
 
     def will(self, **answer: Any) -> Any:
-        self.answers.append(Answer(**answer))
+        assert self.ground.script is not None
+        self.ground.script.will(**answer)
         return self.client
 
     @property
     def asked(self) -> dict[str, Any] | None:
-        if self.scene is None:
-            return None
-        return dict(json.loads(self.scene.live.engine.requests[-1].body))
+        assert self.ground.script is not None
+        return None if self.way == "direct" else self.ground.script.asked(self.way)
 
 
-@pytest.fixture(params=["sealed", "plain"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with sealed() if request.param == "sealed" else plain() as made:
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with scripted() as made:
         yield made
 
 
-@contextlib.contextmanager
-def in_a_thread(url: str, **trust: Any) -> Iterator[str]:
-    """The local proxy, on a port of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    connection = open_async_connection(url, trust_env=False, **trust)
-    app = LocalProxy(connection, allowed_hosts=allowed_hosts("127.0.0.1", port), encode=encode)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", lifespan="off"))
-
-    async def run() -> None:
-        async with connection:
-            await server.serve()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+@pytest.fixture(params=["direct", "proxied"])
+def place(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Place]:
+    with client_of(ground.url(request.param)) as client:
+        yield Place(client, request.param, ground)
 
 
 @contextlib.contextmanager
@@ -93,40 +62,11 @@ def client_of(url: str, key: str = "sk-ant-x") -> Iterator[Any]:
 
 @contextlib.contextmanager
 def sealed(key: str = "sk-ant-x", **options: Any) -> Iterator[Place]:
-    engine = FakeEngine()
-    with (
-        scene(engine=engine, **options) as made,
-        in_a_thread(made.url, **made.trust) as url,
-        client_of(url, key) as client,
-    ):
-        place = Place(client, made)
-        engine.script = place.answer
+    """A worker and a proxy of the test's own."""
+    with scripted(watched=True, **options) as made, client_of(made.proxied, key) as client:
+        place = Place(client, "proxied", made)
+        place.will(tokens=WORDS)
         yield place
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[Place]:
-    engine = FakeEngine()
-    started, stop = threading.Event(), asyncio.Event()
-    where: list[Any] = []
-
-    async def run() -> None:
-        await engine.start()
-        server = await serve(engine, port=0)
-        where.extend((server.sockets[0].getsockname()[1], asyncio.get_running_loop()))
-        started.set()
-        await stop.wait()
-        server.close()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    started.wait(10)
-    with client_of(f"http://127.0.0.1:{where[0]}") as client:
-        place = Place(client, None)
-        engine.script = place.answer
-        yield place
-    where[1].call_soon_threadsafe(stop.set)
-    thread.join()
 
 
 def test_a_message(place: Place) -> None:
@@ -265,11 +205,10 @@ def test_the_key_travels_inside_the_seal(tmp_path: Any) -> None:
     file = ApiKeyFile(tmp_path / "keys.json")
     _, key = file.add("ann", at=0)
     with sealed(key, api_keys=tmp_path / "keys.json") as place:
-        assert place.scene is not None
         message = place.client.messages.create(model="fake", max_tokens=9, messages=ASKED)
         assert message.content[0].text == TEXT
-        assert place.scene.proxy.seen
-        for request in place.scene.proxy.seen:
+        assert place.ground.scene.proxy.seen
+        for request in place.ground.scene.proxy.seen:
             assert request.header("x-api-key") is None
             assert request.header("anthropic-version") is None
             assert key.encode() not in repr(request.headers).encode() + request.body

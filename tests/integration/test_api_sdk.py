@@ -1,28 +1,21 @@
-"""The official OpenAI SDK: the same questions to a sealed worker and to a server in clear.
+"""The official OpenAI SDK: the same questions to a sealed worker and to the engine itself.
 
-The worker translates; the server in clear (`cloister.testing.fake_formats`) has every format
+The worker translates; the scripted engine (`cloister.testing.fake_formats`) has every format
 itself. What the SDK makes of either must be the same.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-import openai
 import pydantic
 import pytest
 from openai.types.responses import ResponseTextDeltaEvent
 
-import cloister
-from cloister.testing.fake_engine import Answer, FakeEngine, serve
 from cloister.testing.fake_formats import ToolCall, vector_of
-from support.scene import Scene, scene
+from support.endpoints import WAYS, Ground, scripted
+from support.sdks import Place, place_on
 
 ASKED: Any = [{"role": "user", "content": "What is a TEE?"}]
 WORDS = ("A ", "TEE ", "is ", "\N{SNOWMAN}", ".")
@@ -33,75 +26,16 @@ CHAT_TOOL: Any = {"type": "function", "function": {"name": "weather", "parameter
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 
 
-@dataclass(slots=True)
-class Place:
-    """A server, the SDK's client for it, and what the server shall answer."""
-
-    client: openai.OpenAI
-    scene: Scene | None
-    answers: list[Answer] = field(default_factory=list)
-
-    def answer(self, *_: object) -> Answer:
-        return self.answers[-1]
-
-    def will(self, **answer: Any) -> openai.OpenAI:
-        self.answers.append(Answer(**answer))
-        return self.client
-
-    @property
-    def asked(self) -> dict[str, Any] | None:
-        """What the engine behind the seal was asked last."""
-        if self.scene is None:
-            return None
-        return dict(json.loads(self.scene.live.engine.requests[-1].body))
-
-
-@pytest.fixture(params=["sealed", "plain"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with sealed() if request.param == "sealed" else plain() as made:
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with scripted() as made:
         yield made
 
 
-@contextlib.contextmanager
-def sealed() -> Iterator[Place]:
-    engine = FakeEngine()
-    with scene(engine=engine) as made:
-        client = cloister.OpenAI(
-            base_url=made.url + "/v1", trust_env=False, max_retries=0, **made.trust
-        )
-        with client:
-            place = Place(client, made)
-            engine.script = place.answer
-            yield place
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[Place]:
-    engine = FakeEngine()
-    started = threading.Event()
-    stop = asyncio.Event()
-    where: list[Any] = []
-
-    async def run() -> None:
-        await engine.start()
-        server = await serve(engine, port=0)
-        where.extend((server.sockets[0].getsockname()[1], asyncio.get_running_loop()))
-        started.set()
-        await stop.wait()
-        server.close()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    started.wait(10)
-    http = openai.DefaultHttpxClient(trust_env=False)
-    with openai.OpenAI(
-        base_url=f"http://127.0.0.1:{where[0]}/v1", api_key="x", max_retries=0, http_client=http
-    ) as client:
-        place = Place(client, None)
-        engine.script = place.answer
-        yield place
-    where[1].call_soon_threadsafe(stop.set)
-    thread.join()
+@pytest.fixture(params=WAYS)
+def place(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place_on(ground, request.param) as made:
+        yield made
 
 
 # -- chat completions ----------------------------------------------------------------------------
@@ -309,7 +243,7 @@ def test_embeddings(place: Place, given: Any, encoding: Any) -> None:
 def test_models(place: Place) -> None:
     [model] = place.client.models.list()
     assert (model.id, model.object) == ("fake", "model")
-    if place.scene is not None:
+    if place.way != "direct":
         assert model.model_extra is not None
         assert model.model_extra["cloister"] == {
             "attested_name": "fake",

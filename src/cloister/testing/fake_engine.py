@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -34,7 +34,8 @@ from cloister.engine.protocol import (
 )
 from cloister.engine.requests import METHODS, NATIVE, method_of
 from cloister.errors import EngineError
-from cloister.testing import fake_formats
+from cloister.testing import fake_dialects, fake_formats
+from cloister.testing.fake_dialects import Dialect
 from cloister.testing.fake_formats import Said, ToolCall
 
 JSON: Final = "application/json"
@@ -53,8 +54,8 @@ class Answer:
     says nothing more. With `status` 400 or more the body repeats the prompt, as real engines
     do. `stamp` adds ``emitted_ns`` (the monotonic clock) to every event.
 
-    A chat's answer begins with `reasoning` and ends with `calls`; `finish` is the reason of its
-    end, by default what these say.
+    A chat's answer begins with `reasoning` and ends with `images` (``data:`` URLs that it made)
+    and `calls`; `finish` is the reason of its end, by default what these say.
     """
 
     tokens: tuple[str, ...] = tuple(f" word{index}" for index in range(32))
@@ -65,6 +66,7 @@ class Answer:
     stall_after: int | None = None
     stamp: bool = False
     reasoning: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     calls: tuple[ToolCall, ...] = ()
     finish: str = ""
 
@@ -108,9 +110,11 @@ class FakeEngine:
     answered, and not kept in `requests`; a `frozen` engine answers nothing at all. With
     `recyclable` it can have siblings, each an object of its own that shares nothing but the
     script; `family` lists all of them, the first one included.
+    `dialect` is whose chat completions its own look like.
     """
 
     script: Script = _plain
+    dialect: Dialect = Dialect.PLAIN
     model: ModelInfo = field(default_factory=_model_info)
     fail_starts: int = 0
     paths: Paths = field(default_factory=lambda: dict.fromkeys(METHODS))
@@ -220,21 +224,27 @@ class FakeEngine:
     async def _events(
         self, answer: Answer, body: Mapping[str, Any], *, chat: bool, stopped: asyncio.Event
     ) -> AsyncGenerator[bytes]:
+        said = self.said(answer)
+
         def event(token: str | None, **delta: object) -> bytes:
             more = {"logprobs": _logprobs(token)} if token and body.get("logprobs") else {}
             return _event(self.model.name, token, answer, chat=chat, delta=delta, more=more)
 
+        def told(deltas: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+            return (event("", **delta) for delta in deltas) if chat else iter(())
+
         with self._counted():
-            for thought in answer.reasoning:
-                yield event("", reasoning_content=thought)
+            for line in told(fake_dialects.before_text(self.dialect, said)):
+                yield line
             async with contextlib.aclosing(self._tokens(answer, stopped)) as tokens:
                 async for token in tokens:
                     yield event(token)
-            for delta in fake_formats.call_deltas(answer.calls):
-                yield event("", **delta)
+            for line in told(fake_dialects.after_text(self.dialect, said)):
+                yield line
             yield event(None)
             if (body.get("stream_options") or {}).get("include_usage"):
-                yield _sse({**_shell(self.model.name, chat=chat, chunk=True), **_usage(answer)})
+                shell = _shell(self.model.name, chat=chat, chunk=True)
+                yield _sse({**shell, **_usage(answer), **fake_dialects.beside_usage(self.dialect)})
             yield b"data: [DONE]\n\n"
 
     async def _document(
@@ -245,7 +255,7 @@ class FakeEngine:
                 text = "".join([token async for token in tokens])
             choice: dict[str, object] = {"finish_reason": answer.reason}
             if chat:
-                choice["message"] = fake_formats.chat_message(self.said(answer))
+                choice["message"] = fake_dialects.message(self.dialect, self.said(answer))
             else:
                 choice["text"] = text
             if chat and body.get("logprobs"):
@@ -263,6 +273,7 @@ class FakeEngine:
             text="".join(answer.tokens),
             pieces=answer.tokens,
             reasoning=answer.reasoning,
+            images=answer.images,
             calls=answer.calls,
             finish=answer.reason,
         )
@@ -375,6 +386,8 @@ async def serve(
                 pass
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, EngineError):
             writer.transport.abort()
+        except asyncio.CancelledError:
+            pass  # the loop ends; streams of asyncio 3.11 take a cancelled handler for an error
         finally:
             writer.close()
 

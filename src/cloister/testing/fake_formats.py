@@ -42,40 +42,13 @@ class Said:
     reasoning: tuple[str, ...]
     calls: tuple[ToolCall, ...]
     finish: str
+    images: tuple[str, ...] = ()
 
 
 def logprobs_of(token: str) -> dict[str, Any]:
     """One token's entry, as certain as any other."""
     entry = {"token": token, "bytes": list(token.encode()), "logprob": -0.5}
     return {**entry, "top_logprobs": [dict(entry)]}
-
-
-def chat_message(said: Said) -> dict[str, Any]:
-    """The message of a whole chat completion."""
-    message: dict[str, Any] = {"role": "assistant", "content": said.text}
-    if said.reasoning:
-        message["reasoning_content"] = "".join(said.reasoning)
-    if said.calls:
-        message["content"] = said.text or None
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.joined},
-            }
-            for call in said.calls
-        ]
-    return message
-
-
-def call_deltas(calls: tuple[ToolCall, ...]) -> list[dict[str, Any]]:
-    """The deltas of a stream that make `calls`, one after the other."""
-    deltas: list[dict[str, Any]] = []
-    for index, call in enumerate(calls):
-        head = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}}
-        deltas.append({"index": index, **head})
-        deltas += [{"index": index, "function": {"arguments": one}} for one in call.arguments]
-    return [{"tool_calls": [delta]} for delta in deltas]
 
 
 # -- vectors, ranks, tokens ------------------------------------------------------------------------
