@@ -114,6 +114,18 @@ def expecting(at: Scene, **policy: Any) -> TrustOptions:
             "sandbox_unsafe",
             "not held in a sandbox",
         ),
+        (
+            configured(termination="in-engine"),
+            {"termination": ("in-engine",)},
+            "termination_refused",
+            "inside the engine's own process",
+        ),
+        (
+            configured(separation="kindly"),
+            {"separation": policies.UNCHECKED},
+            "separation_refused",
+            "how people are kept apart",
+        ),
     ],
 )
 def test_a_configuration_that_no_reference_value_excuses(

@@ -155,6 +155,7 @@ class LlamaEngine:
             "connections": self._settings.connections,
             "prefix_cache": "off",
             "embeddings": "mean" if self._settings.embeddings else "off",
+            "managed": True,
             "isolation": dict(self._isolation.describe()),
         }
 

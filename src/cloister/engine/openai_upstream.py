@@ -169,6 +169,7 @@ class OpenAIUpstream:
             "model": {"name": self._settings.name, "sha256": "unproven"},
             "prefix_cache": "salted" if self._settings.cache_salt else "off (as stated)",
             "serves": sorted(self._settings.serves),
+            "managed": False,
             "isolation": {"mode": "external (not proven)", "layers": []},
         }
 

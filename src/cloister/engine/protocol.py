@@ -145,8 +145,10 @@ class Engine(Protocol):
     def configuration(self) -> Mapping[str, object]:
         """Everything about it that is worth measuring, as JSON without floats.
 
-        Available before `start`; the same settings give the same value. It includes the
-        isolation mode and its layers. `start` fails rather than run with less.
+        Available before `start`; the same settings give the same value. It includes
+        ``isolation``, with the mode and its layers, and ``managed``: whether `start` itself
+        starts what computes, so held. Where the worker's own process computes,
+        ``termination`` says so. `start` fails rather than run with less.
         """
 
     async def start(self) -> None:

@@ -23,7 +23,7 @@ import rfc8785
 
 from cloister.errors import MalformedError
 from cloister.evidence.eventlog import SEPARATOR_DATA, Event, EventType, measured_event
-from cloister.strictjson import JsonObject, canonical_string, parse_json_object
+from cloister.strictjson import Json, JsonObject, canonical_string, parse_json_object
 
 MAX_RECORD_BYTES: Final = 256 * 1024
 MAX_TEXT: Final = 1024
@@ -77,6 +77,30 @@ CONFIGURATION_ISOLATION: Final = "isolation"
 """Member of the effective configuration: how the engine is held, an object whose ``mode`` is text
 (``{"mode": "sandbox", "layers": […]}``), or that text alone. The claims document repeats the mode,
 and a verifier's policy lists the ones it accepts."""
+
+CONFIGURATION_TERMINATION: Final = "termination"
+"""Member of the effective configuration: where the seal ends, one of `TERMINATIONS`."""
+
+IN_WORKER: Final = "worker"
+"""The seal ends in a worker that is a process of its own: an engine sees prompts, and no key."""
+IN_ENGINE: Final = "in-engine"
+"""The seal ends inside the process that computes the answers, which so holds the worker's keys."""
+TERMINATIONS: Final = (IN_ENGINE, IN_WORKER)
+
+CONFIGURATION_MANAGED: Final = "managed"
+"""Member of the effective configuration, a boolean: whether the worker itself started every engine
+that it hands prompts to, held as `CONFIGURATION_ISOLATION` says. Otherwise one of them is somebody
+else's."""
+
+CONFIGURATION_SEPARATION: Final = "separation"
+"""Member of the effective configuration: how people who use one worker are kept apart, one of
+`SEPARATIONS`, or an object whose ``mode`` is that text."""
+
+SHARED: Final = "shared"
+"""One engine process serves several people."""
+PROCESS_PER_CLIENT: Final = "process-per-client"
+"""No engine process ever serves two people."""
+SEPARATIONS: Final = (PROCESS_PER_CLIENT, SHARED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +174,27 @@ def configuration_digest(configuration: JsonObject) -> str:
 
 def isolation_mode(configuration: JsonObject) -> str | None:
     """How `configuration` says that the engine is held, or ``None`` if it does not say."""
-    isolation = configuration.get(CONFIGURATION_ISOLATION)
-    mode = isolation.get("mode") if isinstance(isolation, dict) else isolation
+    return _mode(configuration.get(CONFIGURATION_ISOLATION))
+
+
+def termination(configuration: JsonObject) -> str | None:
+    """Where `configuration` says that the seal ends, or ``None`` if it does not say."""
+    place = configuration.get(CONFIGURATION_TERMINATION)
+    return place if isinstance(place, str) else None
+
+
+def is_managed(configuration: JsonObject) -> bool:
+    """Whether `configuration` says that the worker starts all its engines itself."""
+    return configuration.get(CONFIGURATION_MANAGED) is True
+
+
+def separation_mode(configuration: JsonObject) -> str | None:
+    """How `configuration` says that people are kept apart, or ``None`` if it does not say."""
+    return _mode(configuration.get(CONFIGURATION_SEPARATION))
+
+
+def _mode(value: Json) -> str | None:
+    mode = value.get("mode") if isinstance(value, dict) else value
     return mode if isinstance(mode, str) else None
 
 

@@ -145,6 +145,7 @@ class FakeEngine:
         return {
             "engine": "fake",
             "model": {"name": self.model.name, "sha256": self.model.sha256},
+            "managed": True,
             "isolation": {"mode": "none (fake engine)", "layers": []},
         }
 

@@ -342,7 +342,10 @@ def default_configuration() -> JsonObject:
     """A made-up effective configuration that the presets of policy accept."""
     return {
         "debug": False,
+        "termination": "worker",
+        "managed": True,
         "isolation": {"mode": "sandbox", "layers": ["namespaces", "seccomp"]},
+        "separation": "shared",
         "engine": {"context": 4096, "prefix_cache": "off"},
     }
 

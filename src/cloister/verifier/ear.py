@@ -18,6 +18,7 @@ import base64
 from typing import Final
 
 from cloister.strictjson import Json, JsonObject
+from cloister.verifier.appraise import serving
 from cloister.verifier.appraise import tpm as appraise
 from cloister.verifier.authenticate import tpm as authenticate
 from cloister.verifier.ledger import CPU
@@ -95,7 +96,14 @@ _EXECUTABLES: Final = (
     appraise.COMPLETE,
     appraise.NOTHING_ELSE,
 )
-_CONFIGURATION: Final = (appraise.CONFIGURATION, appraise.DEBUG, appraise.ISOLATION)
+_CONFIGURATION: Final = (
+    appraise.CONFIGURATION,
+    appraise.DEBUG,
+    serving.TERMINATION,
+    serving.MANAGED,
+    appraise.ISOLATION,
+    serving.SEPARATION,
+)
 
 
 def to_ear(

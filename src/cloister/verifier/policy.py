@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
 from cloister.errors import ConfigurationError, MalformedError
-from cloister.evidence.component import parse_digest
+from cloister.evidence.component import IN_WORKER, SEPARATIONS, TERMINATIONS, parse_digest
 from cloister.strictjson import Json, JsonObject, canonical, parse_json_object
 
 MAX_POLICY_BYTES: Final = 256 * 1024
@@ -81,10 +81,17 @@ class AppraisalPolicy:
     """Whether the TPM must say that its clock cannot have gone backwards."""
     require_model: bool
     """Whether a model must have been measured: without it, which one answers is unproven."""
+    require_managed: bool
+    """Whether the worker must have started its engines itself. Nothing shows which program somebody
+    else's engine is, and which model it serves."""
     memory_confidentiality: Checked[tuple[str, ...]]
     """Accepted protections of memory: ``sev_snp``, ``tdx``, ``sgx``, ``nitro``, ``none``."""
     isolation: Checked[tuple[str, ...]]
     """Accepted modes of isolation, word for word as the measured configuration names them."""
+    termination: Checked[tuple[str, ...]]
+    """Accepted places for the seal to end in, of `cloister.evidence.component.TERMINATIONS`."""
+    separation: Checked[tuple[str, ...]]
+    """Accepted ways of keeping people apart, of `cloister.evidence.component.SEPARATIONS`."""
     max_keyset_lifetime_s: Checked[int]
     """Seconds from now within which the keyset's ``not_after`` must lie."""
     max_age_s: Checked[int]
@@ -142,6 +149,7 @@ class AppraisalPolicy:
             and self.accept_debug
             and not self.require_safe_clock
             and not self.require_model
+            and not self.require_managed
             and not self.require_endorsements
             and not self.require_cc_gpu
             and self.accept_migration
@@ -177,14 +185,21 @@ class AppraisalPolicy:
 
 
 def strict() -> AppraisalPolicy:
-    """For production: genuine hardware that encrypts memory, a sandboxed engine, no debugging."""
+    """For production: genuine hardware that encrypts memory, no debugging, and a worker that keeps
+    its keys from the engine, which it started in a sandbox.
+
+    Both separations of people are accepted; what `SHARED` leaves open stands in the result.
+    """
     return AppraisalPolicy(
         accept_development=False,
         accept_debug=False,
         require_safe_clock=True,
         require_model=True,
+        require_managed=True,
         memory_confidentiality=ENCRYPTED_MEMORY,
         isolation=SANDBOXES,
+        termination=(IN_WORKER,),
+        separation=SEPARATIONS,
         max_keyset_lifetime_s=DAY,
         max_age_s=HOUR,
         denied=(),
@@ -249,6 +264,7 @@ _BOOLEANS: Final = (
     "accept_debug",
     "require_safe_clock",
     "require_model",
+    "require_managed",
     "require_endorsements",
     "accept_migration",
     "accept_devtools",
@@ -257,6 +273,8 @@ _BOOLEANS: Final = (
 _TEXTS: Final = (
     "memory_confidentiality",
     "isolation",
+    "termination",
+    "separation",
     "denied",
     "tcb_statuses",
     "tcb_accepted_advisories",
@@ -274,6 +292,12 @@ _NUMBERS: Final = ("required_gpus", "tcb_minimum_evaluation_number")
 _LEVELS: Final = ("snp_vmpls",)
 _MINIMUMS: Final = ("snp_minimum_tcb",)
 _CHECKABLE: Final = (*_TEXTS, *_SECONDS, *_NUMBERS, *_LEVELS, *_MINIMUMS)
+_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tcb_statuses": TCB_STATUSES,
+    "termination": TERMINATIONS,
+    "separation": SEPARATIONS,
+}
+"""Fields whose texts are of a known few: another one is a mistake, and would accept nothing."""
 _MAY_BE_EMPTY: Final = ("denied", "tcb_accepted_advisories", "tcb_denied_advisories")
 
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,64}")
@@ -348,8 +372,8 @@ def _check_texts(name: str, value: object) -> None:
         raise _malformed(f"accepts nothing for {name}")
     if name == "denied":
         _check_denied(value)
-    elif name == "tcb_statuses" and not set(value) <= set(TCB_STATUSES):
-        raise _malformed(f"may only name these states for {name}: {', '.join(TCB_STATUSES)}")
+    elif name in _WORDS and not set(value) <= set(_WORDS[name]):
+        raise _malformed(f"may only name these for {name}: {', '.join(_WORDS[name])}")
     elif name == "chip_ids" and not all(_HEX.fullmatch(text) for text in value):
         raise _malformed(f"needs lower-case hexadecimal for {name}")
     elif name.endswith("_advisories") and not all(_ADVISORY.fullmatch(text) for text in value):

@@ -36,6 +36,7 @@ from cloister.channel.statement import NONCE_SIZE
 from cloister.endorsements.roots import Roots
 from cloister.verifier import report_hardware, report_tpm
 from cloister.verifier.appraise import keyset as appraise_keys
+from cloister.verifier.appraise import serving
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceValues
@@ -248,7 +249,9 @@ def _not_proven(found: Findings) -> tuple[str, ...]:
         own = () if found.outcome is None else found.outcome.not_proven
         if found.claims_document is not None and found.claims_document.manifest_sha256 is None:
             own = (*own, NO_MANIFEST)
-    return (*own, *(() if found.gpus is None else found.gpus.not_proven))
+    document = found.claims_document
+    serves = () if document is None else serving.not_proven(document.configuration)
+    return (*own, *serves, *(() if found.gpus is None else found.gpus.not_proven))
 
 
 def _attester(found: Findings, *, policy: AppraisalPolicy, at: datetime) -> AffirmedAttester | None:

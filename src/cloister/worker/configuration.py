@@ -16,6 +16,15 @@ from typing import Any, Final, TypeVar, cast
 from cloister.channel.claims import ClaimsDocument, ModelClaim
 from cloister.engine.protocol import Engine
 from cloister.errors import ConfigurationError
+from cloister.evidence.component import (
+    CONFIGURATION_DEBUG,
+    CONFIGURATION_ISOLATION,
+    CONFIGURATION_MANAGED,
+    CONFIGURATION_SEPARATION,
+    CONFIGURATION_TERMINATION,
+    IN_WORKER,
+    isolation_mode,
+)
 from cloister.strictjson import JsonObject
 from cloister.worker.settings import (
     Dialect,
@@ -40,10 +49,10 @@ def effective_configuration(engine: Engine, settings: WorkerSettings) -> JsonObj
     described = cast(JsonObject, dict(engine.configuration()))
     return {
         "version": VERSION,
-        "debug": False,
-        "isolation": described["isolation"],
+        CONFIGURATION_DEBUG: False,
+        **_said_by_engine(described),
         "operator_decides": list(OPERATOR_DECIDES),
-        "separation": {
+        CONFIGURATION_SEPARATION: {
             **_whole_numbers(settings.separation),
             "mode": settings.separation.mode.value,
         },
@@ -81,8 +90,9 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
 def check_engine(configuration: JsonObject, engine: Engine) -> None:
     """ConfigurationError unless `engine` describes itself as the configuration does."""
     described = cast(JsonObject, dict(engine.configuration()))
-    if described != configuration.get("engine") or described.get("isolation") != configuration.get(
-        "isolation"
+    said = _said_by_engine(described)
+    if described != configuration.get("engine") or any(
+        configuration.get(name) != value for name, value in said.items()
     ):
         raise ConfigurationError(
             "the engine on this machine is not what was measured: its version, its model or its "
@@ -93,13 +103,24 @@ def check_engine(configuration: JsonObject, engine: Engine) -> None:
 
 def claims_of(configuration: JsonObject, engine: Engine) -> ClaimsDocument:
     """The claims document of a worker with this configuration."""
-    isolation = configuration.get("isolation")
-    mode = isolation.get("mode") if isinstance(isolation, dict) else None
     return ClaimsDocument(
         models=(ModelClaim(name=engine.model.name, sha256=engine.model.sha256),),
         configuration=configuration,
-        isolation=mode if isinstance(mode, str) else "unknown",
+        isolation=isolation_mode(configuration) or "unknown",
     )
+
+
+def _said_by_engine(described: JsonObject) -> JsonObject:
+    """Members that repeat, for all to find, what the engine's own description says.
+
+    An engine that does not say who started it is somebody else's. One that says nothing of the
+    seal is a program of its own, before which the seal has ended.
+    """
+    return {
+        CONFIGURATION_TERMINATION: described.get(CONFIGURATION_TERMINATION, IN_WORKER),
+        CONFIGURATION_MANAGED: described.get(CONFIGURATION_MANAGED) is True,
+        CONFIGURATION_ISOLATION: described["isolation"],
+    }
 
 
 def _whole_numbers(section: Any) -> JsonObject:

@@ -14,9 +14,12 @@ from cloister.evidence.component import (
     ComponentKind,
     configuration_component,
     configuration_digest,
+    is_managed,
     isolation_mode,
     launch_events,
     parse_component,
+    separation_mode,
+    termination,
 )
 from cloister.strictjson import JsonObject
 
@@ -147,3 +150,28 @@ def test_every_register_is_closed_after_the_last_component() -> None:
 )
 def test_isolation_is_read_in_one_place(configuration: JsonObject, mode: str | None) -> None:
     assert isolation_mode(configuration) == mode
+
+
+@pytest.mark.parametrize(
+    ("configuration", "place", "managed", "separation"),
+    [
+        (
+            {"termination": "worker", "managed": True, "separation": "shared"},
+            "worker",
+            True,
+            "shared",
+        ),
+        ({"termination": ["worker"], "managed": 1, "separation": 1}, None, False, None),
+        ({"termination": None, "managed": "true", "separation": None}, None, False, None),
+        ({"separation": {"mode": "process-per-client"}}, None, False, "process-per-client"),
+        ({"separation": {"mode": 1}}, None, False, None),
+        ({"engine": {"termination": "worker", "managed": True}}, None, False, None),
+        ({}, None, False, None),
+    ],
+)
+def test_how_a_worker_serves_is_read_in_one_place(
+    configuration: JsonObject, place: str | None, managed: bool, separation: str | None
+) -> None:
+    assert termination(configuration) == place
+    assert is_managed(configuration) is managed
+    assert separation_mode(configuration) == separation

@@ -11,7 +11,12 @@ import pytest
 
 from cloister.evidence.component import ComponentKind
 from cloister.evidence.report import ITEM_SIGNATURE
-from cloister.testing.simulated_tpm import SimulatedAttester, default_components, made_up
+from cloister.testing.simulated_tpm import (
+    SimulatedAttester,
+    default_components,
+    default_configuration,
+    made_up,
+)
 from cloister.verifier import policy
 from cloister.verifier.ear import to_ear
 from cloister.verifier.policy import AppraisalPolicy
@@ -122,3 +127,21 @@ def test_where_nothing_was_decided_there_is_no_vector(report: bytes) -> None:
 def test_the_status_counts_claims_outside_the_vector() -> None:
     result = appraise(SimulatedAttester.make(now=NOW), under=policy.strict())
     assert vector(result) == {"instance-identity": 2, "configuration": 2, "executables": 3}
+
+
+@pytest.mark.parametrize(
+    ("said", "claim"),
+    [
+        ({"termination": "in-engine"}, "configuration.termination"),
+        ({"managed": False}, "configuration.managed"),
+        ({"separation": "kindly"}, "configuration.separation"),
+    ],
+)
+def test_how_a_worker_serves_is_part_of_its_configuration(said: dict[str, Any], claim: str) -> None:
+    under = dataclasses.replace(policy.development(), require_model=False)
+    attester = SimulatedAttester.make(now=NOW, configuration={**default_configuration(), **said})
+    result = appraise(attester, under=under)
+    assert [one.name for one in result.failures][-1] == claim
+    found = vector(result)
+    assert isinstance(found, dict)
+    assert found["configuration"] == 96

@@ -23,6 +23,7 @@ def loosest(**changes: object) -> AppraisalPolicy:
         "accept_debug": True,
         "require_safe_clock": False,
         "require_model": False,
+        "require_managed": False,
         "memory_confidentiality": UNCHECKED,
         "isolation": UNCHECKED,
         "max_keyset_lifetime_s": UNCHECKED,
@@ -65,6 +66,13 @@ def test_presets_differ_in_development_alone() -> None:
     assert "none" not in str(strict["memory_confidentiality"])
 
 
+@pytest.mark.parametrize("preset", [policy.strict(), policy.development()])
+def test_presets_keep_keys_from_engines_and_accept_no_strangers(preset: AppraisalPolicy) -> None:
+    assert preset.termination == ("worker",)
+    assert preset.require_managed
+    assert preset.separation == ("process-per-client", "shared")
+
+
 def test_the_id_is_that_of_the_meaning() -> None:
     one = dataclasses.replace(policy.strict(), denied=(A, B))
     other = dataclasses.replace(policy.strict(), denied=(B, A))
@@ -94,6 +102,7 @@ def test_a_policy_that_checks_nothing_cannot_be_made() -> None:
         loosest(denied=())
     assert loosest(denied=(A,)).unchecked
     assert loosest(require_model=True).unchecked
+    assert loosest(require_managed=True).unchecked
     assert loosest(accept_development=False).unchecked
 
 
@@ -128,6 +137,12 @@ def test_unknown_fields_are_refused() -> None:
         ("isolation", []),
         ("isolation", "sandbox"),
         ("isolation", [1]),
+        ("require_managed", "unchecked"),
+        ("termination", []),
+        ("termination", "worker"),
+        ("termination", ["worker", "gateway"]),
+        ("separation", []),
+        ("separation", ["kindly"]),
         ("memory_confidentiality", []),
         ("denied", [None]),
         ("denied", ["sha256:" + "A" * 64]),

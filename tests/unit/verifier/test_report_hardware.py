@@ -14,9 +14,11 @@ from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.roots import Roots
 from cloister.evidence import items
 from cloister.evidence.report import AttestationReport, EvidenceItem
+from cloister.strictjson import Json
 from cloister.testing.simulated_hardware import MEASUREMENT, SimulatedHardware
 from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier import policy
+from cloister.verifier.appraise import serving
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import NO_MANIFEST, verify_report
@@ -350,6 +352,10 @@ def test_a_model_without_a_digest(worker: SimulatedHardware) -> None:
         ("debug", None, "configuration.debug", "configuration_debug"),
         ("debug", 0, "configuration.debug", "configuration_debug"),
         ("isolation", "none (unsafe)", "configuration.isolation", "sandbox_unsafe"),
+        ("termination", "in-engine", "configuration.termination", "termination_refused"),
+        ("termination", None, "configuration.termination", "termination_refused"),
+        ("separation", "kindly", "configuration.separation", "separation_refused"),
+        ("separation", None, "configuration.separation", "separation_refused"),
     ],
 )
 def test_what_the_software_says_of_itself(
@@ -367,6 +373,57 @@ def test_what_the_software_says_of_itself(
     )
     assert verify(documented(worker, before)).verdict is Finding.AFFIRMING
     assert codes(verify(documented(worker, document))) == {claim: code}
+
+
+@pytest.mark.parametrize("managed", [False, None, 1])
+def test_somebody_elses_engine(worker: SimulatedHardware, managed: Json) -> None:
+    """It names a digest all the same, and proves none."""
+    before = worker.worker.claims_document
+    configuration = {**before.configuration, "managed": managed}
+    if managed is None:
+        del configuration["managed"]
+    unmanaged = documented(worker, dataclasses.replace(before, configuration=configuration))
+    assert verify(worker).verdict is Finding.AFFIRMING
+    assert codes(verify(unmanaged)) == {
+        "software.model": "model_unmeasured",
+        "configuration.managed": "engine_unmanaged",
+    }
+    lax = dataclasses.replace(policy.development(), require_managed=False)
+    assert codes(verify(unmanaged, under=lax)) == {"software.model": "model_unmeasured"}
+    result = verify(unmanaged, under=dataclasses.replace(lax, require_model=False))
+    assert result.verdict is Finding.AFFIRMING
+    assert serving.NOT_PROVEN_UNMANAGED in result.not_proven
+    assert serving.NOT_PROVEN_UNMANAGED not in verify(worker).not_proven
+
+
+def test_a_seal_that_ends_in_the_engine(worker: SimulatedHardware) -> None:
+    before = worker.worker.claims_document
+    configuration = {**before.configuration, "termination": "in-engine", "managed": False}
+    inside = documented(worker, dataclasses.replace(before, configuration=configuration))
+    under = dataclasses.replace(
+        policy.development(), termination=("in-engine",), require_managed=False
+    )
+    assert codes(verify(inside)) == {
+        "configuration.termination": "termination_refused",
+        "configuration.managed": "engine_unmanaged",
+    }
+    result = verify(inside, under=under)
+    assert result.verdict is Finding.AFFIRMING
+    assert serving.NOT_PROVEN_IN_ENGINE in result.not_proven
+    assert codes(verify(worker, under=under)) == {
+        "configuration.termination": "termination_refused"
+    }
+
+
+def test_what_one_engine_for_all_leaves_open(worker: SimulatedHardware) -> None:
+    assert serving.NOT_PROVEN_SHARED in verify(worker).not_proven
+    before = worker.worker.claims_document
+    configuration = {**before.configuration, "separation": "process-per-client"}
+    apart = documented(worker, dataclasses.replace(before, configuration=configuration))
+    under = dataclasses.replace(policy.development(), separation=("process-per-client",))
+    assert serving.NOT_PROVEN_SHARED not in verify(apart, under=under).not_proven
+    assert verify(apart, under=under).verdict is Finding.AFFIRMING
+    assert codes(verify(worker, under=under)) == {"configuration.separation": "separation_refused"}
 
 
 def test_a_claims_document_at_odds_with_itself(worker: SimulatedHardware) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cloister.channel.bhttp import ResponseEncoder, ResponseHead
 from cloister.channel.claims import parse_claims
 from cloister.errors import ConfigurationError
+from cloister.evidence.component import SEPARATIONS, separation_mode
 from cloister.testing.fake_engine import FakeEngine
 from cloister.worker import problems, wire
 from cloister.worker.cache_domain import CacheDomains
@@ -281,6 +282,8 @@ def test_the_configuration_says_all_and_reads_back() -> None:
         {"version": 2},
         {"debug": True},
         {"debug": 0},
+        {"separation": "process-per-client"},
+        {"separation": None},
         {"worker": {}},
         {"separation": None},
         {"separation": {}},
@@ -335,12 +338,49 @@ def test_another_engine_than_the_measured_one_is_refused() -> None:
     changes: list[dict[str, Any]] = [
         {"engine": {**described, "engine": "other"}},
         {"isolation": {"mode": "sandbox"}},
+        {"managed": False},
+        {"termination": "in-engine"},
     ]
     for change in changes:
         changed = {**configuration, **change}
         with pytest.raises(ConfigurationError) as refused:
             check_engine(changed, engine)
         assert refused.value.code == "configuration.engine_mismatch"
+
+
+class Described(FakeEngine):
+    """An engine that says other things about itself."""
+
+    def __init__(self, **said: object) -> None:
+        super().__init__()
+        self.described = said
+
+    def configuration(self) -> dict[str, object]:
+        described = {**super().configuration(), **self.described}
+        return {name: value for name, value in described.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("said", "managed", "termination"),
+    [
+        ({}, True, "worker"),
+        ({"managed": False}, False, "worker"),
+        ({"managed": None}, False, "worker"),
+        ({"managed": "yes"}, False, "worker"),
+        ({"managed": False, "termination": "in-engine"}, False, "in-engine"),
+    ],
+)
+def test_whose_engine_it_is_and_where_the_seal_ends_is_what_the_engine_says(
+    said: dict[str, object], managed: bool, termination: str
+) -> None:
+    configuration = effective_configuration(Described(**said), WorkerSettings())
+    assert configuration["managed"] is managed
+    assert configuration["termination"] == termination
+    assert separation_mode(configuration) == "shared"
+
+
+def test_a_verifier_knows_every_way_of_keeping_people_apart() -> None:
+    assert sorted(SEPARATIONS) == sorted(mode.value for mode in SeparationMode)
 
 
 def test_the_operators_settings_read_back(tmp_path: Path) -> None:

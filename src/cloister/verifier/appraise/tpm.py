@@ -8,7 +8,8 @@ Steps, in order; each makes one claim unless the policy leaves it unchecked:
 4. ``software.configuration``: the effective configuration is an accepted one.
 5. ``software.complete``: nothing that the reference values name is missing.
 6. ``software.nothing_else``: nothing was measured that they do not name, or twice.
-7. ``configuration.debug`` and ``configuration.isolation``: no debugging, an accepted sandbox.
+7. ``configuration.debug``, those of `cloister.verifier.appraise.serving`, and
+   ``configuration.isolation``: no debugging, an accepted way of serving, an accepted sandbox.
 8. ``tpm.clock``: the TPM vouches for its clock.
 9. ``denied``: nothing that the policy denies by digest.
 
@@ -28,6 +29,8 @@ from cloister.evidence.component import (
     ComponentKind,
     isolation_mode,
 )
+from cloister.strictjson import JsonObject
+from cloister.verifier.appraise import serving
 from cloister.verifier.authenticate.tpm import TpmLaunch
 from cloister.verifier.authenticated import Authenticated
 from cloister.verifier.ledger import Ledger
@@ -62,6 +65,7 @@ def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
     names = [MODEL, PACKAGES, RUNTIME, CONFIGURATION, COMPLETE, NOTHING_ELSE]
     if not policy.accept_debug:
         names.append(DEBUG)
+    names += serving.claims(policy)
     if not isinstance(policy.isolation, Unchecked):
         names.append(ISOLATION)
     if policy.require_safe_clock:
@@ -87,6 +91,14 @@ def appraise_tpm(
         _clock(launch, ledger)
     if not isinstance(policy.denied, Unchecked):
         _denied(launch, keyset_digest, policy.denied, ledger)
+
+
+def configuration_of(components: Iterable[Component]) -> JsonObject:
+    """The one configuration that was measured. None, or two, say nothing at all."""
+    found = [
+        component.configuration for component in components if component.configuration is not None
+    ]
+    return found[0] if len(found) == 1 else {}
 
 
 def _components(
@@ -143,7 +155,7 @@ def _model(
             f"The worker serves a model that is not accepted: {_some(map(_describe, others))}.",
             source=Source.HARDWARE_PROVEN,
         )
-    elif models:
+    elif models and serving.shows_model(configuration_of(components)):
         ledger.affirm(
             MODEL,
             f"The worker serves {_some(map(_describe, models))}.",
@@ -153,11 +165,13 @@ def _model(
         ledger.refuse(
             MODEL,
             "model_unmeasured",
-            "No model was measured, so nothing shows which one answers.",
+            serving.UNPROVEN_MODEL
+            if models
+            else "No model was measured, so nothing shows which one answers.",
             source=Source.HARDWARE_PROVEN,
         )
     else:
-        ledger.affirm(MODEL, "No model was measured, which the policy accepts.")
+        ledger.affirm(MODEL, "Nothing shows which model answers, which the policy accepts.")
 
 
 def _unchanged(name: str, code: str, what: str, changed: list[Component], ledger: Ledger) -> None:
@@ -178,11 +192,8 @@ def _unchanged(name: str, code: str, what: str, changed: list[Component], ledger
 def _configuration(
     components: tuple[Component, ...], policy: AppraisalPolicy, ledger: Ledger
 ) -> None:
-    """Step 7. A configuration that does not say, or none or two of them, is refused."""
-    found = [
-        component.configuration for component in components if component.configuration is not None
-    ]
-    configuration = found[0] if len(found) == 1 else {}
+    """Step 7. A configuration that does not say is refused."""
+    configuration = configuration_of(components)
     if not policy.accept_debug:
         ledger.check(
             DEBUG,
@@ -192,6 +203,9 @@ def _configuration(
             refused="The measured configuration has debugging on, or does not say that it is off.",
             source=Source.HARDWARE_PROVEN,
         )
+    serving.appraise_serving(
+        configuration, policy=policy, source=Source.HARDWARE_PROVEN, ledger=ledger
+    )
     if not isinstance(policy.isolation, Unchecked):
         isolation = isolation_mode(configuration)
         ledger.check(

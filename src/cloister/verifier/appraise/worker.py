@@ -6,7 +6,8 @@ each makes one claim unless the policy leaves it unchecked:
 
 1. ``software.registers``: the registers are, all together, in one accepted state.
 2. ``software.model``: the measured software names the digest of the model it serves.
-3. ``configuration.debug`` and ``configuration.isolation``: no debugging, an accepted sandbox.
+3. ``configuration.debug``, those of `cloister.verifier.appraise.serving`, and
+   ``configuration.isolation``: no debugging, an accepted way of serving, an accepted sandbox.
 4. ``manifest.bound``: the manifest that the worker names is the one that the platform was started
    with. Only where the worker names one.
 5. ``denied``: nothing that the policy denies by digest.
@@ -22,6 +23,7 @@ from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.evidence.component import CONFIGURATION_DEBUG, isolation_mode
+from cloister.verifier.appraise import serving
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceValues
@@ -54,6 +56,7 @@ def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
     names = [REGISTERS, MODEL]
     if not policy.accept_debug:
         names.append(DEBUG)
+    names += serving.claims(policy)
     if not isinstance(policy.isolation, Unchecked):
         names.append(ISOLATION)
     if not isinstance(policy.denied, Unchecked):
@@ -91,12 +94,22 @@ def appraise_claims(document: ClaimsDocument, *, policy: AppraisalPolicy, ledger
     """Steps 2 and 3, on a document that evidence binds, written by software that was measured."""
     named = [model for model in document.models if model.sha256 is not None]
     models = ", ".join(f"{model.name} (sha256:{(model.sha256 or '')[:16]}…)" for model in named)
+    whole = bool(named) and len(named) == len(document.models)
+    shown = serving.shows_model(document.configuration)
     ledger.check(
         MODEL,
-        holds=not policy.require_model or (bool(named) and len(named) == len(document.models)),
-        affirmed=f"The worker serves {models or 'a model without a digest, which is accepted'}.",
+        holds=not policy.require_model or (whole and shown),
+        affirmed=(
+            f"The worker serves {models}{'' if whole else ', and others without a digest'}."
+            if named and shown
+            else "Nothing shows which model answers, which the policy accepts."
+        ),
         code="model_unmeasured",
-        refused="The worker names no digest of the model it serves.",
+        refused=(
+            "The worker names no digest of the model it serves, so nothing shows which one answers."
+            if not whole
+            else serving.UNPROVEN_MODEL
+        ),
     )
     if not policy.accept_debug:
         ledger.check(
@@ -106,6 +119,9 @@ def appraise_claims(document: ClaimsDocument, *, policy: AppraisalPolicy, ledger
             code="configuration_debug",
             refused="The worker's configuration has debugging on, or does not say that it is off.",
         )
+    serving.appraise_serving(
+        document.configuration, policy=policy, source=Source.VERIFIER_DERIVED, ledger=ledger
+    )
     if not isinstance(policy.isolation, Unchecked):
         mode = isolation_mode(document.configuration)
         ledger.check(
