@@ -43,8 +43,10 @@ CLI = (
     "cli/endorsements_early.py",
     "cli/evidence_cache.py",
     "cli/evidence_files.py",
+    "cli/image.py",
     "cli/verify.py",
     "cli/verify_evidence.py",
+    "image",
 )
 """Whose codes are in ``cli.md``, besides."""
 

@@ -285,7 +285,6 @@ def test_the_configuration_says_all_and_reads_back() -> None:
         {"separation": "process-per-client"},
         {"separation": None},
         {"worker": {}},
-        {"separation": None},
         {"separation": {}},
         {"worker": {"keys": {}, "limits": {}, "padding": {}, "receipts": {}}},
     ],
