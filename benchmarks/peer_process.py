@@ -160,7 +160,7 @@ class Peers:
             parts.append(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"".join(parts)
-        checked = check_generation(body, model=MODEL)
+        checked = check_generation(body, models=[MODEL])
         await self._answer(checked.stream, len(body), send)
 
     async def _answer(self, stream: bool, size: int, send: Send) -> None:

@@ -83,7 +83,7 @@ def bench_worker(engine: Engine) -> Worker:
     )
     no_limit = RateLimit(per_minute=0.0)
     return build_worker(
-        engine=engine,
+        engines=[engine],
         source=NoEvidence(),
         tee_type="benchmark",
         claims=claims,

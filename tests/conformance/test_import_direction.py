@@ -16,7 +16,7 @@ import cloister
 
 SOURCE = Path(cloister.__file__).parent
 
-FOUNDATION_MODULES = ("errors", "strictjson")
+FOUNDATION_MODULES = ("errors", "model_digest", "strictjson")
 """Modules beside the folders, which any of them may import."""
 
 FOUNDATION = ("evidence", "endorsements", "channel", "verifier")

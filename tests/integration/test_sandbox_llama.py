@@ -24,7 +24,7 @@ import pytest
 from cloister.engine import sandbox
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.llama import LlamaEngine, LlamaSettings
-from cloister.engine.models import resolve_model
+from cloister.engine.models import describe_model, resolve_model
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
@@ -34,9 +34,11 @@ from cloister.engine.protocol import (
     PATH_REFUSED,
     REQUEST_REFUSED,
     EngineRequest,
+    ModelFile,
 )
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import ConfigurationError, EngineError
+from cloister.model_digest import Role
 from support.processes import processes
 
 pytestmark = pytest.mark.sandbox
@@ -236,7 +238,7 @@ async def test_another_model_file_is_not_served(tmp_path: Path) -> None:
     assert source.path is not None
     path = tmp_path / "model.gguf"
     shutil.copyfile(source.path, path)
-    engine = LlamaEngine(replace(source, path=path), isolation=Sandbox())
+    engine = LlamaEngine(describe_model(path), isolation=Sandbox())
     await engine.start()
     await engine.aclose()
     changed = bytearray(path.read_bytes())
@@ -251,7 +253,10 @@ async def test_another_model_file_is_not_served(tmp_path: Path) -> None:
 async def test_a_broken_model_is_an_error_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(64))
-    model = replace(resolve_model("demo"), path=path)
+    model = resolve_model("demo")
+    assert model.sha256 is not None
+    files = {Role.MODEL: ModelFile(path=path, sha256=model.sha256)}
+    model = replace(model, path=path, files=files)
     with pytest.raises(EngineError, match="cannot load the model"):
         await LlamaEngine(model, isolation=Sandbox()).start()
 

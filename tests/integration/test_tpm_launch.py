@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from cloister.attester.launcher import LaunchedWorker, LaunchPlan, launch, prepare
-from cloister.attester.measure import Subject, reference_values
+from cloister.attester.measure import ModelFiles, Subject, reference_values
 from cloister.errors import BuildError, ConfigurationError, EngineError
 from cloister.evidence.eventlog import parse_event_log, replay
 from cloister.evidence.tpm import Alg, parse_quote, pcr_digest
+from cloister.model_digest import Role
 from cloister.verifier import policy
 from support.installation import make_worker_environment
 from support.software_tpm import HAVE_SWTPM
@@ -55,7 +56,8 @@ def report(handover):
         "arguments": sys.argv,
         "configuration": handover.configuration,
         "operator": handover.operator,
-        "model": [str(handover.model.path), handover.model.sha256],
+        "models": {name: {role: [str(file.path), file.sha256] for role, file in files.items()}
+                   for name, files in handover.models.items()},
         "directory": str(handover.directory),
         "inheritable": [n for n in os.listdir("/proc/self/fd")
                         if int(n) > 2 and os.path.exists("/proc/self/fd/" + n)
@@ -93,8 +95,7 @@ def plan(tmp_path: Path, state: Path) -> Callable[..., LaunchPlan]:
             subject=Subject(
                 python=python,
                 configuration={"debug": False, **configuration},
-                model=model,
-                model_name="tiny",
+                models=(ModelFiles.of_file("tiny", model),),
             ),
             entry=f"stand_in_worker:{function}",
             operator={"secret_path": "/operator/only"},
@@ -141,7 +142,9 @@ def test_worker_quotes_what_was_measured_before_it_started(
         assert quoted_digest(ready) == expected_digest(worker, ready)
         assert ready["configuration"] == {"debug": False}
         assert ready["operator"] == {"secret_path": "/operator/only"}
-        assert ready["model"][1] == hashlib.sha256(b"weights").hexdigest()
+        path, digest = ready["models"]["tiny"]["model"]
+        assert Path(path).read_bytes() == b"weights"
+        assert digest == hashlib.sha256(b"weights").hexdigest()
         assert ready["certificates"] == 2
         kit = worker.client_kit(policy.development())
         # What was computed ahead of time is what was measured.
@@ -238,8 +241,7 @@ def test_nothing_is_left_when_measuring_fails(
     (tmp_path / "temporary").mkdir()
     made = plan()
     launch(made).close(grace=5)
-    assert made.subject.model is not None
-    made.subject.model.unlink()
+    made.subject.models[0].files[Role.MODEL].unlink()
     with pytest.raises(BuildError):
         launch(made)
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -249,7 +251,7 @@ PROGRAM = """
 import json, sys, time
 from pathlib import Path
 from cloister.attester.launcher import LaunchPlan, run
-from cloister.attester.measure import Subject
+from cloister.attester.measure import ModelFiles, Subject
 
 def on_ready(worker, ready):
     tpm = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()
@@ -258,7 +260,7 @@ def on_ready(worker, ready):
 
 python, model, state, entry = sys.argv[1:]
 subject = Subject(python=Path(python), configuration={"debug": False},
-                  model=Path(model), model_name="tiny")
+                  models=(ModelFiles.of_file("tiny", Path(model)),))
 sys.exit(run(LaunchPlan(state_dir=Path(state), subject=subject, entry=entry), on_ready=on_ready))
 """
 
@@ -266,7 +268,12 @@ sys.exit(run(LaunchPlan(state_dir=Path(state), subject=subject, entry=entry), on
 @contextmanager
 def launcher_process(plan: LaunchPlan) -> Iterator[tuple[subprocess.Popen[str], str, list[int]]]:
     """A launcher in a process of its own, with its directory, and its worker's and TPM's ids."""
-    words = (plan.subject.python, plan.subject.model, plan.state_dir, plan.entry)
+    words = (
+        plan.subject.python,
+        plan.subject.models[0].files[Role.MODEL],
+        plan.state_dir,
+        plan.entry,
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, words)],
         stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from cloister.attester.launcher import LaunchedWorker, LaunchPlan, launch
-from cloister.attester.measure import Subject
+from cloister.attester.measure import ModelFiles, Subject
 from cloister.channel.keyset import Keyset, parse_keyset
 from cloister.channel.ohttp import KeyConfig
 from cloister.engine.llama import LlamaEngine, LlamaSettings
@@ -95,15 +96,15 @@ class Served:
 
 def plan(state: Path, output: int | None, **changes: Any) -> LaunchPlan:
     model = resolve_model("demo")
+    assert model.path is not None
     engine = LlamaEngine(model, isolation=Sandbox(), settings=LlamaSettings(parallel=2))
-    configuration = effective_configuration(engine, WorkerSettings())
+    configuration = effective_configuration([engine], WorkerSettings())
     return LaunchPlan(
         state_dir=state,
         subject=Subject(
             python=Path(sys.executable),
             configuration={**configuration, **changes},
-            model=model.path,
-            model_name=model.name,
+            models=(ModelFiles.of_file(model.name, model.path),),
         ),
         entry=ENTRY,
         operator=Operation().to_json(),
@@ -128,7 +129,7 @@ def served(state: Path) -> Iterator[Served]:
 def test_it_answers_and_nothing_of_it_stays_outside(served: Served, state: Path) -> None:
     marker = "canary" + secrets.token_hex(6)
     messages = [{"role": "user", "content": f"What is a TEE? {marker}"}]
-    asked = {"model": served.ready["model"], "messages": messages, "max_tokens": 20}
+    asked = {"model": served.ready["models"][0], "messages": messages, "max_tokens": 20}
     streamed = served.ask({**asked, "stream": True})
     whole = served.ask(asked)
     refused = served.ask({**asked, "max_tokens": marker})
@@ -159,14 +160,15 @@ def test_an_engine_that_is_killed_comes_back(served: Served) -> None:
     import signal
 
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the first one may take the others along
+            os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
     restarted = False
     while time.monotonic() < deadline and not restarted:
         time.sleep(0.1)
         restarted = b"engine.restarted" in served.output.read_bytes()
     assert restarted
-    asked = {"model": served.ready["model"], "messages": [{"role": "user", "content": "hello"}]}
+    asked = {"model": served.ready["models"][0], "messages": [{"role": "user", "content": "hello"}]}
     assert served.ask({**asked, "max_tokens": 5}).status == 200
 
 

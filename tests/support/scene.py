@@ -161,7 +161,7 @@ def live_worker(
 
     async def serve() -> None:
         worker = build_worker(
-            engine=engine,
+            engines=[engine],
             source=source,
             claims=attester.claims_document if claims is None else claims,
             tee_type=tee_type,

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,17 +81,18 @@ async def running(
     settings: WorkerSettings | None = None,
     *,
     engine: FakeEngine | None = None,
+    others: Sequence[FakeEngine] = (),
     evidence: FakeEvidence | None = None,
     api_keys: Path | None = None,
     open_when_empty: bool = True,
 ) -> AsyncIterator[Bench]:
-    """A started worker, stopped at the end."""
+    """A started worker, stopped at the end; `others` are engines of further models."""
     engine = engine or FakeEngine()
     evidence = evidence or FakeEvidence()
     clocks = TurnedClocks()
     stream = io.StringIO()
     worker = build_worker(
-        engine=engine,
+        engines=[engine, *others],
         source=evidence,
         claims=claims(),
         log=EventLog(stream),

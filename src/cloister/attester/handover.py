@@ -21,6 +21,7 @@ from cloister.attester import link
 from cloister.attester.quote import TpmAttester
 from cloister.attester.tpm import Tpm
 from cloister.attester.transport import DeviceTransport, SocketTransport, Transport
+from cloister.model_digest import Role
 from cloister.strictjson import JsonObject
 
 ORPHAN_GRACE_S: Final = 45.0
@@ -45,7 +46,8 @@ class Handover:
     """Measured: what the worker does. Nothing else may change what it does."""
     operator: JsonObject
     """Not measured: where it listens, who may use it."""
-    model: MeasuredFile | None
+    models: Mapping[str, Mapping[Role, MeasuredFile]]
+    """The files of each model, by its name, in the order in which they are served."""
     native: Mapping[str, MeasuredFile]
     directory: Path
     """Private (mode 0700), for sockets and temporary files; removed with the worker."""
@@ -71,7 +73,7 @@ def accept(connection: socket.socket, message: Mapping[str, Any]) -> Handover:
     handover = Handover(
         configuration=message["configuration"],
         operator=message["operator"],
-        model=None if message["model"] is None else _measured_file(message["model"]),
+        models={model["name"]: _model_files(model["files"]) for model in message["models"]},
         native={name: _measured_file(entry) for name, entry in message["native"].items()},
         directory=directory,
         attester=attester,
@@ -109,6 +111,10 @@ def _transport(tpm: Mapping[str, Any]) -> Transport:
     if tpm["kind"] == "socket":
         return SocketTransport.from_fd(descriptor)
     return DeviceTransport(descriptor)
+
+
+def _model_files(entries: Mapping[str, Mapping[str, str]]) -> Mapping[Role, MeasuredFile]:
+    return {Role(role): _measured_file(entry) for role, entry in entries.items()}
 
 
 def _measured_file(entry: Mapping[str, str]) -> MeasuredFile:

@@ -44,7 +44,7 @@ from cloister.attester import link
 from cloister.attester.bytecode import bytecode_directory, interpreter_flags
 from cloister.attester.enrolment import AK_LIFETIME, EnrolmentCa
 from cloister.attester.kit import ClientKit
-from cloister.attester.measure import Measured, Subject, measure
+from cloister.attester.measure import Measured, ModelFiles, Subject, measure
 from cloister.attester.quote import enrol
 from cloister.attester.swtpm import Manufactured, SoftwareTpm, manufacture
 from cloister.endorsements.roots import Roots
@@ -376,6 +376,14 @@ def _handover(
         sha256 = digests[kind, name].removeprefix("sha256:")
         return {"name": name, "path": str(path.resolve()), "sha256": sha256}
 
+    def of_model(model: ModelFiles) -> dict[str, dict[str, str]]:
+        if len(model.files) == 1:
+            return {r: file(ComponentKind.MODEL, model.name, p) for r, p in model.files.items()}
+        return {
+            role: file(ComponentKind.MODEL_FILE, f"{model.name}/{role}", path)
+            for role, path in model.files.items()
+        }
+
     subject = plan.subject
     return {
         "import_path": list(worker.measured.installation.import_path),
@@ -385,11 +393,7 @@ def _handover(
         "event_log": base64.b64encode(worker.event_log).decode(),
         "configuration": subject.configuration,
         "operator": plan.operator,
-        "model": (
-            None
-            if subject.model is None
-            else file(ComponentKind.MODEL, subject.model_name, subject.model)
-        ),
+        "models": [{"name": model.name, "files": of_model(model)} for model in subject.models],
         "native": {
             name: file(ComponentKind.NATIVE, name, path) for name, path in subject.native.items()
         },

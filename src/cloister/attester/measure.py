@@ -21,6 +21,7 @@ from cloister.attester.installation import Installation, inspect_installation
 from cloister.attester.tree import content_paths, hash_files, tree_digest
 from cloister.errors import BuildError
 from cloister.evidence.component import Component, ComponentKind, configuration_component
+from cloister.model_digest import Role, model_digest
 from cloister.strictjson import JsonObject
 from cloister.verifier.reference_values import ReferenceValues
 
@@ -31,6 +32,19 @@ CONFIGURATION_VERSION: Final = "1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model by the name it is served under, and its files."""
+
+    name: str
+    files: Mapping[Role, Path]
+
+    @classmethod
+    def of_file(cls, name: str, path: Path) -> ModelFiles:
+        """A model that is one file."""
+        return cls(name=name, files={Role.MODEL: path})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What is to be started, or would be."""
 
@@ -38,8 +52,8 @@ class Subject:
     """The interpreter, in its virtual environment if it has one."""
     configuration: JsonObject = field(repr=False)
     """The whole effective configuration of the worker."""
-    model: Path | None
-    model_name: str = ""
+    models: tuple[ModelFiles, ...] = ()
+    """In the order in which they are served."""
     native: Mapping[str, Path] = field(default_factory=dict)
     """Native libraries by name: the engine's. The sandbox program is the system's, not measured."""
 
@@ -61,9 +75,11 @@ def measure(subject: Subject, *, threads: int | None = None) -> Measured:
     installation = inspect_installation(subject.python)
     interpreter = installation.interpreter
     native = {name: _file(path) for name, path in subject.native.items()}
-    model = None if subject.model is None else _file(subject.model)
+    models = {model.name: _files(model) for model in subject.models}
+    if len(models) != len(subject.models):
+        raise BuildError("two models have the same name", code="measure.model_name")
     paths = [
-        *([model] if model is not None else []),
+        *dict.fromkeys(path for files in models.values() for path in files.values()),
         *native.values(),
         interpreter.executable,
         *interpreter.libraries,
@@ -82,8 +98,8 @@ def measure(subject: Subject, *, threads: int | None = None) -> Measured:
     components.append(
         configuration_component(CONFIGURATION_NAME, CONFIGURATION_VERSION, subject.configuration)
     )
-    if model is not None:
-        components.append(_component(ComponentKind.MODEL, subject.model_name, "", digests[model]))
+    for name, files in models.items():
+        components += _model(name, {role: digests[path] for role, path in files.items()})
     return Measured(components=tuple(components), installation=installation)
 
 
@@ -126,8 +142,23 @@ def _software(installation: Installation, digests: Mapping[str, str]) -> Iterabl
         )
 
 
+def _model(name: str, digests: Mapping[Role, str]) -> Iterable[Component]:
+    """The model, and where it has several files, each of them too."""
+    try:
+        yield _component(ComponentKind.MODEL, name, "", model_digest(digests))
+    except ValueError as error:
+        raise BuildError(str(error), code="measure.file") from None
+    if len(digests) > 1:
+        for role, digest in sorted(digests.items()):
+            yield _component(ComponentKind.MODEL_FILE, f"{name}/{role}", "", digest)
+
+
 def _component(kind: ComponentKind, name: str, version: str, digest: str) -> Component:
     return Component(kind=kind, name=name, version=version, digest="sha256:" + digest)
+
+
+def _files(model: ModelFiles) -> Mapping[Role, str]:
+    return {role: _file(path) for role, path in model.files.items()}
 
 
 def _file(path: Path) -> str:

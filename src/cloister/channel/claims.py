@@ -7,10 +7,12 @@ it the hardware's signature, binds it. Nothing in it points back at the statemen
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cloister.channel.keyset import CLAIMS_SUBJECT_PREFIX
 from cloister.errors import MalformedError
+from cloister.model_digest import Role, model_digest
 from cloister.strictjson import (
     Json,
     JsonObject,
@@ -29,14 +31,26 @@ MAX_MODELS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelClaim:
-    """A model by name and by the SHA-256 of its file; ``None`` where the digest is unproven."""
+    """A model by name and digest (`cloister.model_digest`); ``None`` where that is unproven.
+
+    `files` holds the digest of each file by its role where there are several, and is empty where
+    `sha256` is the file's own.
+    """
 
     name: str
     sha256: str | None
+    files: Mapping[Role, str] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         """The entry as the document writes it."""
-        return {"name": self.name, "sha256": self.sha256}
+        files: JsonObject = {role.value: digest for role, digest in self.files.items()}
+        entry: JsonObject = {"name": self.name, "sha256": self.sha256}
+        return {**entry, "files": files} if files else entry
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Every digest in it: the model's and its files'."""
+        return frozenset(self.files.values()) | ({self.sha256} if self.sha256 else frozenset())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +126,26 @@ def parse_claims(data: bytes) -> ClaimsDocument:
 
 def _model(value: object) -> ModelClaim:
     members = expect_object(value, "a model claim")
-    expect_keys(members, "a model claim", required={"name", "sha256"})
-    return ModelClaim(
+    expect_keys(members, "a model claim", required={"name", "sha256"}, optional={"files"})
+    claim = ModelClaim(
         name=expect_str(members["name"], "a model's name", limit=512),
         sha256=_digest_or_none(members["sha256"], "a model's sha256"),
+        files=_files(members["files"]) if "files" in members else {},
     )
+    if claim.files and model_digest(claim.files) != claim.sha256:
+        raise MalformedError("a model's sha256 does not cover its files")
+    return claim
+
+
+def _files(value: object) -> Mapping[Role, str]:
+    members = expect_object(value, "a model's files")
+    try:
+        files = {Role(role): _digest(digest, "a file's sha256") for role, digest in members.items()}
+    except ValueError:
+        raise MalformedError("a model has a file of an unknown role") from None
+    if Role.MODEL not in files or len(files) < 2:
+        raise MalformedError("a model's files are listed where it has more than its weights")
+    return files
 
 
 def _digest(value: object, what: str) -> str:

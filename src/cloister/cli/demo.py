@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cloister.cli.exits import exit_code
-from cloister.cli.measure import EngineOptions, Model, ModelDigest
+from cloister.cli.measure import EngineOptions
+from cloister.cli.model_options import Model, ModelDigest, ModelOptions
 from cloister.cli.serve import PLATFORM, State, embedded_plan, state_directory
 from cloister.errors import AppraisalError, EngineError, UnsupportedError
 
@@ -109,8 +110,7 @@ def _started(
         plan = embedded_plan(
             state,
             Operation(),
-            model=model,
-            model_sha256=sha256,
+            models=ModelOptions(models=(model,), sha256=() if sha256 is None else (sha256,)),
             options=EngineOptions(),
             output=log.fileno(),
         )
@@ -128,7 +128,9 @@ def _started(
             ready = _ready(worker, log)
             watch.note("start", began)
             url = f"http://{ready['host']}:{ready['port']}"
-            console.print(f"   {url}, model {ready['model']}, engine in its sandbox", style="dim")
+            console.print(
+                f"   {url}, model {ready['models'][0]}, engine in its sandbox", style="dim"
+            )
             yield (
                 url,
                 Trust(

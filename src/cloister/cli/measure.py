@@ -6,15 +6,25 @@ worker started there, or elsewhere from equal files, measures into its TPM.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.model_options import (
+    Adapters,
+    Drafts,
+    ModelDigests,
+    ModelName,
+    ModelOptions,
+    Models,
+    Projectors,
+    models_from,
+)
 from cloister.errors import BuildError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,13 +36,6 @@ if TYPE_CHECKING:
 NATIVE_LIBRARY: Final = "xllamacpp"
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
 
-Model = Annotated[
-    str, typer.Option("--model", help="demo, a GGUF file, an https: address or hf:ORG/REPO/FILE.")
-]
-ModelDigest = Annotated[
-    str | None, typer.Option("--model-sha256", help="Its SHA-256; required if it is fetched.")
-]
-ModelName = Annotated[str | None, typer.Option("--model-name", help="The name it is served under.")]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens per request.")]
 Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Requests computed at a time.")]
 Unsafe = Annotated[
@@ -171,9 +174,12 @@ class EngineOptions:
 
 def measure(
     *,
-    model: Model = "demo",
-    model_sha256: ModelDigest = None,
+    model: Models = None,
+    model_sha256: ModelDigests = None,
     model_name: ModelName = None,
+    adapter: Adapters = None,
+    draft_model: Drafts = None,
+    projector: Projectors = None,
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
@@ -205,12 +211,21 @@ def measure(
     ] = None,
     toml: Annotated[bool, typer.Option("--toml", help="TOML instead of JSON.")] = False,
 ) -> None:
-    """Print the reference values of this installation with a model and a configuration."""
+    """Print the reference values of this installation with its models and a configuration."""
     from cloister.attester.measure import measure as hash_everything
     from cloister.verifier.reference_values import ReferenceValues
 
     began = time.perf_counter()
-    info = model_from(model, sha256=model_sha256, name=model_name)
+    models = models_from(
+        ModelOptions.written(
+            models=model,
+            sha256=model_sha256,
+            name=model_name,
+            adapters=adapter,
+            drafts=draft_model,
+            projectors=projector,
+        )
+    )
     options = EngineOptions(
         context=context,
         parallel=parallel,
@@ -227,8 +242,8 @@ def measure(
             warm=warm,
         ),
     )
-    effective = effective_for(info, options) if configuration is None else _read(configuration)
-    measured = hash_everything(subject_for(info, effective, python=python))
+    effective = effective_for(models, options) if configuration is None else _read(configuration)
+    measured = hash_everything(subject_for(models, effective, python=python))
     _check_library(measured, effective)
     values = ReferenceValues.from_components(measured.components)
     text = values.dump_toml() if toml else values.dump_json()
@@ -243,21 +258,8 @@ def measure(
     )
 
 
-def model_from(reference: str, *, sha256: str | None, name: str | None) -> ModelInfo:
-    """The model that an operator named; fetched into the cache if it is not a file.
-
-    Raises ConfigurationError, FetchError or MalformedError.
-    """
-    from cloister.engine.fetch import HttpsFetcher
-    from cloister.engine.models import resolve_model
-
-    base = os.environ.get("XDG_CACHE_HOME")
-    cache = (Path(base) if base else Path.home() / ".cache") / "cloister" / "models"
-    return resolve_model(reference, sha256=sha256, name=name, cache=cache, fetcher=HttpsFetcher())
-
-
-def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:
-    """The effective configuration of a worker that serves `model` in the embedded engine."""
+def effective_for(models: Sequence[ModelInfo], options: EngineOptions) -> JsonObject:
+    """The effective configuration of a worker that serves `models`, each in an embedded engine."""
     from cloister.engine.llama import LlamaEngine, LlamaSettings
     from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
     from cloister.worker.configuration import effective_configuration
@@ -265,13 +267,16 @@ def effective_for(model: ModelInfo, options: EngineOptions) -> JsonObject:
     sandbox = Sandbox()
     if options.landlock_abi is not None:
         sandbox = Sandbox(landlock_abi=options.landlock_abi)
-    engine = LlamaEngine(
-        model,
-        isolation=UnsafeNoSandbox() if options.unsafe_without_sandbox else sandbox,
-        settings=LlamaSettings(context=options.context, parallel=options.parallel),
-    )
+    engines = [
+        LlamaEngine(
+            model,
+            isolation=UnsafeNoSandbox() if options.unsafe_without_sandbox else sandbox,
+            settings=LlamaSettings(context=options.context, parallel=options.parallel),
+        )
+        for model in models
+    ]
     return effective_configuration(
-        engine, settings_for(options.compat, options.processes.settings())
+        engines, settings_for(options.compat, options.processes.settings())
     )
 
 
@@ -296,11 +301,14 @@ def settings_for(compat: str, separation: Separation | None = None) -> WorkerSet
 
 
 def subject_for(
-    model: ModelInfo, configuration: JsonObject, *, python: Path = Path(sys.executable)
+    models: Sequence[ModelInfo],
+    configuration: JsonObject,
+    *,
+    python: Path = Path(sys.executable),
 ) -> Subject:
-    """What is measured of a worker that serves `model` from the installation of `python`."""
+    """What is measured of a worker that serves `models` from the installation of `python`."""
     from cloister.attester.installation import find_package
-    from cloister.attester.measure import Subject
+    from cloister.attester.measure import ModelFiles, Subject
 
     native = {path.name: path for path in find_package(python, NATIVE_LIBRARY, suffix=".so")}
     if not native:
@@ -311,26 +319,37 @@ def subject_for(
     return Subject(
         python=python,
         configuration=configuration,
-        model=model.path,
-        model_name=model.name,
+        models=tuple(
+            ModelFiles(
+                name=model.name, files={role: file.path for role, file in model.files.items()}
+            )
+            for model in models
+        ),
         native=native,
     )
 
 
 def _check_library(measured: Measured, configuration: JsonObject) -> None:
     """The engine's version comes from this program's installation; it must be the measured."""
-    engine = configuration.get("engine")
-    library = engine.get("library") if isinstance(engine, dict) else None
-    if not isinstance(library, dict):
-        return
     installed = {entry.name: entry.version for entry in measured.installation.distributions}
-    found = installed.get(str(library.get("name")))
-    if found != library.get("version"):
+    for library in _libraries(configuration):
+        found = installed.get(str(library.get("name")))
+        if found == library.get("version"):
+            continue
         raise ConfigurationError(
             f"the configuration names {library.get('name')} {library.get('version')}, but the"
             f" installation holds {found}; run that installation's own `cloister measure`",
             code="measure.engine",
         )
+
+
+def _libraries(configuration: JsonObject) -> Iterator[JsonObject]:
+    """The library of each engine that names one."""
+    engines = configuration.get("engines")
+    for engine in engines if isinstance(engines, list) else []:
+        library = engine.get("library") if isinstance(engine, dict) else None
+        if isinstance(library, dict):
+            yield library
 
 
 def _read(path: Path) -> JsonObject:

@@ -20,9 +20,6 @@ from cloister.cli.measure import (
     Context,
     EngineOptions,
     MaxProcesses,
-    Model,
-    ModelDigest,
-    ModelName,
     Parallel,
     ProcessOptions,
     RecycleAfter,
@@ -33,9 +30,18 @@ from cloister.cli.measure import (
     Unsafe,
     Warm,
     effective_for,
-    model_from,
     settings_for,
     subject_for,
+)
+from cloister.cli.model_options import (
+    Adapters,
+    Drafts,
+    ModelDigests,
+    ModelName,
+    ModelOptions,
+    Models,
+    Projectors,
+    models_from,
 )
 from cloister.errors import ConfigurationError
 
@@ -81,9 +87,12 @@ class Upstream:
 
 def serve(
     *,
-    model: Model = "demo",
-    model_sha256: ModelDigest = None,
+    model: Models = None,
+    model_sha256: ModelDigests = None,
     model_name: ModelName = None,
+    adapter: Adapters = None,
+    draft_model: Drafts = None,
+    projector: Projectors = None,
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
@@ -152,7 +161,7 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Serve a model from a sealed worker, until SIGTERM or Ctrl-C."""
+    """Serve models from a sealed worker, until SIGTERM or Ctrl-C."""
     from cloister.attester.launcher import prepare, run
     from cloister.worker.operation import Operation
 
@@ -186,9 +195,14 @@ def serve(
         plan = embedded_plan(
             directory,
             operation,
-            model=model,
-            model_sha256=model_sha256,
-            model_name=model_name,
+            models=ModelOptions.written(
+                models=model,
+                sha256=model_sha256,
+                name=model_name,
+                adapters=adapter,
+                drafts=draft_model,
+                projectors=projector,
+            ),
             options=EngineOptions(
                 context=context,
                 parallel=parallel,
@@ -203,6 +217,11 @@ def serve(
                 "an upstream is one process that somebody else runs: people cannot be kept apart "
                 "in it, nor can it be exchanged",
                 code="configuration.separation",
+            )
+        if model or model_sha256 or adapter or draft_model or projector:
+            raise ConfigurationError(
+                "an upstream has its own model: --model and what belongs to it are not for it",
+                code="configuration.upstream",
             )
         if model_name is None:
             raise ConfigurationError(
@@ -235,25 +254,23 @@ def embedded_plan(
     state: Path,
     operation: Operation,
     *,
-    model: str,
-    model_sha256: str | None = None,
-    model_name: str | None = None,
+    models: ModelOptions,
     options: EngineOptions,
     output: int | None = None,
 ) -> LaunchPlan:
-    """What to launch for a model in the embedded engine.
+    """What to launch for models in the embedded engine.
 
     Raises:
-        ConfigurationError, FetchError, MalformedError: the model cannot be had or read.
+        ConfigurationError, FetchError, MalformedError: a model cannot be had or read.
         SandboxError: this machine cannot sandbox the engine.
     """
     from cloister.attester.launcher import LaunchPlan
     from cloister.worker.serve import ENTRY
 
-    info = model_from(model, sha256=model_sha256, name=model_name)
+    found = models_from(models)
     return LaunchPlan(
         state_dir=state,
-        subject=subject_for(info, effective_for(info, options)),
+        subject=subject_for(found, effective_for(found, options)),
         entry=ENTRY,
         operator=operation.to_json(),
         compiled=COMPILED,
@@ -270,7 +287,7 @@ def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> Laun
     return LaunchPlan(
         state_dir=state,
         subject=Subject(
-            python=Path(sys.executable), configuration=_upstream_configuration(upstream), model=None
+            python=Path(sys.executable), configuration=_upstream_configuration(upstream)
         ),
         entry=ENTRY,
         operator=operation.to_json(),
@@ -293,15 +310,17 @@ def _upstream_configuration(upstream: Upstream) -> JsonObject:
         )
     )
     return effective_configuration(
-        engine, settings_for(upstream.compat, Separation.of_one_process())
+        [engine], settings_for(upstream.compat, Separation.of_one_process())
     )
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:
     address = f"http://{ready['host']}:{ready['port']}"
+    listed = ready["models"]
+    models = listed if isinstance(listed, list) else []
     needed = "needed (cloister keys add)" if ready["api_keys_needed"] else "not needed on loopback"
     typer.echo(
-        f"Serving {ready['model']} at {address}\n"
+        f"Serving {', '.join(map(str, models))} at {address}\n"
         f"  platform   {PLATFORM}: proves nothing to anyone else\n"
         f"  API keys   {needed}\n"
         f"  operator   {ready['operator_socket']}\n"

@@ -39,9 +39,9 @@ from cloister.engine.protocol import (
 )
 from cloister.engine.requests import NATIVE, decode_body, encode_body, method_of, refuse
 from cloister.errors import ConfigurationError, EngineError
+from cloister.model_digest import Role
 
 DEFAULT_CONTEXT: Final = 4_096
-_MODEL: Final = "model.gguf"
 _LIBRARY: Final = "xllamacpp"
 
 #: Fields of llama.cpp's own that reach into other requests' slots, caches or into files.
@@ -86,7 +86,7 @@ class LlamaEngine:
         settings: LlamaSettings | None = None,
         cores: int | None = None,
     ) -> None:
-        if model.path is None or model.sha256 is None:
+        if Role.MODEL not in model.files:
             raise ConfigurationError("the embedded engine needs a model file", code="engine.model")
         self._settings = settings or LlamaSettings()
         own = model.context_length or DEFAULT_CONTEXT
@@ -149,7 +149,7 @@ class LlamaEngine:
         return {
             "engine": "llama.cpp",
             "library": {"name": _LIBRARY, "version": importlib.metadata.version(_LIBRARY)},
-            "model": {"name": self._model.name, "sha256": self._model.sha256},
+            "model": self._measured(),
             "context": self.context,
             "parallel": self._settings.parallel,
             "connections": self._settings.connections,
@@ -159,34 +159,35 @@ class LlamaEngine:
             "isolation": dict(self._isolation.describe()),
         }
 
+    def _measured(self) -> Mapping[str, object]:
+        """The model, and where it has more files than its weights, each of them."""
+        named: dict[str, object] = {"name": self._model.name, "sha256": self._model.sha256}
+        files = {role.value: digest for role, digest in self._model.digests.items()}
+        return {**named, "files": files} if len(files) > 1 else named
+
     async def start(self) -> None:
         """Start it in its sandbox and return when it answers.
 
-        The model file is opened once; what is open is what is hashed and what the sandbox
-        shows. ConfigurationError when its digest has changed, EngineError when the engine does
-        not start, SandboxError when the sandbox does not.
+        Each of the model's files is opened once; what is open is what is hashed and what the
+        sandbox shows. ConfigurationError when a digest has changed, EngineError when the engine
+        does not start, SandboxError when the sandbox does not.
         """
         if self.alive:
             raise RuntimeError("the engine is already running")
         await self.aclose()
         with contextlib.ExitStack() as stack:
+            opened = {
+                role: _open(file.path, stack) for role, file in sorted(self._model.files.items())
+            }
+            # Hashing runs beside loading: the files are read once from disk for both.
+            hashing = asyncio.create_task(asyncio.to_thread(_hashed, opened))
             try:
-                descriptor = os.open(self._model.path or "", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"the model file cannot be opened (errno {error.errno})",
-                    code="configuration.model",
-                ) from None
-            stack.callback(os.close, descriptor)
-            # Hashing runs beside loading: the file is read once from disk for both.
-            hashing = asyncio.create_task(asyncio.to_thread(sha256_descriptor, descriptor))
-            try:
-                self._confined = await self._isolation.spawn(self._program(descriptor))
+                self._confined = await self._isolation.spawn(self._program(opened))
                 async with asyncio.timeout(self._settings.start_timeout):
                     await self._confined.word()
-                    if await hashing != self._model.sha256:
+                    if await hashing != self._model.digests:
                         raise ConfigurationError(
-                            "the model file is no longer the one that was measured",
+                            "a model file is no longer the one that was measured",
                             code="configuration.model_digest",
                         )
                 self._path = self._confined.open_socket(llama_child.SOCKET_NAME)
@@ -203,18 +204,20 @@ class LlamaEngine:
         self._client = HttpClient(UnixAddress(path=self._path))
         self._watch = asyncio.create_task(self._confined.watch())
 
-    def _program(self, descriptor: int) -> Program:
+    def _program(self, opened: Mapping[Role, int]) -> Program:
         package = _package()
         program = Program(
             script=Path(llama_child.__file__),
             packages=tuple(p for p in (package, package.parent / f"{_LIBRARY}.libs") if p.is_dir()),
-            files={_MODEL: DESCRIPTORS / str(descriptor)},
-            inherited=(descriptor,),
+            files={_inside(role): DESCRIPTORS / str(one) for role, one in opened.items()},
+            inherited=tuple(opened.values()),
             native=tuple(sorted(package.glob("*.so"))),
             memory=self._settings.memory,
         )
         settings = {
-            "model": self._isolation.path_of(program, _MODEL),
+            "files": {
+                role.value: self._isolation.path_of(program, _inside(role)) for role in opened
+            },
             "name": self._model.name,
             "context": self.context,
             "parallel": self._settings.parallel,
@@ -260,6 +263,26 @@ class LlamaEngine:
         self._path = ""
         if confined is not None:
             await confined.aclose()
+
+
+def _inside(role: Role) -> str:
+    """What the engine finds a file under."""
+    return f"{role.value}.gguf"
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigurationError(
+            f"a model file cannot be opened (errno {error.errno})", code="configuration.model"
+        ) from None
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _hashed(opened: Mapping[Role, int]) -> Mapping[Role, str]:
+    return {role: sha256_descriptor(descriptor) for role, descriptor in opened.items()}
 
 
 def _package() -> Path:

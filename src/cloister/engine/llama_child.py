@@ -82,7 +82,7 @@ def override(parameters: Any, overrides: dict[str, object]) -> None:
 def parameters(library: Any, settings: dict[str, Any], socket_path: str) -> Any:
     """Return the library's parameters for `settings`, with every override in place."""
     made = library.CommonParams()
-    made.model.path = settings["model"]
+    made.model.path = settings["files"]["model"]
     made.cpuparams.n_threads = settings["threads"]
     made.cpuparams_batch.n_threads = settings["threads"]
     override(

@@ -12,15 +12,16 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from cloister.engine.demo_model import DEMO_MODEL_NAME, demo_model_path
 from cloister.engine.gguf import parse_gguf
-from cloister.engine.protocol import ModelInfo
+from cloister.engine.protocol import ModelFile, ModelInfo
 from cloister.errors import ConfigurationError, FetchError
+from cloister.model_digest import Role, model_digest
 
 DEMO: Final = "demo"
 MAX_DOWNLOAD: Final = 1 << 40  # bytes
@@ -97,24 +98,41 @@ def describe_model(path: Path, *, name: str | None = None, sha256: str | None = 
     try:
         with path.open("rb") as file:
             found = sha256_descriptor(file.fileno())
-            if sha256 is not None and found != sha256:
-                raise ConfigurationError(
-                    f"the model file {path} has the digest {found}, not {sha256}",
-                    code="configuration.model_digest",
-                )
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if sha256 is not None and found != sha256:
+        raise ConfigurationError(
+            f"the model file {path} has the digest {found}, not {sha256}",
+            code="configuration.model_digest",
+        )
+    return model_of_files({Role.MODEL: ModelFile(path=path, sha256=found)}, name=name)
+
+
+def model_of_files(files: Mapping[Role, ModelFile], *, name: str | None = None) -> ModelInfo:
+    """The model that is made of `files`, whose digests are known; reads its metadata.
+
+    ConfigurationError or MalformedError for weights that cannot be read.
+    """
+    weights = files[Role.MODEL]
+    try:
+        with weights.path.open("rb") as file:
             metadata = parse_gguf(file)
     except OSError as error:
-        raise ConfigurationError(
-            f"the model file {path} cannot be read (errno {error.errno})",
-            code="configuration.model",
-        ) from None
-    label = _NAME.sub("-", name or metadata.name or path.stem).strip("-.")
+        raise _unreadable(weights.path, error) from None
+    label = _NAME.sub("-", name or metadata.name or weights.path.stem).strip("-.")
     return ModelInfo(
         name=label[:128] or "model",
-        sha256=found,
-        path=path,
+        sha256=model_digest({role: file.sha256 for role, file in files.items()}),
+        path=weights.path,
         context_length=metadata.context_length,
         quantisation=metadata.quantisation,
+        files=files,
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the model file {path} cannot be read (errno {error.errno})", code="configuration.model"
     )
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
 
+from cloister.model_digest import Role, model_digest
+
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
@@ -32,19 +34,44 @@ PATH_REFUSED: Final = "engine.path_refused"  # the engine does not serve this pa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """One file of a model, and its lower-case hex SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """The model an engine serves.
 
-    `sha256` is the lower-case hex digest of the model file, or None where this machine cannot
-    know it (an upstream server): such a model is not proven. `context_length` is in tokens and
-    0 where unknown.
+    `sha256` is the lower-case hex digest of what it is made of (`cloister.model_digest`), or None
+    where this machine cannot know it (an upstream server): such a model is not proven.
+    `context_length` is in tokens and 0 where unknown.
     """
 
     name: str
     sha256: str | None
     path: Path | None
+    """Its weights."""
     context_length: int
     quantisation: str
+    files: Mapping[Role, ModelFile] = field(default_factory=dict)
+    """Everything it is made of; empty where it is not proven, or only its weights are known."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            return
+        weights = self.files.get(Role.MODEL)
+        if weights is None or weights.path != self.path:
+            raise ValueError("the files of a model are not those that it names")
+        if model_digest(self.digests) != self.sha256:
+            raise ValueError("the digest of a model does not cover its files")
+
+    @property
+    def digests(self) -> Mapping[Role, str]:
+        """The digest of each of its files."""
+        return {role: file.sha256 for role, file in self.files.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

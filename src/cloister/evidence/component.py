@@ -44,6 +44,9 @@ class ComponentKind(enum.StrEnum):
     NATIVE = "native"
     """The engine's native library."""
     MODEL = "model"
+    """A model that is served, with the digest of all its files (`cloister.model_digest`)."""
+    MODEL_FILE = "model_file"
+    """One file of a model that has several; the name is ``MODEL/ROLE``."""
     CONFIGURATION = "configuration"
 
 
@@ -59,6 +62,7 @@ REGISTERS: Final[Mapping[ComponentKind, int]] = {
     ComponentKind.NATIVE: ENGINE_REGISTER,
     ComponentKind.CONFIGURATION: ENGINE_REGISTER,
     ComponentKind.MODEL: MODEL_REGISTER,
+    ComponentKind.MODEL_FILE: MODEL_REGISTER,
 }
 """The register that each kind is measured into."""
 
@@ -271,7 +275,7 @@ def parse_digest(value: object, *, code: str) -> str:
 
 # Every report brings a hundred of these, nearly all of this form.
 _PLAIN_RECORD: Final = re.compile(
-    rb'\{"digest":"(sha256:[0-9a-f]{64})","kind":"([a-z]{1,32})"'
+    rb'\{"digest":"(sha256:[0-9a-f]{64})","kind":"([a-z_]{1,32})"'
     rb',"name":"([^"\\\x00-\x1f]{0,4096})","version":"([^"\\\x00-\x1f]{0,4096})"\}'
 )
 _HEX: Final = frozenset("0123456789abcdef")

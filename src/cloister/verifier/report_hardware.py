@@ -113,7 +113,7 @@ def _digests(found: Findings, document: ClaimsDocument, platform: HardwarePlatfo
     named = (
         document.manifest_sha256,
         started_for.hex(),
-        *(model.sha256 for model in document.models),
+        *(digest for model in document.models for digest in model.digests),
     )
     return {found.keyset_digest, *(f"sha256:{digest}" for digest in named if digest)}
 

@@ -103,6 +103,16 @@ def _consistent(document: ClaimsDocument, launch: TpmLaunch, ledger: Ledger) -> 
         for model in document.models
         if models or model.sha256 is not None
     )
+    files = sorted(
+        (component.name, component.digest)
+        for component in launch.components
+        if component.kind is ComponentKind.MODEL_FILE
+    )
+    claimed_files = sorted(
+        (f"{model.name}/{role}", f"sha256:{digest}")
+        for model in document.models
+        for role, digest in model.files.items()
+    )
     configurations = [
         component.configuration
         for component in launch.components
@@ -114,6 +124,7 @@ def _consistent(document: ClaimsDocument, launch: TpmLaunch, ledger: Ledger) -> 
         CLAIMS_CONSISTENT,
         holds=(
             models == claimed
+            and files == claimed_files
             and same_configuration
             and document.isolation == isolation_mode(document.configuration)
         ),

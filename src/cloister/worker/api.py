@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any, Final
 
 from cloister.engine.protocol import (
@@ -87,28 +88,32 @@ def _require(method: str, expected: str) -> None:
 
 
 async def _models(exchange: Exchange, name: str) -> None:
-    engine = exchange.context.engine
-    model = engine.model
-    entry = {
-        "id": model.name,
-        "object": "model",
-        "created": exchange.context.started_at,
-        "owned_by": "cloister",
-        "cloister": _described(model, sorted(engine.paths)),
+    context = exchange.context
+    entries = {
+        engine.model.name: {
+            "id": engine.model.name,
+            "object": "model",
+            "created": context.started_at,
+            "owned_by": "cloister",
+            "cloister": _described(engine.model, engine.paths),
+        }
+        for engine in context.engines
     }
-    if name and name != model.name:
+    if name and name not in entries:
         raise RefusedError(problems.UNKNOWN_MODEL)
-    document = entry if name else {"object": "list", "data": [entry]}
+    document = entries[name] if name else {"object": "list", "data": [*entries.values()]}
     await exchange.answer(200, json.dumps(document).encode(), _JSON_HEADERS)
 
 
-def _described(model: ModelInfo, served: list[str]) -> dict[str, Any]:
+def _described(model: ModelInfo, served: Iterable[str]) -> dict[str, Any]:
     """What OpenAI's entry has no field for. A hint: evidence and receipts are what prove it."""
     through_chat = {responses.PATH, messages.PATH} if CHAT_COMPLETIONS in served else set()
     paths = {*served, *through_chat} - {HEALTH}
+    files = model.digests if len(model.files) > 1 else {}
     return {
         "attested_name": None if model.sha256 is None else model.name,
         "digest": None if model.sha256 is None else f"sha256:{model.sha256}",
+        "files": {role: f"sha256:{digest}" for role, digest in files.items()},
         "context_length": model.context_length or None,
         "quantisation": model.quantisation or None,
         "paths": sorted(paths),
@@ -125,12 +130,12 @@ async def _receipt(exchange: Exchange, receipt_id: str) -> None:
 
 async def _compat(exchange: Exchange, dialect: Dialect, fields: RequestFields) -> None:
     """Answer a path of another server: as a chat, or that the worker is there."""
-    engine = exchange.context.engine
-    translation = compat.translate(dialect, fields, exchange.body, model=engine.model.name)
+    engines = exchange.context.engines
+    translation = compat.translate(dialect, fields, exchange.body, models=engines.names)
     if translation is not None:
         exchange.translation, exchange.body = translation, translation.body()
         await _generate(exchange, CHAT_COMPLETIONS)
-    elif engine.ready:
+    elif engines.first.ready:
         await exchange.answer(200, b"", ((b"cache-control", b"no-store"),))
     else:
         raise RefusedError(problems.ENGINE_DOWN)
@@ -139,8 +144,8 @@ async def _compat(exchange: Exchange, dialect: Dialect, fields: RequestFields) -
 async def _through_chat(exchange: Exchange, path: str) -> None:
     """Answer what is translated to a chat completion and back."""
     context = exchange.context
-    model = context.engine.model.name
-    document = check_generation(exchange.body, model=model).document
+    checked = check_generation(exchange.body, models=context.engines.names)
+    document, model = checked.document, checked.model
 
     def new_id(prefix: str) -> str:
         return f"{prefix}_{context.random(16).hex()}"
@@ -152,7 +157,7 @@ async def _through_chat(exchange: Exchange, path: str) -> None:
         now = int(context.clocks.wall())
         telling = ResponsesTelling(asked.repeated, model=model, new_id=new_id, created_at=now)
     else:
-        known = context.engine.paths.get(CHAT_COMPLETIONS)
+        known = _engine(exchange, checked).paths.get(CHAT_COMPLETIONS)
         wanted = messages.read_request(document, known=known)
         chat = wanted.chat
         telling = MessagesTelling(model=model, stop_sequences=wanted.stop_sequences, new_id=new_id)
@@ -165,13 +170,21 @@ async def _through_chat(exchange: Exchange, path: str) -> None:
 
 async def _list(exchange: Exchange, path: str) -> None:
     """Answer what comes whole, and is made anew from what the engine says."""
-    engine = exchange.context.engine
+    checked = check_generation(exchange.body, models=exchange.context.engines.names)
+    engine = _engine(exchange, checked)
     if path not in engine.paths:
         raise RefusedError(problems.PATH_REFUSED)
-    document = check_generation(exchange.body, model=engine.model.name).document
-    exchange.translation = lists.translate(path, document, engine.model)
+    exchange.translation = lists.translate(path, checked.document, engine.model)
     exchange.body = exchange.translation.body()
     await _generate(exchange, path)
+
+
+def _engine(exchange: Exchange, generation: Generation) -> EngineSupervisor:
+    """The engine of the model that was asked for."""
+    engine = exchange.context.engines.get(generation.model)
+    if engine is None:
+        raise RefusedError(problems.UNKNOWN_MODEL)
+    return engine
 
 
 def _check(path: str, document: dict[str, Any], engine: EngineSupervisor) -> None:
@@ -185,19 +198,20 @@ def _check(path: str, document: dict[str, Any], engine: EngineSupervisor) -> Non
 
 async def _generate(exchange: Exchange, path: str) -> None:
     context = exchange.context
-    generation = check_generation(exchange.body, model=context.engine.model.name)
+    generation = check_generation(exchange.body, models=context.engines.names)
     exchange.body = b""
-    _check(path, generation.document, context.engine)
+    engine = _engine(exchange, generation)
+    _check(path, generation.document, engine)
     if context.generations >= context.settings.limits.max_generations:
         raise RefusedError(problems.AT_CAPACITY)
-    if not context.engine.ready:
+    if not engine.ready:
         raise RefusedError(problems.ENGINE_DOWN)
     _begin_once(exchange)
     context.generations += 1
     context.metrics.generations.set(context.generations)
     try:
         async with asyncio.timeout(context.settings.limits.generation_s):
-            await _run_fitting(exchange, path, generation)
+            await _run_fitting(exchange, path, generation, engine)
     except TimeoutError:
         raise RefusedError(problems.TIMED_OUT) from None
     finally:
@@ -226,11 +240,13 @@ def _release(exchange: Exchange) -> None:
         exchange.context.idempotency.release(exchange.credential, fields.idempotency_key)
 
 
-async def _run_fitting(exchange: Exchange, path: str, generation: Generation) -> None:
+async def _run_fitting(
+    exchange: Exchange, path: str, generation: Generation, engine: EngineSupervisor
+) -> None:
     """Run; where a translated history is too long, again with ever less of it."""
     while True:
         try:
-            await _run(exchange, path, generation)
+            await _run(exchange, path, generation, engine)
         except RefusedError as refused:
             if exchange.translation is None or refused.problem is not problems.CONTEXT_LENGTH:
                 raise
@@ -243,7 +259,9 @@ async def _run_fitting(exchange: Exchange, path: str, generation: Generation) ->
             return
 
 
-async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
+async def _run(
+    exchange: Exchange, path: str, generation: Generation, engine: EngineSupervisor
+) -> None:
     context, fields = exchange.context, exchange.fields
     secret = None if fields is None else fields.cache_secret
     request = EngineRequest(
@@ -252,7 +270,7 @@ async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
         cache_domain=context.cache_domains.domain(exchange.credential, secret),
     )
     try:
-        response = await context.engine.send(request)
+        response = await engine.send(request)
     except EngineError as error:
         problem = _engine_problem(error)
         if error.code in (NOT_RUNNING, REQUEST_REFUSED, PATH_REFUSED):
@@ -268,12 +286,12 @@ async def _run(exchange: Exchange, path: str, generation: Generation) -> None:
         if exchange.translation is not None and is_stream is not generation.stream:
             raise RefusedError(problems.ENGINE_FAILED)
         if is_stream:
-            await _stream(exchange, response)
+            await _stream(exchange, response, engine.model)
         else:
-            await _whole(exchange, response)
+            await _whole(exchange, response, engine.model)
 
 
-async def _stream(exchange: Exchange, response: EngineResponse) -> None:
+async def _stream(exchange: Exchange, response: EngineResponse, model: ModelInfo) -> None:
     context = exchange.context
     limits = context.settings.limits
     assembler = LineAssembler(limits.max_line_bytes)
@@ -288,7 +306,7 @@ async def _stream(exchange: Exchange, response: EngineResponse) -> None:
             ready = feed(read)
             if ready or lines.opening:
                 if not exchange.writer.status:
-                    _start_stream(exchange)
+                    _start_stream(exchange, model)
                     if lines.opening:
                         await data(StreamPadding(bucket).pad(lines.opening))
                 if ready:
@@ -300,7 +318,7 @@ async def _stream(exchange: Exchange, response: EngineResponse) -> None:
             rest = lines.rest()
             if rest:
                 if not exchange.writer.status:
-                    _start_stream(exchange)
+                    _start_stream(exchange, model)
                 await data(pad(rest))
             if lines.failed:
                 problem = problems.ENGINE_FAILED
@@ -313,17 +331,17 @@ async def _stream(exchange: Exchange, response: EngineResponse) -> None:
         await exchange.refuse(problem)  # with its status, if nothing of a stream was sent
         return
     if not exchange.writer.status:
-        _start_stream(exchange)
+        _start_stream(exchange, model)
     await exchange.finish()
 
 
-def _start_stream(exchange: Exchange) -> None:
+def _start_stream(exchange: Exchange, model: ModelInfo) -> None:
     headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
-    exchange.start(200, headers, model=exchange.context.engine.model)
+    exchange.start(200, headers, model=model)
     exchange.context.metrics.first_piece_s.observe(exchange.elapsed())
 
 
-async def _whole(exchange: Exchange, response: EngineResponse) -> None:
+async def _whole(exchange: Exchange, response: EngineResponse, model: ModelInfo) -> None:
     context = exchange.context
     try:
         body = await response.read(context.settings.limits.max_answer_bytes)
@@ -333,7 +351,7 @@ async def _whole(exchange: Exchange, response: EngineResponse) -> None:
         raise RefusedError(_engine_problem(error)) from None
     except ValueError:
         raise RefusedError(problems.ENGINE_FAILED) from None
-    await exchange.answer(200, body, _JSON_HEADERS, model=context.engine.model)
+    await exchange.answer(200, body, _JSON_HEADERS, model=model)
 
 
 async def _refusal(response: EngineResponse) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from cloister.worker.api_keys import Gatekeeper
 from cloister.worker.cache_domain import CacheDomains
 from cloister.worker.compat import dialect_of
 from cloister.worker.context import Context
+from cloister.worker.engine_set import EngineSet
 from cloister.worker.gateway import Gateway
 from cloister.worker.idempotency import IdempotencyMemory
 from cloister.worker.keys import KeyRing, ReceiptKey
@@ -56,7 +57,13 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether a request sent now would be answered."""
-        return self.context.engine.ready and not self.context.stopping
+        return self.context.engines.ready and not self.context.stopping
+
+    @property
+    def readiness(self) -> Mapping[str, bool]:
+        """The same for each model."""
+        stopping = self.context.stopping
+        return {one.model.name: one.ready and not stopping for one in self.context.engines}
 
     @property
     def open_requests(self) -> int:
@@ -64,8 +71,8 @@ class Worker:
         return self._gateway.open_requests
 
     async def start(self) -> None:
-        """Start the engine and the worker's own housekeeping."""
-        await self.context.engine.start()
+        """Start the engines and the worker's own housekeeping."""
+        await self.context.engines.start()
         self._tasks = [
             asyncio.create_task(self._keep_house()),
             asyncio.create_task(self._gateway.sweep()),
@@ -73,7 +80,7 @@ class Worker:
         self.context.log.event("worker.ready", keyset=self.context.keys.current.digest)
 
     async def stop(self) -> None:
-        """Take no more requests, let answers in flight finish for a while, end the engine."""
+        """Take no more requests, let answers in flight finish for a while, end the engines."""
         context = self.context
         context.stopping = True
         context.log.event("worker.stopping", open_requests=self.open_requests)
@@ -84,7 +91,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await context.engine.aclose()
+        await context.engines.aclose()
         context.log.event("worker.stopped")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,13 +145,14 @@ class Worker:
             if context.keys.refresh():
                 context.metrics.key_rotations.inc()
                 context.log.event("keys.rotated", keyset=context.keys.current.digest)
-            context.metrics.engine_ready.set(context.engine.ready)
+            for engine in context.engines:
+                context.metrics.engine_ready.labels(engine.model.name).set(engine.ready)
             context.rates.keep_only(context.gatekeeper.credentials())
 
 
 def build_worker(
     *,
-    engine: Engine,
+    engines: Sequence[Engine],
     source: EvidenceSource,
     tee_type: str = TEE_TYPE_TPM,
     claims: ClaimsDocument,
@@ -185,7 +193,16 @@ def build_worker(
         log=log,
         metrics=metrics,
         keys=keys,
-        engine=EngineSupervisor(engine, log, on_restart=metrics.engine_restarts.inc),
+        engines=EngineSet(
+            [
+                EngineSupervisor(
+                    engine,
+                    log,
+                    on_restart=metrics.engine_restarts.labels(engine.model.name).inc,
+                )
+                for engine in engines
+            ]
+        ),
         gatekeeper=Gatekeeper(
             api_keys, open_when_empty=open_when_empty, steady=clocks.steady, log=log
         ),

@@ -1,8 +1,8 @@
 """The worker's effective configuration: what is measured before it starts, and read after.
 
 One JSON object without fractions. The launcher measures it, the claims document repeats it,
-and the worker does what it says: `settings_of` and `engine_of` read it back, and the worker
-refuses to start when the engine that results would describe itself otherwise.
+and the worker does what it says: `settings_of` and `engines_of` read it back, and the worker
+refuses to start when an engine that results would describe itself otherwise.
 
 Where the worker listens, who may use it and how often is the operator's business, and is not
 in here (`cloister.worker.operation`).
@@ -11,10 +11,11 @@ in here (`cloister.worker.operation`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar, cast
 
 from cloister.channel.claims import ClaimsDocument, ModelClaim
-from cloister.engine.protocol import Engine
+from cloister.engine.protocol import Engine, ModelInfo
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import (
     CONFIGURATION_DEBUG,
@@ -44,19 +45,33 @@ operator may decide who is served and how fast, never what is seen."""
 _Section = TypeVar("_Section", KeySettings, Limits, Padding, ReceiptSettings)
 
 
-def effective_configuration(engine: Engine, settings: WorkerSettings) -> JsonObject:
-    """Describe a worker with this engine and these settings. The engine need not run."""
-    described = cast(JsonObject, dict(engine.configuration()))
+def effective_configuration(engines: Sequence[Engine], settings: WorkerSettings) -> JsonObject:
+    """Describe a worker with these engines and settings. No engine need run.
+
+    ConfigurationError unless each engine serves a model of another name, and all are started and
+    held in the same way: what a client's policy asks of one, it asks of each.
+    """
+    described = _described(engines)
+    if any(_said_by_engine(one) != _said_by_engine(described[0]) for one in described):
+        raise ConfigurationError(
+            "all engines of a worker have to be started and held in the same way",
+            code="configuration.isolation",
+        )
+    if len({engine.model.name for engine in engines}) < len(engines):
+        raise ConfigurationError(
+            "two models have the same name: name them, as in --model NAME=FILE",
+            code="configuration.model_name",
+        )
     return {
         "version": VERSION,
         CONFIGURATION_DEBUG: False,
-        **_said_by_engine(described),
+        **_said_by_engine(described[0]),
         "operator_decides": list(OPERATOR_DECIDES),
         CONFIGURATION_SEPARATION: {
             **_whole_numbers(settings.separation),
             "mode": settings.separation.mode.value,
         },
-        "engine": described,
+        "engines": [*described],
         "worker": {
             "keys": _whole_numbers(settings.keys),
             "limits": _whole_numbers(settings.limits),
@@ -87,24 +102,36 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
     )
 
 
-def check_engine(configuration: JsonObject, engine: Engine) -> None:
-    """ConfigurationError unless `engine` describes itself as the configuration does."""
-    described = cast(JsonObject, dict(engine.configuration()))
-    said = _said_by_engine(described)
-    if described != configuration.get("engine") or any(
-        configuration.get(name) != value for name, value in said.items()
+def engine_descriptions(configuration: JsonObject) -> tuple[JsonObject, ...]:
+    """What a configuration says of each engine; ConfigurationError if it names none."""
+    listed = configuration.get("engines")
+    if not isinstance(listed, list) or not listed:
+        raise _refused("it describes no engine")
+    described = tuple(one for one in listed if isinstance(one, dict))
+    if len(described) < len(listed):
+        raise _refused("it describes an engine in another way than this worker does")
+    return described
+
+
+def check_engines(configuration: JsonObject, engines: Sequence[Engine]) -> None:
+    """ConfigurationError unless `engines` describe themselves as the configuration does."""
+    described = _described(engines)
+    if described != engine_descriptions(configuration) or any(
+        configuration.get(name) != value
+        for one in described
+        for name, value in _said_by_engine(one).items()
     ):
         raise ConfigurationError(
-            "the engine on this machine is not what was measured: its version, its model or its "
+            "an engine on this machine is not what was measured: its version, its model or its "
             "sandbox differs",
             code="configuration.engine_mismatch",
         )
 
 
-def claims_of(configuration: JsonObject, engine: Engine) -> ClaimsDocument:
+def claims_of(configuration: JsonObject, engines: Sequence[Engine]) -> ClaimsDocument:
     """The claims document of a worker with this configuration."""
     return ClaimsDocument(
-        models=(ModelClaim(name=engine.model.name, sha256=engine.model.sha256),),
+        models=tuple(_claim(engine.model) for engine in engines),
         configuration=configuration,
         isolation=isolation_mode(configuration) or "unknown",
     )
@@ -121,6 +148,15 @@ def _said_by_engine(described: JsonObject) -> JsonObject:
         CONFIGURATION_MANAGED: described.get(CONFIGURATION_MANAGED) is True,
         CONFIGURATION_ISOLATION: described["isolation"],
     }
+
+
+def _claim(model: ModelInfo) -> ModelClaim:
+    files = model.digests if len(model.files) > 1 else {}
+    return ModelClaim(name=model.name, sha256=model.sha256, files=files)
+
+
+def _described(engines: Sequence[Engine]) -> tuple[JsonObject, ...]:
+    return tuple(cast(JsonObject, dict(engine.configuration())) for engine in engines)
 
 
 def _whole_numbers(section: Any) -> JsonObject:

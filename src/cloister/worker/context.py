@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cloister.worker.api_keys import Gatekeeper
 from cloister.worker.cache_domain import CacheDomains
+from cloister.worker.engine_set import EngineSet
 from cloister.worker.idempotency import IdempotencyMemory
 from cloister.worker.keys import KeyRing
 from cloister.worker.logs import EventLog
@@ -14,7 +15,6 @@ from cloister.worker.metrics import Metrics
 from cloister.worker.rate import RateLimiter
 from cloister.worker.receipts import ReceiptStore
 from cloister.worker.settings import Clocks, WorkerSettings
-from cloister.worker.supervisor import EngineSupervisor
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -27,7 +27,7 @@ class Context:
     log: EventLog
     metrics: Metrics
     keys: KeyRing
-    engine: EngineSupervisor
+    engines: EngineSet
     gatekeeper: Gatekeeper = field(repr=False)
     receipts: ReceiptStore = field(repr=False)
     idempotency: IdempotencyMemory = field(repr=False)

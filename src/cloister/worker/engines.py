@@ -1,70 +1,76 @@
-"""The engine that a measured configuration describes."""
+"""The engines that a measured configuration describes."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cloister.engine.confined import Isolation
-from cloister.engine.gguf import parse_gguf
 from cloister.engine.llama import LlamaEngine, LlamaSettings
+from cloister.engine.models import model_of_files
 from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
-from cloister.engine.protocol import Engine, ModelInfo
+from cloister.engine.protocol import Engine, ModelFile
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import ConfigurationError
+from cloister.model_digest import Role
 from cloister.strictjson import JsonObject
-from cloister.worker.configuration import check_engine
+from cloister.worker.configuration import check_engines, engine_descriptions
 from cloister.worker.operation import Operation
 
 _LLAMA: Final = "llama.cpp"
 _UPSTREAM: Final = "openai-upstream"
 
 
-def engine_of(
-    configuration: JsonObject,
-    operation: Operation,
-    *,
-    model: tuple[str, Path, str] | None,
-) -> Engine:
-    """Make the engine; `model` is its name, file and measured SHA-256.
+Files = Mapping[Role, ModelFile]
 
-    ConfigurationError when the configuration describes no engine that can be made here, or
-    the one made would describe itself otherwise.
+
+def engines_of(
+    configuration: JsonObject, operation: Operation, *, models: Mapping[str, Files]
+) -> tuple[Engine, ...]:
+    """Make the engines, in order; `models` holds the measured files of each model by its name.
+
+    ConfigurationError when the configuration describes an engine that cannot be made here, one
+    made would describe itself otherwise, or a model was measured that none serves.
     """
-    described = configuration.get("engine")
+    described = engine_descriptions(configuration)
+    cores = max(1, (len(os.sched_getaffinity(0)) - 1) // len(described))
+    engines = tuple(
+        _engine(one, dataclasses.replace(operation, threads=operation.threads or cores), models)
+        for one in described
+    )
+    check_engines(configuration, engines)
+    if models.keys() - {engine.model.name for engine in engines}:
+        raise ConfigurationError(
+            "a model was measured that the worker's configuration does not serve",
+            code="configuration.engine",
+        )
+    return engines
+
+
+def _engine(described: JsonObject, operation: Operation, models: Mapping[str, Files]) -> Engine:
     try:
-        if not isinstance(described, dict):
-            raise TypeError
         match described["engine"]:
-            case kind if kind == _LLAMA and model is not None:
-                engine: Engine = _llama(described, operation, model)
+            case kind if kind == _LLAMA:
+                return _llama(described, operation, models)
             case kind if kind == _UPSTREAM and operation.upstream is not None:
-                engine = _upstream(described, operation.upstream)
+                return _upstream(described, operation.upstream)
             case _:
                 raise TypeError
     except (KeyError, TypeError, ValueError):
         raise ConfigurationError(
-            "the worker's configuration describes no engine that can be made here",
+            "the worker's configuration describes an engine that cannot be made here",
             code="configuration.engine",
         ) from None
-    check_engine(configuration, engine)
-    return engine
 
 
 def _llama(
-    described: dict[str, Any], operation: Operation, model: tuple[str, Path, str]
+    described: dict[str, Any], operation: Operation, models: Mapping[str, Files]
 ) -> LlamaEngine:
-    name, path, sha256 = model
-    with path.open("rb") as file:
-        metadata = parse_gguf(file)
+    name = described["model"]["name"]
     return LlamaEngine(
-        ModelInfo(
-            name=name,
-            sha256=sha256,
-            path=path,
-            context_length=metadata.context_length,
-            quantisation=metadata.quantisation,
-        ),
+        model_of_files(models[name], name=name),
         isolation=_isolation(described),
         settings=LlamaSettings(
             context=described["context"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,10 +26,12 @@ class Generation:
     stream: bool
     document: dict[str, Any] = field(repr=False)
     """The same, decoded."""
+    model: str
+    """Of those served, the one that was asked for."""
 
 
-def check_generation(body: bytes, *, model: str) -> Generation:
-    """Check `body` for the engine serving `model`; RefusedError says what is wrong.
+def check_generation(body: bytes, *, models: Container[str]) -> Generation:
+    """Check `body`, which names one of `models`; RefusedError says what is wrong.
 
     Fields that this worker does not know go to the engine as they are. The `provider` field's
     ACI constraints (`aci/1` section 5.3) are for the worker, so they are taken out.
@@ -39,12 +42,13 @@ def check_generation(body: bytes, *, model: str) -> Generation:
     named = document.get("model")
     if not isinstance(named, str) or not named:
         raise RefusedError(problems.NO_MODEL)
-    if named != model:
+    if named not in models:
         raise RefusedError(problems.UNKNOWN_MODEL)
     rest = _without_constraints(document)
     if rest is not document:
         body = json.dumps(rest, separators=(",", ":")).encode()
-    return Generation(body=body, stream=document.get("stream") is True, document=rest)
+    stream = document.get("stream") is True
+    return Generation(body=body, stream=stream, document=rest, model=named)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

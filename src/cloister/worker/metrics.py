@@ -11,8 +11,8 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300
 class Metrics:
     """One worker's metrics, in a registry of their own.
 
-    Labels come from fixed lists in this code: routes and status classes. None is derived from
-    who asks or what is asked.
+    Labels come from fixed lists: routes and status classes, and the models of the measured
+    configuration. None is derived from who asks or what is asked.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -61,10 +61,16 @@ class Metrics:
             "cloister_key_rotations", "Request key rotations.", registry=registry
         )
         self.engine_ready = Gauge(
-            "cloister_engine_ready", "1 while the engine answers.", registry=registry
+            "cloister_engine_ready",
+            "1 while the model's engine answers.",
+            ("model",),
+            registry=registry,
         )
         self.engine_restarts = Counter(
-            "cloister_engine_restarts", "Times the engine was started again.", registry=registry
+            "cloister_engine_restarts",
+            "Times the model's engine was started again.",
+            ("model",),
+            registry=registry,
         )
 
     def exposition(self) -> bytes:

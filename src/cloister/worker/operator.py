@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from cloister.errors import ConfigurationError
 from cloister.worker.metrics import Metrics
@@ -23,9 +24,14 @@ _MAX_CONNECTIONS: Final = 16
 
 
 class OperatorServer:
-    """``/livez``, ``/readyz`` and ``/metrics`` on a unix socket with mode 0600."""
+    """``/livez``, ``/readyz``, ``/readyz/MODEL`` and ``/metrics`` on a unix socket, mode 0600.
 
-    def __init__(self, path: Path, *, metrics: Metrics, ready: Callable[[], bool]) -> None:
+    `ready` says of each model whether a request sent now would be answered.
+    """
+
+    def __init__(
+        self, path: Path, *, metrics: Metrics, ready: Callable[[], Mapping[str, bool]]
+    ) -> None:
         self.path = path
         self._metrics = metrics
         self._ready = ready
@@ -73,14 +79,23 @@ class OperatorServer:
             case [b"GET", b"/livez", _]:
                 return _response(b"200 OK", b"alive\n")
             case [b"GET", b"/readyz", _]:
-                if self._ready():
-                    return _response(b"200 OK", b"ready\n")
-                return _response(b"503 Service Unavailable", b"not ready\n")
+                return _readiness(self._ready())
+            case [b"GET", path, _] if path.startswith(b"/readyz/"):
+                name = unquote(path.removeprefix(b"/readyz/").decode("latin-1"))
+                known = {model: ready for model, ready in self._ready().items() if model == name}
+                return _readiness(known) if known else _response(b"404 Not Found", b"unknown\n")
             case [b"GET", b"/metrics", _]:
                 content_type = self._metrics.content_type.encode()
                 return _response(b"200 OK", self._metrics.exposition(), content_type)
             case _:
                 return _response(b"404 Not Found", b"/livez /readyz /metrics\n")
+
+
+def _readiness(models: Mapping[str, bool]) -> bytes:
+    """Ready when every one of `models` is; a line for each says which is not."""
+    lines = [f"{name}: {'ready' if ready else 'not ready'}\n" for name, ready in models.items()]
+    status = b"200 OK" if all(models.values()) else b"503 Service Unavailable"
+    return _response(status, "".join(lines).encode())
 
 
 def _response(status: bytes, body: bytes, content_type: bytes = b"text/plain") -> bytes:

@@ -12,10 +12,11 @@ import sys
 from typing import Final
 
 from cloister.attester.handover import Handover
+from cloister.engine.protocol import ModelFile
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.configuration import claims_of, settings_of
-from cloister.worker.engines import engine_of
+from cloister.worker.engines import engines_of
 from cloister.worker.hardening import harden_process
 from cloister.worker.logs import EventLog, silence_loop, silence_process
 from cloister.worker.operation import Operation
@@ -66,7 +67,7 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         operator = OperatorServer(
             operation.operator_socket or handover.directory / "operator.sock",
             metrics=worker.context.metrics,
-            ready=lambda: worker.ready,
+            ready=lambda: worker.readiness,
         )
         await operator.start()
         stack.push_async_callback(operator.aclose)
@@ -80,7 +81,7 @@ async def _serve(handover: Handover, log: EventLog) -> None:
                 "host": host,
                 "port": port,
                 "keyset_digest": worker.context.keys.current.digest,
-                "model": worker.context.engine.model.name,
+                "models": list(worker.context.engines.names),
                 "api_keys_needed": not worker.context.gatekeeper.open,
                 "operator_socket": str(operator.path),
             }
@@ -91,16 +92,16 @@ async def _serve(handover: Handover, log: EventLog) -> None:
 
 
 def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
-    configuration, model = handover.configuration, handover.model
-    engine = engine_of(
-        configuration,
-        operation,
-        model=None if model is None else (model.name, model.path, model.sha256),
-    )
+    configuration = handover.configuration
+    models = {
+        name: {role: ModelFile(path=file.path, sha256=file.sha256) for role, file in files.items()}
+        for name, files in handover.models.items()
+    }
+    engines = engines_of(configuration, operation, models=models)
     return build_worker(
-        engine=engine,
+        engines=engines,
         source=handover.attester,
-        claims=claims_of(configuration, engine),
+        claims=claims_of(configuration, engines),
         log=log,
         settings=dataclasses.replace(settings_of(configuration), rate=operation.rate),
         random=os.urandom,
@@ -135,5 +136,5 @@ async def _started(worker: Worker, stop: asyncio.Event) -> bool:
         if not starting.done():
             starting.cancel()
             await asyncio.wait({starting})
-    await worker.context.engine.aclose()
+    await worker.context.engines.aclose()
     return False

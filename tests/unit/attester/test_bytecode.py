@@ -40,7 +40,7 @@ def run(python: Path, *arguments: str, env: dict[str, str] | None = None) -> str
 
 
 def look(python: Path) -> Measured:
-    return measure(Subject(python=python, configuration={}, model=None))
+    return measure(Subject(python=python, configuration={}))
 
 
 def test_poisoned_bytecode_runs_only_without_our_flags(python: Path, tmp_path: Path) -> None:

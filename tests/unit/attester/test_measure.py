@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloister.attester.installation import inspect_installation
-from cloister.attester.measure import Measured, Subject, measure, reference_values
+from cloister.attester.measure import Measured, ModelFiles, Subject, measure, reference_values
 from cloister.errors import BuildError
 from cloister.evidence.component import Component, ComponentKind
 from support.installation import install, install_editable, make_environment, site_packages
@@ -31,8 +31,7 @@ def measured(python: Path, tmp_path: Path, **configuration: str) -> Measured:
         Subject(
             python=python,
             configuration={"debug": False, **configuration},
-            model=model,
-            model_name="tiny",
+            models=(ModelFiles.of_file("tiny", model),),
             native={"engine.so": model},
         )
     )
@@ -179,8 +178,7 @@ def test_reference_values_are_those_of_the_same_subject(python: Path, tmp_path: 
         Subject(
             python=python,
             configuration={"debug": False},
-            model=tmp_path / "model.gguf",
-            model_name="tiny",
+            models=(ModelFiles.of_file("tiny", tmp_path / "model.gguf"),),
             native={"engine.so": tmp_path / "model.gguf"},
         )
     )
@@ -194,15 +192,16 @@ def test_reference_values_are_those_of_the_same_subject(python: Path, tmp_path: 
 )
 def test_what_cannot_be_measured_is_refused(python: Path, tmp_path: Path, damage: str) -> None:
     measured(python, tmp_path)
-    subject = Subject(python=python, configuration={}, model=None)
+    subject = Subject(python=python, configuration={})
     match damage:
         case "borrowed":
             config = python.parent.parent / "pyvenv.cfg"
             config.write_text(config.read_text().replace("packages = false", "packages = true"))
         case "not python":
-            subject = Subject(python=Path("/bin/true"), configuration={}, model=None)
+            subject = Subject(python=Path("/bin/true"), configuration={})
         case "no model":
-            subject = Subject(python=python, configuration={}, model=tmp_path / "missing")
+            missing = ModelFiles.of_file("tiny", tmp_path / "missing")
+            subject = Subject(python=python, configuration={}, models=(missing,))
         case "twice":
             install(python, "alpha", {}, version="1.1")
         case _:

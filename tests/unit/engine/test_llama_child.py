@@ -17,9 +17,10 @@ from cloister.engine.llama_child import OVERRIDES, RefusedError, override, param
 from cloister.engine.models import resolve_model
 from cloister.engine.sandbox import Sandbox
 from cloister.errors import ConfigurationError
+from cloister.model_digest import Role
 
 SETTINGS = {
-    "model": "/m",
+    "files": {"model": "/m"},
     "name": "n",
     "context": 512,
     "parallel": 4,
@@ -131,7 +132,7 @@ def test_sizes_and_threads() -> None:
         engine = LlamaEngine(
             model, isolation=Sandbox(landlock_abi=0), settings=settings, cores=cores
         )
-        return engine._program(0).arguments[0]
+        return engine._program({Role.MODEL: 0}).arguments[0]
 
     for cores, threads in ((1, 1), (2, 1), (8, 7)):
         assert f'"threads": {threads}' in arguments(cores, LlamaSettings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from cloister.testing.fake_engine import FakeEngine
 from cloister.worker import problems, wire
 from cloister.worker.cache_domain import CacheDomains
 from cloister.worker.configuration import (
-    check_engine,
+    check_engines,
     claims_of,
     effective_configuration,
     settings_of,
@@ -228,7 +229,7 @@ async def ask(path: Path, request: bytes) -> bytes:
 
 
 async def test_the_operator_socket(tmp_path: Path) -> None:
-    ready = False
+    ready = {"one": True, "two": False}
     path = tmp_path / "operator.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -238,8 +239,13 @@ async def test_the_operator_socket(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
         assert b" 200 " in await ask(path, b"GET /livez HTTP/1.1\r\n\r\n")
         assert b" 503 " in await ask(path, b"GET /readyz HTTP/1.1\r\n\r\n")
-        ready = True
-        assert b" 200 " in await ask(path, b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert b" 200 " in await ask(path, b"GET /readyz/one HTTP/1.1\r\n\r\n")
+        assert b" 503 " in await ask(path, b"GET /readyz/two HTTP/1.1\r\n\r\n")
+        assert b" 404 " in await ask(path, b"GET /readyz/three HTTP/1.1\r\n\r\n")
+        ready["two"] = True
+        answer = await ask(path, b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert b" 200 " in answer
+        assert answer.endswith(b"one: ready\ntwo: ready\n")
         assert b"cloister_open_requests" in await ask(path, b"GET /metrics HTTP/1.1\r\n\r\n")
         assert b" 404 " in await ask(path, b"POST /metrics HTTP/1.1\r\n\r\n")
         assert await ask(path, b"x" * 20_000 + b"\r\n\r\n") == b""
@@ -252,7 +258,7 @@ async def test_the_operator_socket_replaces_sockets_only(tmp_path: Path) -> None
     path = tmp_path / "precious"
     path.write_text("x")
     with pytest.raises(ConfigurationError):
-        await OperatorServer(path, metrics=Metrics(), ready=lambda: True).start()
+        await OperatorServer(path, metrics=Metrics(), ready=dict).start()
     assert path.read_text() == "x"
 
 
@@ -263,14 +269,14 @@ def test_the_configuration_says_all_and_reads_back() -> None:
     separation = Separation(mode=SeparationMode.PER_CLIENT, max_processes=3, recycle_requests=1)
     settings = WorkerSettings(keys=KeySettings(life_s=1800), separation=separation)
     engine = FakeEngine()
-    configuration = effective_configuration(engine, settings)
+    configuration = effective_configuration([engine], settings)
     assert configuration["debug"] is False
     assert settings_of(configuration).keys.life_s == 1800
     assert settings_of(configuration).separation == settings.separation
-    again = effective_configuration(engine, settings_of(configuration))
+    again = effective_configuration([engine], settings_of(configuration))
     assert again == configuration
-    check_engine(configuration, engine)
-    claims = claims_of(configuration, engine)
+    check_engines(configuration, [engine])
+    claims = claims_of(configuration, [engine])
     assert parse_claims(claims.encode()) == claims
     assert claims.isolation == "none (fake engine)"
     assert claims.models[0].sha256 == "0" * 64
@@ -290,7 +296,7 @@ def test_the_configuration_says_all_and_reads_back() -> None:
     ],
 )
 def test_other_configurations_are_refused(change: dict[str, Any]) -> None:
-    configuration = effective_configuration(FakeEngine(), WorkerSettings())
+    configuration = effective_configuration([FakeEngine()], WorkerSettings())
     settings_of(configuration)
     with pytest.raises(ConfigurationError):
         settings_of({**configuration, **change})
@@ -298,7 +304,7 @@ def test_other_configurations_are_refused(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [-1, True, "1", 1.5, None, 0])
 def test_settings_are_whole_numbers_in_range(value: Any) -> None:
-    configuration = effective_configuration(FakeEngine(), WorkerSettings())
+    configuration = effective_configuration([FakeEngine()], WorkerSettings())
     worker: Any = configuration["worker"]
     padding = {**worker["padding"], "stream_bucket": value}
     with pytest.raises(ConfigurationError):
@@ -322,7 +328,7 @@ def test_settings_are_whole_numbers_in_range(value: Any) -> None:
     ],
 )
 def test_how_people_are_kept_apart_is_said_in_known_words(change: dict[str, Any]) -> None:
-    configuration = effective_configuration(FakeEngine(), WorkerSettings())
+    configuration = effective_configuration([FakeEngine()], WorkerSettings())
     separation: Any = configuration["separation"]
     settings_of({**configuration, "separation": {**separation, "recycle_requests": 7}})
     with pytest.raises(ConfigurationError):
@@ -331,20 +337,25 @@ def test_how_people_are_kept_apart_is_said_in_known_words(change: dict[str, Any]
 
 def test_another_engine_than_the_measured_one_is_refused() -> None:
     engine = FakeEngine()
-    configuration = effective_configuration(engine, WorkerSettings())
-    check_engine(configuration, engine)
-    described: Any = configuration["engine"]
-    changes: list[dict[str, Any]] = [
-        {"engine": {**described, "engine": "other"}},
-        {"isolation": {"mode": "sandbox"}},
-        {"managed": False},
-        {"termination": "in-engine"},
+    configuration = effective_configuration([engine], WorkerSettings())
+    check_engines(configuration, [engine])
+    described: Any = configuration["engines"]
+    mismatch, unreadable = "configuration.engine_mismatch", "configuration.worker"
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"engines": [{**described[0], "engine": "other"}]}, mismatch),
+        ({"engines": [*described, *described]}, mismatch),
+        ({"engines": []}, unreadable),
+        ({"engines": ["fake"]}, unreadable),
+        ({"engines": None}, unreadable),
+        ({"isolation": {"mode": "sandbox"}}, mismatch),
+        ({"managed": False}, mismatch),
+        ({"termination": "in-engine"}, mismatch),
     ]
-    for change in changes:
+    for change, code in changes:
         changed = {**configuration, **change}
         with pytest.raises(ConfigurationError) as refused:
-            check_engine(changed, engine)
-        assert refused.value.code == "configuration.engine_mismatch"
+            check_engines(changed, [engine])
+        assert refused.value.code == code
 
 
 class Described(FakeEngine):
@@ -372,10 +383,31 @@ class Described(FakeEngine):
 def test_whose_engine_it_is_and_where_the_seal_ends_is_what_the_engine_says(
     said: dict[str, object], managed: bool, termination: str
 ) -> None:
-    configuration = effective_configuration(Described(**said), WorkerSettings())
+    configuration = effective_configuration([Described(**said)], WorkerSettings())
     assert configuration["managed"] is managed
     assert configuration["termination"] == termination
     assert separation_mode(configuration) == "shared"
+
+
+def test_all_engines_of_a_worker_are_held_alike_and_named_apart() -> None:
+    second = {"name": "second", "sha256": "0" * 64}
+    model = dataclasses.replace(FakeEngine().model, name="second")
+    engines = [FakeEngine(), Described(model=second)]
+    engines[1].model = model
+    configuration = effective_configuration(engines, WorkerSettings())
+    check_engines(configuration, engines)
+    assert [claim.name for claim in claims_of(configuration, engines).models] == ["fake", "second"]
+    for said, code in (
+        ({"managed": False}, "configuration.isolation"),
+        ({"isolation": {"mode": "sandbox"}}, "configuration.isolation"),
+        ({}, "configuration.model_name"),
+    ):
+        other = Described(**said)
+        if said:
+            other.model = model
+        with pytest.raises(ConfigurationError) as refused:
+            effective_configuration([FakeEngine(), other], WorkerSettings())
+        assert refused.value.code == code
 
 
 def test_a_verifier_knows_every_way_of_keeping_people_apart() -> None:

@@ -54,6 +54,7 @@ MAX_NAMED: Final = 4
 
 _CLAIM_OF_KIND: Final = {
     ComponentKind.MODEL: MODEL,
+    ComponentKind.MODEL_FILE: MODEL,
     ComponentKind.DISTRIBUTION: PACKAGES,
     ComponentKind.CONFIGURATION: CONFIGURATION,
 }
@@ -147,7 +148,7 @@ def _model(
 ) -> None:
     """Step 1: another file, another name and one model too many are all the wrong model."""
     models = [component for component in components if component.kind is ComponentKind.MODEL]
-    others = [component for component in wrong if component.kind is ComponentKind.MODEL]
+    others = [component for component in wrong if _CLAIM_OF_KIND.get(component.kind) == MODEL]
     if others:
         ledger.refuse(
             MODEL,

@@ -7,7 +7,7 @@ input or output, or knows who asks.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from cloister.worker.compat import cosmian, triton
 from cloister.worker.compat.translation import Translation
@@ -25,14 +25,16 @@ def dialect_of(path: str, enabled: Collection[Dialect]) -> Dialect | None:
 
 
 def translate(
-    dialect: Dialect, fields: RequestFields, body: bytes, *, model: str
+    dialect: Dialect, fields: RequestFields, body: bytes, *, models: Sequence[str]
 ) -> Translation | None:
     """Translate one request; None where it only asks whether the worker is there.
+
+    The first of `models` answers where the dialect names none.
 
     RefusedError says what is wrong with it, and never repeats any of it.
     """
     match dialect:
         case Dialect.COSMIAN:
-            return cosmian.translate(fields, body, model=model)
+            return cosmian.translate(fields, body, model=models[0])
         case Dialect.TRITON:
-            return triton.translate(fields, body, model=model)
+            return triton.translate(fields, body, models=models)

@@ -1,7 +1,7 @@
 """Triton Inference Server's generate extension, with the fields of TensorRT-LLM's ensemble.
 
-Triton's protocol extension "generate" (server, docs/protocol/extension_generate.md) for one
-model, which is called by its own name or ``ensemble``, as BlindLlama's client does.
+Triton's protocol extension "generate" (server, docs/protocol/extension_generate.md). A model is
+called by its own name, the first one also ``ensemble``, as BlindLlama's client does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -81,7 +81,7 @@ _UNKNOWN_FIELD: Final = problems.bad_request(
 )
 
 
-def translate(fields: RequestFields, body: bytes, *, model: str) -> Translation:
+def translate(fields: RequestFields, body: bytes, *, models: Sequence[str]) -> Translation:
     """Translate one request; RefusedError if it is wrong."""
     found = _PATH.fullmatch(fields.path)
     if found is None:
@@ -89,7 +89,8 @@ def translate(fields: RequestFields, body: bytes, *, model: str) -> Translation:
     if fields.method != "POST":
         raise RefusedError(problems.WRONG_METHOD)
     named = unquote(found[1])
-    if named not in (model, ENSEMBLE) or found[2] not in (None, VERSION):
+    model = models[0] if named == ENSEMBLE else named
+    if model not in models or found[2] not in (None, VERSION):
         raise RefusedError(problems.UNKNOWN_MODEL)
     stream = found[3] == "generate_stream"
     members = _flattened(parse_object(body))

@@ -29,7 +29,7 @@ def read(method: str, path: str, body: object = None, *, query: str = "") -> Tra
         date=0.0,
     )
     encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return translate(Dialect.COSMIAN, fields, encoded, model="m")
+    return translate(Dialect.COSMIAN, fields, encoded, models=["m"])
 
 
 def asked(translation: Translation | None) -> dict[str, Any]:

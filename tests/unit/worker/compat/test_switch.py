@@ -18,7 +18,7 @@ from cloister.worker.settings import Dialect, WorkerSettings
 
 def configured(*dialects: Dialect) -> dict[str, Any]:
     settings = WorkerSettings(compat=frozenset(dialects))
-    return dict(effective_configuration(FakeEngine(), settings))
+    return dict(effective_configuration([FakeEngine()], settings))
 
 
 def test_they_are_off_unless_named() -> None:
@@ -51,9 +51,9 @@ def test_they_stand_in_the_claims_and_read_back() -> None:
     configuration = configured(Dialect.TRITON, Dialect.COSMIAN)
     assert configuration["worker"]["compat"] == ["cosmian", "triton"]
     assert settings_of(configuration).compat == frozenset(Dialect)
-    claims = claims_of(configuration, FakeEngine())
+    claims = claims_of(configuration, [FakeEngine()])
     assert parse_claims(claims.encode()).configuration == configuration
-    assert claims.subject != claims_of(configured(), FakeEngine()).subject
+    assert claims.subject != claims_of(configured(), [FakeEngine()]).subject
 
 
 @pytest.mark.parametrize(

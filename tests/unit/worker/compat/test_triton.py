@@ -17,6 +17,7 @@ from cloister.worker.settings import Dialect
 ENSEMBLE = "/v2/models/ensemble/generate"
 BLINDLLAMA = {"text_input": "hello", "max_tokens": 20, "bad_words": "", "stop_words": ""}
 MODEL = "org/model-7b"
+OTHER = "org/other-1b"
 
 
 def read(body: object, path: str = ENSEMBLE, *, method: str = "POST") -> Translation:
@@ -30,7 +31,7 @@ def read(body: object, path: str = ENSEMBLE, *, method: str = "POST") -> Transla
         bearer=None,
         date=0.0,
     )
-    found = translate(Dialect.TRITON, fields, json.dumps(body).encode(), model=MODEL)
+    found = translate(Dialect.TRITON, fields, json.dumps(body).encode(), models=[MODEL, OTHER])
     assert found is not None
     return found
 
