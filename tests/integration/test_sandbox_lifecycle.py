@@ -85,7 +85,7 @@ def test_confining_takes_away_dumps_and_files_before_any_filter() -> None:
         "dumpable = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)\n"
         "assert dumpable() == 1\n"
         "assert open('/etc/passwd').read()\n"
-        "confine.confine(tempfile.gettempdir(), 0)\n"
+        "confine.confine(tempfile.gettempdir(), (0, 0, 0, 0))\n"
         "assert dumpable() == 0\n"
         "try:\n"
         "    open('/etc/passwd')\n"

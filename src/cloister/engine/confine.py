@@ -5,8 +5,9 @@ possible. Everything before `runpy` is this project's code; everything after it 
 and finds the door closed. It speaks on one socket, in words of a fixed vocabulary
 (`cloister.engine.status`); it writes nothing to its output.
 
-Usage: ``confine.py CONTROL_FD MEMORY_BYTES SOCKET_DIRECTORY PROGRAM [ARGUMENTS...]``. A memory
-limit of 0 is none. With ``unsafe`` for MEMORY_BYTES nothing at all is given up.
+Usage: ``confine.py CONTROL_FD BOUNDS SOCKET_DIRECTORY PROGRAM [ARGUMENTS...]``. BOUNDS are four
+numbers with commas between them: bytes of memory, bytes of addresses, threads, descriptors; 0 is
+no limit. With ``unsafe`` for BOUNDS nothing at all is given up.
 """
 
 from __future__ import annotations
@@ -22,18 +23,36 @@ from cloister.engine import landlock, seccomp
 
 _PR_SET_DUMPABLE = 4
 _READABLE = ("/app", "/data", "/lib", "/lib64", "/python")
+_NICE = 5  # a program that spins leaves the worker three parts of four of a contended core
 
 
 def _limit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
     resource.setrlimit(which, (value, value))
 
 
-def confine(socket_directory: str, memory: int) -> int:
-    """Give up all but what an engine needs; return the Landlock ABI that is enforced."""
+def _set_limits(memory: int, addresses: int, threads: int, descriptors: int) -> None:
+    """Bound what the kernel counts. Nothing here can be raised again."""
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)  # not a byte into any file
+    _limit(resource.RLIMIT_MEMLOCK, 0)
     if memory:
-        _limit(resource.RLIMIT_AS, memory)
+        _limit(resource.RLIMIT_DATA, memory)
+    if addresses:
+        _limit(resource.RLIMIT_AS, addresses)
+    if threads:
+        # The kernel exempts root, whom the sandbox maps too: see `cloister.engine.warden`.
+        _limit(resource.RLIMIT_NPROC, threads)
+    if descriptors:
+        _limit(resource.RLIMIT_NOFILE, descriptors)
+
+
+def confine(socket_directory: str, bounds: tuple[int, int, int, int]) -> int:
+    """Give up all but what an engine needs; return the Landlock ABI that is enforced."""
+    _set_limits(*bounds)
+    os.nice(_NICE)
     zero = ctypes.c_ulong(0)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, zero, zero, zero, zero) != 0:
@@ -49,6 +68,12 @@ def confine(socket_directory: str, memory: int) -> int:
     return version
 
 
+def _close_all_but(control: int) -> None:
+    """Close what the worker had open for bubblewrap's eyes only."""
+    os.closerange(3, control)
+    os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
 def main() -> None:
     """Announce the socket directory, confine, announce that, and run the program."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -60,8 +85,10 @@ def main() -> None:
         control.send(b"unconfined")
     else:
         try:
-            version = confine(socket_directory, int(mode))
-        except OSError:
+            memory, addresses, threads, descriptors = map(int, mode.split(","))
+            _close_all_but(control.fileno())
+            version = confine(socket_directory, (memory, addresses, threads, descriptors))
+        except (OSError, ValueError):
             control.send(b"confine-failed")
             os._exit(3)
         control.send(b"confined-%d" % version)

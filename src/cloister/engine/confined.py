@@ -15,12 +15,13 @@ import os
 import signal
 import socket
 import stat
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from cloister.engine import status
+from cloister.engine import status, warden
 from cloister.errors import EngineError, SandboxError
 
 _READ: Final = 65_536
@@ -38,9 +39,13 @@ class Program:
 
     It is called with the control socket's descriptor, the socket directory and `arguments`.
     `packages` are importable, `files` are readable at the given paths inside (below
-    ``/data``), `native` are files whose shared libraries must be there. `memory` limits its
-    address space in bytes, 0 not at all. A file that was opened already is named below
-    `DESCRIPTORS`, by a descriptor in `inherited`: what is then read is what was opened.
+    ``/data``), `native` are files whose shared libraries must be there. A file that was opened
+    already is named below `DESCRIPTORS`, by a descriptor in `inherited`: what is then read is
+    what was opened.
+
+    `memory` bounds what it may fill (private writable memory, stacks included) and `addresses`
+    all that it may map, mapped files and reservations included, both in bytes; `threads` and
+    `descriptors` are counts. 0 is no bound.
     """
 
     script: Path
@@ -50,6 +55,14 @@ class Program:
     native: tuple[Path, ...] = ()
     inherited: tuple[int, ...] = ()
     memory: int = 0
+    addresses: int = 0
+    threads: int = 256
+    descriptors: int = 1_280
+
+    @property
+    def bounds(self) -> str:
+        """The four of them as `cloister.engine.confine` takes them."""
+        return f"{self.memory},{self.addresses},{self.threads},{self.descriptors}"
 
 
 class Isolation(Protocol):
@@ -74,6 +87,7 @@ class Confined:
         control: socket.socket,
         *,
         info: int | None = None,
+        threads: int = 0,
         cleanup: contextlib.ExitStack | None = None,
     ) -> None:
         self._process = process
@@ -83,6 +97,10 @@ class Confined:
         self._info = info
         self._inner: int | None = None  # pidfd of the sandbox's first process
         self._directory: int | None = None
+        self._sealed = False
+        self._threads = threads
+        self._program = 0  # the program's own process
+        self._warden: asyncio.Task[None] | None = None
         self._early = b""
         self._keep_early = True
         self.output_bytes = 0  # how much it has written to stdout and stderr, for metrics
@@ -118,7 +136,7 @@ class Confined:
         EngineError if the program ends or says anything else.
         """
         await self._readable()
-        word, descriptors, _, _ = socket.recv_fds(self._control, status.MAX_WORD, 1)
+        word, descriptors, self._program = _first_word(self._control)
         self._descriptors.extend(descriptors)
         if word != status.DIRECTORY or len(descriptors) != 1:
             raise EngineError("the confined program did not start", code="engine.start")
@@ -130,6 +148,15 @@ class Confined:
         self._inner = self._find_inner()
         if self._inner is not None:
             self._descriptors.append(self._inner)
+            self._warden = asyncio.create_task(warden.keep_watch(self._excess, self._kill))
+
+    def _excess(self) -> str | None:
+        """What the program has too much of, of what only a look can bound."""
+        if self._threads and warden.threads_of(self._program) > self._threads:
+            return "threads"
+        if self._directory is None or self._sealed:
+            return None
+        return "files" if warden.entries_of(self._directory) > warden.MAX_ENTRIES else None
 
     def _find_inner(self) -> int | None:
         """Read from bubblewrap which process is the sandbox's first, and hold on to it.
@@ -177,6 +204,7 @@ class Confined:
 
         The path goes through this process's own descriptor of the socket itself: whatever the
         program later puts in its place (a link to a socket of the host, say) is not followed.
+        From now on nothing more can be made in the directory.
         """
         directory = self._directory
         if directory is None:
@@ -190,7 +218,21 @@ class Confined:
         found = os.fstat(descriptor)
         if not stat.S_ISSOCK(found.st_mode) or found.st_dev != os.fstat(directory).st_dev:
             raise EngineError("the engine's socket is not a socket", code="engine.start")
+        self._seal(directory)
         return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+    def _seal(self, directory: int) -> None:
+        if self._inner is None:  # without a sandbox the directory is the host's, and cleaned up
+            return
+        try:
+            Path(f"/proc/self/fd/{directory}").chmod(0o500)
+        except OSError:
+            raise SandboxError(
+                "the engine's socket directory cannot be sealed", code="sandbox.start"
+            ) from None
+        self._sealed = True
+        if self._warden is not None and not self._threads:
+            self._warden.cancel()  # nothing is left to be counted
 
     async def watch(self) -> None:
         """Return when the program has ended; end it if it says another word."""
@@ -209,14 +251,19 @@ class Confined:
         """Wait for the process to end and return its status."""
         return await self._process.wait()
 
-    async def aclose(self) -> None:
-        """Kill the program and wait until no process of it is left. Safe to call twice."""
+    def _kill(self) -> None:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 if self._inner is not None:
                     signal.pidfd_send_signal(self._inner, signal.SIGKILL)
                 else:
                     self._process.kill()
+
+    async def aclose(self) -> None:
+        """Kill the program and wait until no process of it is left. Safe to call twice."""
+        if self._warden is not None:
+            self._warden.cancel()
+        self._kill()
         try:
             async with asyncio.timeout(_END):
                 await self._process.wait()
@@ -235,3 +282,21 @@ class Confined:
             while self._descriptors:
                 os.close(self._descriptors.pop())
             self._cleanup.close()
+
+
+def _first_word(control: socket.socket) -> tuple[bytes, list[int], int]:
+    """Receive one word, at most one descriptor with it, and which process sent it.
+
+    The kernel says which (SO_PASSCRED): the program itself could not lie about it.
+    """
+    credentials = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+    room = socket.CMSG_SPACE(credentials.size) + socket.CMSG_SPACE(4)
+    word, ancillary, _, _ = control.recvmsg(status.MAX_WORD, room)
+    descriptors: list[int] = []
+    sender = 0
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors += struct.unpack(f"={len(data) // 4}i", data)
+        elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            sender = credentials.unpack(data)[0]
+    return word, descriptors, sender

@@ -91,13 +91,15 @@ class Sandbox:
             arguments = [bwrap, *_bwrap_arguments(binds, filter_fd, info_end), "--"]
             arguments += ["/python/bin/python3", *_FLAGS, "/app/confine.py"]
             tail = [
-                str(program.memory),
+                program.bounds,
                 _SOCKETS,
                 f"/app/{program.script.name}",
                 *program.arguments,
             ]
             keep = (filter_fd, info_end, *program.inherited)
-            confined = await spawning.start(arguments, tail, keep=keep, info=info)
+            # The kernel's own limit binds everybody but root.
+            watched = program.threads if os.geteuid() == 0 else 0
+            confined = await spawning.start(arguments, tail, keep=keep, info=info, threads=watched)
         except BaseException:
             os.close(info)
             raise

@@ -8,8 +8,9 @@ bubblewrap loads just before it executes the interpreter, and `run_filter`, whic
 confinement program adds before any code of the engine is loaded. What both allow is allowed.
 
 `run_filter` leaves no way to execute a program, to make a process (threads only), to open a
-file for writing, to connect a socket, to make any but a unix stream socket, or to map memory
-both writable and executable.
+file for writing, to connect a socket or send to an address, to make any but a unix stream
+socket, to attach a program to one, to make memory executable that was written, or to share
+memory.
 """
 
 from __future__ import annotations
@@ -37,7 +38,18 @@ _ENOSYS: Final = 0x00050026  # what makes glibc fall back from clone3 to clone
 _CLONE_THREAD: Final = 0x00010000
 _CLONE_NEW: Final = 0x7E020000 | 0x00000080  # every CLONE_NEW* flag
 _AF_UNIX: Final = 1
-_WRITE_EXEC: Final = 0x2 | 0x4  # PROT_WRITE, PROT_EXEC
+_SOCK_STREAM: Final = 1
+_TYPE_MASK: Final = 0xF  # without SOCK_CLOEXEC and SOCK_NONBLOCK
+_EXEC: Final = 0x4  # PROT_EXEC
+_WRITE_EXEC: Final = 0x2 | _EXEC  # PROT_WRITE, PROT_EXEC
+_SHARED: Final = 0x01  # MAP_SHARED, and a bit of MAP_SHARED_VALIDATE
+_SHARED_ANONYMOUS: Final = 0x20 | _SHARED
+_HUGE: Final = 0x40000  # MAP_HUGETLB
+_GROWS_DOWN: Final = 0x100  # MAP_GROWSDOWN
+_MERGEABLE: Final = 12  # MADV_MERGEABLE
+_SO_PEERPIDFD: Final = 77
+# SO_REUSEADDR, SO_RCVTIMEO, SO_SNDTIMEO (each old and new) and TCP_NODELAY: what servers set
+_OPTIONS: Final = (2, 20, 21, 66, 67, 1)
 # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND and the bit that is O_TMPFILE's own
 _OPEN_FOR_WRITING: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000
 
@@ -46,8 +58,9 @@ _OPEN_FOR_WRITING: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000
 class Rule:
     """Allow `name` if, where `argument` is given, ``args[argument] & mask == value``.
 
-    With `refuse` it is the other way round. Only the low 32 bits are compared: the kernel
-    looks at no more of any argument tested here.
+    Any of `others` is as good as `value`. With `refuse` it is the other way round. Only the
+    low 32 bits are compared: the kernel looks at no more of any argument tested here. Of
+    several rules with one name all have to be met.
     """
 
     name: str
@@ -55,6 +68,7 @@ class Rule:
     mask: int = 0xFFFFFFFF
     value: int = 0
     refuse: bool = False
+    others: tuple[int, ...] = ()
 
 
 # Numbers: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
@@ -91,6 +105,7 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "getgid": (104, 176),
     "getpeername": (52, 205),
     "getpid": (39, 172),
+    "getpriority": (140, 141),
     "getrandom": (318, 278),
     "getrlimit": (97, 163),
     "getsockname": (51, 204),
@@ -135,6 +150,7 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "sendto": (44, 206),
     "set_robust_list": (273, 99),
     "set_tid_address": (218, 96),
+    "setpriority": (141, 140),
     "setsockopt": (54, 208),
     "shutdown": (48, 210),
     "sigaltstack": (131, 132),
@@ -152,10 +168,10 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
 #: Seen in a trace of start, generation, refusal and a client that goes away.
 _SEEN: Final = (
     "accept4", "bind", "brk", "clock_nanosleep", "close", "exit", "exit_group", "fadvise64",
-    "futex", "getdents64", "getpeername", "getsockname", "getsockopt", "gettid", "listen",
-    "lseek", "madvise", "munmap", "newfstatat", "poll", "read", "recvfrom", "rseq",
-    "rt_sigaction", "rt_sigprocmask", "sched_getaffinity", "sendto", "set_robust_list",
-    "setsockopt", "shutdown", "sysinfo",
+    "futex", "getdents64", "getpeername", "getsockname", "gettid", "listen",
+    "lseek", "munmap", "newfstatat", "poll", "read", "recvfrom", "rseq",
+    "rt_sigaction", "rt_sigprocmask", "sched_getaffinity", "set_robust_list",
+    "shutdown", "sysinfo",
 )  # fmt: skip
 #: Not in that trace, but on ways it did not take: clocks without a vDSO, growing of large
 #: blocks, reading a model that is not mapped, output, spinning threads, resumed calls, and
@@ -168,16 +184,25 @@ _SPARE: Final = (
 #: For the interpreter's start, bubblewrap's reaper and the act of confining. Never for the engine.
 _BOOT_ONLY: Final = (
     "access", "arch_prctl", "close_range", "dup", "epoll_create1", "execve", "faccessat",
-    "faccessat2", "fcntl", "fstatfs", "getcwd", "getegid", "geteuid", "getgid", "getrlimit",
-    "getuid", "ioctl", "landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self",
-    "mmap", "mprotect", "open", "openat", "prctl", "prlimit64", "readlink", "readlinkat",
-    "seccomp", "sendmsg", "set_tid_address", "sigaltstack", "statfs", "statx", "uname", "wait4",
+    "faccessat2", "fcntl", "fstatfs", "getcwd", "getegid", "geteuid", "getgid", "getpriority",
+    "getrlimit", "getuid", "ioctl", "landlock_add_rule", "landlock_create_ruleset",
+    "landlock_restrict_self", "mmap", "mprotect", "open", "openat", "prctl", "prlimit64",
+    "readlink", "readlinkat", "seccomp", "sendmsg", "set_tid_address", "setpriority",
+    "sigaltstack", "statfs", "statx", "uname", "wait4",
 )  # fmt: skip
 
 _COMMON: Final = (
     *(Rule(name=name) for name in (*_SEEN, *_SPARE)),
     Rule(name="clone", argument=0, mask=_CLONE_THREAD | _CLONE_NEW, value=_CLONE_THREAD),
     Rule(name="socket", argument=0, value=_AF_UNIX),
+    Rule(name="socket", argument=1, mask=_TYPE_MASK, value=_SOCK_STREAM),
+    Rule(name="sendto", argument=5, value=0),  # no address: only to whoever connected
+    # No packet filters: they are programs that run in the kernel.
+    Rule(name="setsockopt", argument=2, value=_OPTIONS[0], others=_OPTIONS[1:]),
+    # A handle on the worker's process, for whoever accepted a connection of its.
+    Rule(name="getsockopt", argument=2, value=_SO_PEERPIDFD, refuse=True),
+    # Pages made equal to others' of their kind: by timing, a look into other processes.
+    Rule(name="madvise", argument=2, value=_MERGEABLE, refuse=True),
 )
 #: What the interpreter needs between bubblewrap's last step and `RUN_RULES`.
 BOOT_RULES: Final = (*_COMMON, *(Rule(name=name) for name in _BOOT_ONLY))
@@ -187,7 +212,13 @@ RUN_RULES: Final = (
     Rule(name="open", argument=1, mask=_OPEN_FOR_WRITING, value=0),
     Rule(name="openat", argument=2, mask=_OPEN_FOR_WRITING, value=0),
     Rule(name="mmap", argument=2, mask=_WRITE_EXEC, value=_WRITE_EXEC, refuse=True),
-    Rule(name="mprotect", argument=2, mask=_WRITE_EXEC, value=_WRITE_EXEC, refuse=True),
+    # RLIMIT_DATA does not count memory that is shared, or that grows as a stack does; huge pages
+    # are taken from a pool of the whole machine.
+    Rule(name="mmap", argument=3, mask=_SHARED_ANONYMOUS, value=_SHARED_ANONYMOUS, refuse=True),
+    Rule(name="mmap", argument=3, mask=_GROWS_DOWN, value=_GROWS_DOWN, refuse=True),
+    Rule(name="mmap", argument=3, mask=_HUGE, value=_HUGE, refuse=True),
+    # What is executable comes from a file, as it is: never from memory that was written.
+    Rule(name="mprotect", argument=2, mask=_EXEC, value=_EXEC, refuse=True),
 )
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -205,19 +236,28 @@ def _number(name: str, arch: Arch) -> int | None:
     return x86_64 if arch is Arch.X86_64 else aarch64
 
 
-def _block(rule: Rule, number: int) -> bytes:
+def _block(rules: list[Rule], number: int) -> bytes:
     """Instructions that decide about one system call, or fall through to the next block."""
-    if rule.argument is None:
-        return _instruction(_EQUAL, number, 0, 1) + _instruction(_RETURN, _ALLOW)
-    met, unmet = (_EPERM, _ALLOW) if rule.refuse else (_ALLOW, _EPERM)
-    body = (
-        _instruction(_LOAD, 16 + 8 * rule.argument)
-        + _instruction(_AND, rule.mask)
-        + _instruction(_EQUAL, rule.value, 0, 1)
-        + _instruction(_RETURN, met)
-        + _instruction(_RETURN, unmet)
-    )
+    body = b"".join(_test(rule) for rule in rules if rule.argument is not None)
+    body += _instruction(_RETURN, _ALLOW)
     return _instruction(_EQUAL, number, 0, len(body) // 8) + body
+
+
+def _test(rule: Rule) -> bytes:
+    """Instructions that go on if the rule is met, and end the filter otherwise."""
+    values = (rule.value, *rule.others)
+    # To the instruction after the refusal if met; `refuse` swaps the two ways.
+    met, unmet = (0, 1) if rule.refuse else (1, 0)
+    tests = [
+        _instruction(_EQUAL, value, left + met, 0 if left else unmet)
+        for left, value in zip(range(len(values) - 1, -1, -1), values, strict=True)
+    ]
+    return (
+        _instruction(_LOAD, 16 + 8 * (rule.argument or 0))
+        + _instruction(_AND, rule.mask)
+        + b"".join(tests)
+        + _instruction(_RETURN, _EPERM)
+    )
 
 
 def assemble(rules: Iterable[Rule], arch: Arch) -> bytes:
@@ -234,10 +274,13 @@ def assemble(rules: Iterable[Rule], arch: Arch) -> bytes:
         _instruction(_EQUAL, _number("clone3", arch) or 0, 0, 1),
         _instruction(_RETURN, _ENOSYS),
     ]
+    named: dict[str, list[Rule]] = {}
     for rule in rules:
-        number = _number(rule.name, arch)
+        named.setdefault(rule.name, []).append(rule)
+    for name, its in named.items():
+        number = _number(name, arch)
         if number is not None:
-            program.append(_block(rule, number))
+            program.append(_block(its, number))
     program.append(_instruction(_RETURN, _EPERM))
     return b"".join(program)
 

@@ -65,11 +65,16 @@ async def start(
     *,
     keep: tuple[int, ...] = (),
     info: int | None = None,
+    threads: int = 0,
     cleanup: contextlib.ExitStack | None = None,
 ) -> Confined:
-    """Start a process with a control socket, no environment and its output in a pipe."""
+    """Start a process with a control socket, no environment and its output in a pipe.
+
+    With `threads` the program is ended when it has more of them.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # so that it knows who speaks
     with theirs:
         try:
             process = await asyncio.create_subprocess_exec(
@@ -89,7 +94,7 @@ async def start(
             raise SandboxError(
                 f"the sandbox's program does not start (errno {error.errno})", code="sandbox.start"
             ) from None
-    return Confined(process, ours, info=info, cleanup=cleanup)
+    return Confined(process, ours, info=info, threads=threads, cleanup=cleanup)
 
 
 async def confirm(

@@ -118,10 +118,40 @@ def test_files_are_opened_for_reading_only(arch: Arch) -> None:
 @ARCHES
 @pytest.mark.parametrize("name", ["mmap", "mprotect"])
 def test_no_memory_is_writable_and_executable(arch: Arch, name: str) -> None:
-    for protection in (0, 1, 3, 5):
+    for protection in (0, 1, 3):
         assert verdict(RUN_RULES, arch, name, 0, 0, protection) == ALLOW
     for protection in (6, 7):
         assert verdict(RUN_RULES, arch, name, 0, 0, protection) == EPERM
+    # Executable from the start, as files are mapped; not afterwards.
+    later = EPERM if name == "mprotect" else ALLOW
+    assert verdict(RUN_RULES, arch, name, 0, 0, 5) == later
+
+
+@ARCHES
+def test_memory_is_private_counted_and_of_ordinary_pages(arch: Arch) -> None:
+    private, shared_file = 0x22, 0x01
+    assert verdict(RUN_RULES, arch, "mmap", 0, 0, 3, private) == ALLOW
+    assert verdict(RUN_RULES, arch, "mmap", 0, 0, 1, shared_file) == ALLOW
+    for flags in (0x21, 0x23, private | 0x40000, private | 0x100):
+        assert verdict(RUN_RULES, arch, "mmap", 0, 0, 3, flags) == EPERM
+    assert verdict(RUN_RULES, arch, "madvise", 0, 0, 4) == ALLOW
+    assert verdict(RUN_RULES, arch, "madvise", 0, 0, 12) == EPERM
+
+
+@ARCHES
+def test_sockets_stream_to_whoever_connected_and_run_no_programs(arch: Arch) -> None:
+    for kind in (1, 1 | 0o2000000, 1 | 0o4000):
+        assert verdict(RUN_RULES, arch, "socket", 1, kind) == ALLOW
+    for kind in (2, 3, 5, 2 | 0o2000000):
+        assert verdict(RUN_RULES, arch, "socket", 1, kind) == EPERM
+    assert verdict(RUN_RULES, arch, "sendto", 3, 9, 9, 0, 0, 0) == ALLOW
+    assert verdict(RUN_RULES, arch, "sendto", 3, 9, 9, 0, 9, 16) == EPERM
+    for option in (1, 2, 20, 21, 66, 67):
+        assert verdict(RUN_RULES, arch, "setsockopt", 3, 1, option) == ALLOW
+    for option in (0, 3, 26, 50, 51, 52, 76):
+        assert verdict(RUN_RULES, arch, "setsockopt", 3, 1, option) == EPERM
+    assert verdict(RUN_RULES, arch, "getsockopt", 3, 1, 17) == ALLOW
+    assert verdict(RUN_RULES, arch, "getsockopt", 3, 1, 77) == EPERM
 
 
 def test_the_engine_gets_nothing_that_only_starting_needs() -> None:
