@@ -1,20 +1,13 @@
 """The channel against independent implementations from npm, run by Node.js.
 
-`tests/interop/node/` pins them by hash. They are installed once beside the running
-interpreter's packages, where `make clean` removes them with the rest.
+`tests/interop/node/` pins them by hash; `support.node` installs and runs them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,10 +34,10 @@ from cloister.channel.hpke import (
 )
 from cloister.channel.ohttp import MAX_CHUNK, ServerKey, ServerRequest
 from support.channel import joined
+from support.node import Peer, running
 
 pytestmark = pytest.mark.node
 
-SOURCES = Path(__file__).parents[1] / "interop" / "node"
 SUITES = [Suite(kem, Kdf.HKDF_SHA256, aead) for kem in Kem for aead in Aead]
 MESSAGES = [b"", b"first", b"x" * 300]
 BODY = '{"messages":[{"role":"user","content":"Grüezi"}]}'.encode()
@@ -52,42 +45,6 @@ BODY = '{"messages":[{"role":"user","content":"Grüezi"}]}'.encode()
 
 def name(suite: Suite) -> str:
     return f"{suite.kem.name}-{suite.aead.name}"
-
-
-class Peer:
-    """A running Node.js process that answers one command at a time."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"name": command, **arguments}) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert "error" not in answer, answer
-        return answer
-
-
-def installed() -> Path:
-    """Return a directory with the packages of the lock file, installed once per lock."""
-    digest = hashlib.sha256()
-    for source in ("package.json", "package-lock.json"):
-        digest.update((SOURCES / source).read_bytes())
-    home = Path(sys.prefix) / "interop-node" / digest.hexdigest()[:16]
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(f"{home}.{hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]}")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        for source in ("package.json", "package-lock.json"):
-            shutil.copy(SOURCES / source, work)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"npm could not install {SOURCES}:\n{done.stderr}"
-        work.rename(home)
-    shutil.copy(SOURCES / "peer.mjs", home)
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +55,8 @@ def peer() -> Iterator[Peer]:
             warnings.simplefilter("always")
             warnings.warn(reason, stacklevel=1)
         pytest.skip(reason)
-    with subprocess.Popen(
-        ["node", "peer.mjs"],
-        cwd=installed(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        running = Peer(process)
-        running.ask("versions")
-        yield running
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=10) == 0
+    with running("peer.mjs") as process:
+        yield process
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=name)

@@ -22,7 +22,7 @@ KEPT: Final = "call_"
 def normalised(value: Any) -> Any:
     """`value` (or what a model of an SDK dumps) without what is `VOLATILE`."""
     if hasattr(value, "model_dump"):
-        value = value.model_dump()
+        value = value.model_dump(warnings=False)  # the SDK types what it parsed as none
     if isinstance(value, Mapping):
         return {
             name: normalised(member)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import httpx2
 import openai
 
 import cloister
@@ -16,6 +17,8 @@ from support.sameness import normalised
 
 T = TypeVar("T")
 KEY = "unused"
+ONE_EACH = httpx2.Limits(max_keepalive_connections=0)
+"""llama.cpp closes connections when it likes; a client without retries must not reuse one."""
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ def openai_client(ground: Ground, way: Way, **options: Any) -> openai.OpenAI:
     if way == "sealed":
         trust: dict[str, Any] = {**ground.scene.trust, "trust_env": False}
         return cloister.OpenAI(base_url=base_url, **trust, **options)
-    http = openai.DefaultHttpxClient(trust_env=False)
+    http = openai.DefaultHttpxClient(trust_env=False, limits=ONE_EACH)
     return openai.OpenAI(base_url=base_url, http_client=http, **options)
 
 
@@ -99,7 +102,7 @@ def async_openai_client(ground: Ground, way: Way, **options: Any) -> openai.Asyn
     if way == "sealed":
         trust: dict[str, Any] = {**ground.scene.trust, "trust_env": False}
         return cloister.AsyncOpenAI(base_url=base_url, **trust, **options)
-    http = openai.DefaultAsyncHttpxClient(trust_env=False)
+    http = openai.DefaultAsyncHttpxClient(trust_env=False, limits=ONE_EACH)
     return openai.AsyncOpenAI(base_url=base_url, http_client=http, **options)
 
 

@@ -7,7 +7,9 @@ test can ask both and expect the same.
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,15 +57,22 @@ def logprobs_of(token: str) -> dict[str, Any]:
 
 
 def embeddings(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A vector for each input, from its length."""
+    """A vector for each input, from its length; in base64 if that is what was asked for."""
     given = body["input"]
     inputs = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    vectors: list[object] = [vector_of(one) for one in inputs]
+    if body.get("encoding_format") == "base64":
+        vectors = [_base64(vector_of(one)) for one in inputs]
     data = [
-        {"object": "embedding", "index": index, "embedding": vector_of(one)}
-        for index, one in enumerate(inputs)
+        {"object": "embedding", "index": index, "embedding": vector}
+        for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
     return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def _base64(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
 
 
 def vector_of(one: str | list[int]) -> list[float]:
