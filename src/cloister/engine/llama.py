@@ -22,6 +22,7 @@ from cloister.engine import llama_child, llama_fields
 from cloister.engine.assemble import assemble
 from cloister.engine.confined import DESCRIPTORS, Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
+from cloister.engine.llama_parts import check_parts
 from cloister.engine.models import sha256_descriptor
 from cloister.engine.one_by_one import embed
 from cloister.engine.protocol import (
@@ -121,7 +122,7 @@ class LlamaEngine:
         return self._settings.parallel
 
     def sibling(self) -> LlamaEngine:
-        """A new engine for the same file, in a sandbox of its own."""
+        """A new engine for the same files, in a sandbox of its own."""
         return LlamaEngine(
             self._model, isolation=self._isolation, settings=self._settings, cores=self._cores
         )
@@ -230,7 +231,7 @@ class LlamaEngine:
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
         method = method_of(request.path, self._paths)
-        body, whole = _native_body(request)
+        body, whole = _native_body(request, images=Role.PROJECTOR in self._model.files)
         client = self._client
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
@@ -313,10 +314,10 @@ async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
 
 
-def _native_body(request: EngineRequest) -> tuple[bytes, bool]:
+def _native_body(request: EngineRequest, *, images: bool) -> tuple[bytes, bool]:
     """Return what the server gets, and whether its stream is to be made one whole answer."""
     if request.path in (CHAT_COMPLETIONS, COMPLETIONS):
-        return private_body(request.body)
+        return private_body(request.body, images=images)
     if not request.body:
         return b"", False
     decoded = decode_body(request.body)
@@ -328,7 +329,7 @@ def _native_body(request: EngineRequest) -> tuple[bytes, bool]:
     return encode_body(decoded), False
 
 
-def private_body(body: bytes) -> tuple[bytes, bool]:
+def private_body(body: bytes, *, images: bool = False) -> tuple[bytes, bool]:
     """Return the body as the engine gets it, and whether the caller wants a whole answer.
 
     EngineError (`REQUEST_REFUSED`) names a field that is not accepted here; the names are ours.
@@ -339,6 +340,7 @@ def private_body(body: bytes) -> tuple[bytes, bool]:
     if decoded.get("cache_prompt", False) is not False:
         raise refuse("the field 'cache_prompt' can only be false here: no prompt is kept")
     decoded["cache_prompt"] = False
+    check_parts(decoded.get("messages"), images=images)
     stream = decoded.get("stream")
     if stream not in (None, False, True):
         raise refuse("the field 'stream' is neither true nor false")

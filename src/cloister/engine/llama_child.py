@@ -57,7 +57,6 @@ OVERRIDES: Final[dict[str, object]] = {
     "logits_file": "",
     "save_logits": False,
     "out_file": "",
-    "lora_adapters": [],
 }
 
 
@@ -85,6 +84,7 @@ def parameters(library: Any, settings: dict[str, Any], socket_path: str) -> Any:
     made.model.path = settings["files"]["model"]
     made.cpuparams.n_threads = settings["threads"]
     made.cpuparams_batch.n_threads = settings["threads"]
+    beside(library, made, settings)
     override(
         made,
         {
@@ -101,6 +101,26 @@ def parameters(library: Any, settings: dict[str, Any], socket_path: str) -> Any:
         },
     )
     return made
+
+
+def beside(library: Any, made: Any, settings: dict[str, Any]) -> None:
+    """Set the files beside the weights; what is not among them is switched off by name."""
+    files = settings["files"]
+    adapters = []
+    if "adapter" in files:
+        adapters.append(library.CommonAdapterLoraInfo())
+        adapters[0].path = files["adapter"]
+        adapters[0].scale = 1.0
+    made.lora_adapters = adapters
+    if [(one.path, one.scale) for one in made.lora_adapters] != [(a.path, 1.0) for a in adapters]:
+        raise RefusedError("setting-refused")
+    kinds = library.common_speculative_type
+    kind = "DRAFT_SIMPLE" if "draft" in files else "NONE"
+    override(made.speculative, {"types": [getattr(kinds, f"COMMON_SPECULATIVE_TYPE_{kind}")]})
+    override(made.speculative.draft.mparams, {"path": files.get("draft", "")})
+    for cores in (made.speculative.draft.cpuparams, made.speculative.draft.cpuparams_batch):
+        override(cores, {"n_threads": settings["threads"]})
+    override(made.mmproj, {"path": files.get("projector", "")})
 
 
 def _pooling(library: Any, settings: dict[str, Any]) -> dict[str, object]:

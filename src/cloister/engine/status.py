@@ -22,7 +22,7 @@ REASONS: Final = {
     b"library-missing": "the engine library cannot be loaded (package xllamacpp)",
     b"setting-missing": "the engine library lacks a setting that must be overridden",
     b"setting-refused": "the engine library did not take over a setting that must be overridden",
-    b"model-refused": "the engine library cannot load the model",
+    b"model-refused": "the engine library cannot load the model, or a file beside it",
     b"socket-refused": "the engine did not open its socket where it was told to",
 }
 

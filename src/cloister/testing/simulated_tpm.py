@@ -19,7 +19,7 @@ development affirms it::
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -72,6 +72,7 @@ from cloister.evidence.tpm import (
     encode_quote,
     pcr_digest,
 )
+from cloister.model_digest import Role
 from cloister.strictjson import JsonObject
 from cloister.verifier.authenticate.ak_chain import TCG_KP_AIK_CERTIFICATE
 from cloister.verifier.reference_values import ReferenceValues
@@ -355,13 +356,25 @@ def _claims_document(
 ) -> ClaimsDocument:
     return ClaimsDocument(
         models=tuple(
-            ModelClaim(name=component.name, sha256=component.digest.removeprefix("sha256:"))
+            ModelClaim(
+                name=component.name,
+                sha256=component.digest.removeprefix("sha256:"),
+                files=_files_of(component.name, components),
+            )
             for component in components
             if component.kind is ComponentKind.MODEL
         ),
         configuration=configuration,
         isolation=isolation_mode(configuration) or "",
     )
+
+
+def _files_of(model: str, components: tuple[Component, ...]) -> Mapping[Role, str]:
+    return {
+        Role(component.name.removeprefix(f"{model}/")): component.digest.removeprefix("sha256:")
+        for component in components
+        if component.kind is ComponentKind.MODEL_FILE and component.name.startswith(f"{model}/")
+    }
 
 
 def _keyset(

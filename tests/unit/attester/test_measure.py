@@ -11,7 +11,8 @@ import pytest
 from cloister.attester.installation import inspect_installation
 from cloister.attester.measure import Measured, ModelFiles, Subject, measure, reference_values
 from cloister.errors import BuildError
-from cloister.evidence.component import Component, ComponentKind
+from cloister.evidence.component import MODEL_REGISTER, Component, ComponentKind
+from cloister.model_digest import Role, model_digest
 from support.installation import install, install_editable, make_environment, site_packages
 
 
@@ -170,6 +171,34 @@ def test_configuration_and_model_show(python: Path, tmp_path: Path) -> None:
     assert changed(before, measured(python, tmp_path, isolation="none")) == {"worker"}
     (tmp_path / "model.gguf").write_bytes(b"others")
     assert changed(before, measured(python, tmp_path)) == {"tiny", "engine.so"}
+
+
+def test_each_model_and_each_of_its_files_is_measured(python: Path, tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in ("weights", "adapter")}
+    for name, path in paths.items():
+        path.write_text(name)
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in paths}
+    files = {Role.MODEL: paths["weights"], Role.ADAPTER: paths["adapter"]}
+    models = (
+        ModelFiles.of_file("plain", paths["weights"]),
+        ModelFiles(name="adapted", files=files),
+    )
+    found = measure(Subject(python=python, configuration={}, models=models)).components
+    named = [
+        (one.kind, one.name, one.digest.removeprefix("sha256:"))
+        for one in found
+        if one.register == MODEL_REGISTER
+    ]
+    both = model_digest({Role.MODEL: digests["weights"], Role.ADAPTER: digests["adapter"]})
+    assert named == [
+        (ComponentKind.MODEL, "plain", digests["weights"]),
+        (ComponentKind.MODEL, "adapted", both),
+        (ComponentKind.MODEL_FILE, "adapted/adapter", digests["adapter"]),
+        (ComponentKind.MODEL_FILE, "adapted/model", digests["weights"]),
+    ]
+    for wrong in ((models[0], models[0]), (ModelFiles(name="x", files={}),)):
+        with pytest.raises(BuildError):
+            measure(Subject(python=python, configuration={}, models=wrong))
 
 
 def test_reference_values_are_those_of_the_same_subject(python: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cloister.channel.receipt import (
 )
 from cloister.channel.statement import report_data, statement
 from cloister.errors import AuthenticationError, MalformedError
+from cloister.model_digest import Role, model_digest
 from cloister.strictjson import canonical
 
 VECTORS: dict[str, Any] = json.loads(
@@ -207,6 +208,33 @@ def test_claims_document_must_be_canonical(edit: Any) -> None:
     assert edit(data) != data
     with pytest.raises(MalformedError):
         parse_claims(edit(data))
+
+
+def test_a_model_of_several_files_names_them() -> None:
+    files = {Role.MODEL: "1" * 64, Role.ADAPTER: "2" * 64}
+    digest = model_digest(files)
+    claims = ClaimsDocument(
+        models=(ModelClaim(name="m", sha256=digest, files=files),), configuration={}, isolation="x"
+    )
+    data = claims.encode()
+    assert parse_claims(data) == claims
+    assert claims.models[0].digests == {digest, "1" * 64, "2" * 64}
+    named = b'{"adapter":"' + b"2" * 64 + b'","model":"' + b"1" * 64 + b'"}'
+    assert named in data
+    for other in (
+        b"{}",
+        b'{"model":"' + digest.encode() + b'"}',
+        named.replace(b"2", b"3"),
+        named.replace(b"adapter", b"another"),
+        named.replace(b'"model"', b'"draft"'),
+        b"[]",
+        b"null",
+    ):
+        with pytest.raises(MalformedError):
+            parse_claims(data.replace(named, other))
+    for sha256 in (b"null", b'"' + b"1" * 64 + b'"'):
+        with pytest.raises(MalformedError):
+            parse_claims(data.replace(b'"' + digest.encode() + b'"', sha256))
 
 
 def test_entries_write_what_they_read() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,9 +49,23 @@ def library(**changed: object) -> Any:
         made.model = SimpleNamespace(path="")
         made.cpuparams = SimpleNamespace(n_threads=0)
         made.cpuparams_batch = SimpleNamespace(n_threads=0)
+        made.lora_adapters = ["wrong"]
+        made.mmproj = SimpleNamespace(path="wrong")
+        draft = SimpleNamespace(
+            mparams=SimpleNamespace(path="wrong"),
+            cpuparams=SimpleNamespace(n_threads=0),
+            cpuparams_batch=SimpleNamespace(n_threads=0),
+        )
+        made.speculative = SimpleNamespace(types=["wrong"], draft=draft)
         return made
 
-    return SimpleNamespace(CommonParams=make)
+    return SimpleNamespace(
+        CommonParams=make,
+        CommonAdapterLoraInfo=lambda: SimpleNamespace(path="", scale=0.5),
+        common_speculative_type=SimpleNamespace(
+            COMMON_SPECULATIVE_TYPE_NONE=0, COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE=1
+        ),
+    )
 
 
 def test_every_default_that_keeps_or_shows_text_is_overridden() -> None:
@@ -108,6 +123,29 @@ def test_the_installed_library_takes_every_override() -> None:
     made = parameters(xllamacpp, {**SETTINGS, "embeddings": True}, "/run/s.sock")
     assert made.embedding
     assert made.pooling_type == xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+
+
+BESIDE: dict[str, Callable[[Any], object]] = {
+    "adapter": lambda made: [(one.path, one.scale) for one in made.lora_adapters],
+    "draft": lambda made: [made.speculative.draft.mparams.path, *map(int, made.speculative.types)],
+    "projector": lambda made: made.mmproj.path,
+}
+OFF: dict[str, object] = {"adapter": [], "draft": ["", 0], "projector": ""}
+ON: dict[str, object] = {"adapter": [("/x", 1.0)], "draft": ["/x", 1], "projector": "/x"}
+
+
+@pytest.mark.parametrize("role", sorted(BESIDE))
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_file_beside_the_weights_is_used_where_it_is_given_alone(
+    role: str, installed: bool
+) -> None:
+    used = pytest.importorskip("xllamacpp") if installed else library()
+    settings = {**SETTINGS, "files": {"model": "/m", role: "/x"}}
+    made = parameters(used, settings, "/run/s.sock")
+    for name, read in BESIDE.items():
+        assert read(made) == (ON if name == role else OFF)[name]
+    made = parameters(used, SETTINGS, "/run/s.sock")
+    assert {name: read(made) for name, read in BESIDE.items()} == OFF
 
 
 @pytest.mark.parametrize("module", [confine, landlock, seccomp, llama_child])

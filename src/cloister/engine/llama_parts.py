@@ -1,0 +1,71 @@
+"""Parts of a message that reach the embedded engine: text and, with a projector, images.
+
+Nothing else does. The engine's library would also take audio, video, addresses that it fetches
+and files that it opens; it has no network and no file in its sandbox, and it is not even asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from cloister.engine.image_size import image_size
+from cloister.engine.requests import refuse
+
+MAX_IMAGES: Final = 64
+MAX_PIXELS: Final = 1 << 24
+"""Of all images of a request together: 50 MB when decoded, which the engine does for every
+request that has arrived, however many wait."""
+
+_DATA: Final = re.compile(r"data:image/[a-z+.-]{1,32};base64,", re.IGNORECASE)
+
+
+def check_parts(messages: object, *, images: bool) -> None:
+    """EngineError (`REQUEST_REFUSED`) for a part that the engine does not get.
+
+    `images` says whether the model has a projector. What is not a list of messages is left to the
+    engine.
+    """
+    count = pixels = 0
+    for part in _parts(messages):
+        match part.get("type"):
+            case "text":
+                continue
+            case "image_url" if images:
+                count += 1
+                pixels += _pixels(part.get("image_url"))
+            case "image_url":
+                raise refuse("this model has no projector: it cannot read an 'image_url'")
+            case _:
+                raise refuse("a part of a message can only be a 'text' or an 'image_url' here")
+    if count > MAX_IMAGES or pixels > MAX_PIXELS:
+        raise refuse(
+            f"a request can have {MAX_IMAGES} images of {MAX_PIXELS} pixels together: send fewer, "
+            "or smaller ones"
+        )
+
+
+def _parts(messages: object) -> Iterator[Mapping[str, Any]]:
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                yield part
+
+
+def _pixels(image: object) -> int:
+    if not isinstance(image, dict) or image.keys() - {"url", "detail"}:
+        raise refuse("an 'image_url' is an object with a 'url'")
+    if image.get("detail") not in (None, "auto"):
+        raise refuse("the 'detail' of an image can only be 'auto' here")
+    url = image.get("url")
+    head = _DATA.match(url) if isinstance(url, str) else None
+    if head is None or not isinstance(url, str):
+        raise refuse("the 'url' of an image must begin with data:image/…;base64,")
+    try:
+        width, height = image_size(base64.b64decode(url[head.end() :], validate=True))
+    except ValueError:
+        raise refuse("an image must be the base64 of a whole PNG, JPEG or GIF") from None
+    return width * height

@@ -1,0 +1,67 @@
+"""Sizes of images, read from what may be anything."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.engine.image_size import image_size
+from support.pictures import gif_head, jpeg_head, png
+
+COMMENT = b"\xff\xfe" + struct.pack(">H", 6) + b"\xff\xc0\x01\x02"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(300, 70),
+        gif_head(300, 70),
+        jpeg_head(300, 70),
+        jpeg_head(300, 70, frame=0xC1),
+        jpeg_head(300, 70, frame=0xC2),
+        jpeg_head(300, 70, before=COMMENT),  # what looks like a frame inside a comment is none
+        jpeg_head(300, 70, before=b"\xff\xff\xff"),
+    ],
+)
+def test_a_size_is_where_the_format_says(data: bytes) -> None:
+    assert image_size(data) == (300, 70)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        png(300, 70)[:20],
+        b"\x89PNG\r\n\x1a\n" + png(300, 70)[33:],
+        png(300, 70).replace(b"IHDR", b"CgBI"),
+        gif_head(300, 70)[:8],
+        gif_head(0, 70),
+        jpeg_head(300, 0),
+        jpeg_head(300, 70)[:24],
+        jpeg_head(300, 70, frame=0xC3),
+        jpeg_head(300, 70, before=b"\x00"),
+        jpeg_head(300, 70, before=b"\xff\xd9"),
+        jpeg_head(300, 70, before=b"\xff\xfe\xff\xff"),
+        b"RIFF\x24\x00\x00\x00WEBPVP8 " + bytes(20),
+        b"BM" + bytes(60),
+        b"8BPS" + bytes(60),
+        b"P6 300 70 255 ",
+        b"ID3" + bytes(60),
+    ],
+)
+def test_what_has_no_size_that_is_known_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        image_size(data)
+
+
+@given(st.sampled_from((b"", b"\xff\xd8", b"GIF89a", png(1, 1)[:16])), st.binary(max_size=80))
+def test_any_bytes_have_a_size_or_none(head: bytes, rest: bytes) -> None:
+    try:
+        width, height = image_size(head + rest)
+    except ValueError:
+        return
+    assert width > 0
+    assert height > 0
