@@ -29,7 +29,7 @@ from cloister.engine.protocol import (
     ModelInfo,
     Paths,
 )
-from cloister.engine.requests import METHODS, NATIVE, decode_body, encode_body, method_of, refuse
+from cloister.engine.requests import METHODS, NATIVE, encode_salted, method_of
 from cloister.errors import ConfigurationError, EngineError
 
 _URL = re.compile(r"http://(\[[0-9a-fA-F:.]+\]|[0-9.]+):([0-9]{1,5})/?")
@@ -41,8 +41,6 @@ _PROBE_TIMEOUT: Final = 10.0
 _SLOTS: Final = 1024
 _MISSES: Final = 3  # failed looks in a row after which it counts as stopped
 
-#: Fields of vLLM's own that choose whose cached prefixes are used, or where they are sent.
-REFUSED_FIELDS: Final = frozenset({"cache_salt", "kv_transfer_params"})
 _ALWAYS: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, MODELS, HEALTH})
 _NAMED: Final = METHODS.keys() - _ALWAYS
 
@@ -219,22 +217,16 @@ class OpenAIUpstream:
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
         method = method_of(request.path, self.paths)
-        body = self._body(request) if method == "POST" else b""
+        body = b""
+        if method == "POST":
+            body = encode_salted(
+                request, salted=self._settings.cache_salt, random_bytes=self._random_bytes
+            )
         client = self._client
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
         path = NATIVE.get(request.path, request.path)
         return await client.request(method, path, body, host="localhost")
-
-    def _body(self, request: EngineRequest) -> bytes:
-        decoded = decode_body(request.body)
-        for name in sorted(REFUSED_FIELDS & decoded.keys()):
-            raise refuse(f"the field '{name}' is not accepted here")
-        if self._settings.cache_salt:
-            # vLLM reuses prefixes only between requests of equal salt. Without a domain the
-            # salt must be one that no other request has.
-            decoded["cache_salt"] = request.cache_domain or self._random_bytes(32).hex()
-        return encode_body(decoded)
 
     async def wait_stopped(self) -> None:
         """Return when it no longer answers."""

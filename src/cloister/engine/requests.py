@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from cloister.engine.protocol import (
@@ -21,6 +21,7 @@ from cloister.engine.protocol import (
     REQUEST_REFUSED,
     RERANK,
     TOKENIZE,
+    EngineRequest,
 )
 from cloister.errors import EngineError
 
@@ -38,6 +39,10 @@ METHODS: Final[Mapping[str, str]] = {
 
 #: What engines call a path that is not OpenAI's: vLLM, SGLang and llama.cpp agree on this one.
 NATIVE: Final[Mapping[str, str]] = {TOKENIZE: "/tokenize"}
+
+
+#: Fields of vLLM's own that choose whose cached prefixes are used, or where they are sent.
+CACHE_FIELDS: Final = frozenset({"cache_salt", "kv_transfer_params"})
 
 
 def method_of(path: str, served: Collection[str] = METHODS.keys()) -> str:
@@ -69,6 +74,22 @@ def decode_body(body: bytes) -> dict[str, Any]:
 def encode_body(body: Mapping[str, Any]) -> bytes:
     """Encode what `decode_body` gave, in ASCII."""
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def encode_salted(
+    request: EngineRequest, *, salted: bool, random_bytes: Callable[[int], bytes]
+) -> bytes:
+    """Return `request`'s body for a server whose cache of prefixes many share.
+
+    With `salted` it is vLLM, which reuses prefixes only between requests of equal salt. Without a
+    cache domain the salt is one that no other request has.
+    """
+    decoded = decode_body(request.body)
+    for name in sorted(CACHE_FIELDS & decoded.keys()):
+        raise refuse(f"the field '{name}' is not accepted here")
+    if salted:
+        decoded["cache_salt"] = request.cache_domain or random_bytes(32).hex()
+    return encode_body(decoded)
 
 
 def refuse(message: str) -> EngineError:

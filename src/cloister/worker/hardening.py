@@ -37,11 +37,7 @@ def harden_process(*, lock_memory: bool = True) -> Hardening:
     in the result, for the log.
     """
     os.umask(0o077)
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        no_core = True
-    except (OSError, ValueError):
-        no_core = False
+    no_core = forbid_core_files()
     libc = ctypes.CDLL(None, use_errno=True)
     undumpable = libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -50,6 +46,18 @@ def harden_process(*, lock_memory: bool = True) -> Hardening:
         undumpable=undumpable,
         memory_locked=lock_memory and _lock_memory(libc),
     )
+
+
+def forbid_core_files() -> bool:
+    """Have the kernel write no core file of this process, and of those it starts; whether it does.
+
+    All that can be asked for in a process that is somebody else's program as well.
+    """
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _lock_memory(libc: ctypes.CDLL) -> bool:

@@ -151,6 +151,12 @@ BUSY: Final = Problem(
     problem_type="about:blank",
     retry_after=1,
 )
+NOT_STARTED: Final = Problem(
+    status=503,
+    message="The seal was not set up: the server has to run the application's lifespan.",
+    problem_type="about:blank",
+    retry_after=5,
+)
 STOPPING: Final = Problem(
     status=503, message="The worker is stopping.", problem_type="about:blank", retry_after=5
 )
