@@ -26,7 +26,7 @@ from cloister.verifier.result import (
 )
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.logs import EventLog
-from cloister.worker.settings import RateLimit, WorkerSettings
+from cloister.worker.settings import RateLimit, Separation, WorkerSettings
 
 
 class NoEvidence:
@@ -74,7 +74,10 @@ class UnsafeNoVerifier:
 
 
 def bench_worker(engine: Engine) -> Worker:
-    """A worker around `engine` with its defaults, but for rate limits, which would stop us."""
+    """A worker around `engine` with its defaults, but for two that would be in our way.
+
+    Rate limits would stop us, and the plain arm needs the sealed arm's process: it stays.
+    """
     model = engine.model
     claims = ClaimsDocument(
         models=(ModelClaim(name=model.name, sha256=model.sha256),),
@@ -88,6 +91,6 @@ def bench_worker(engine: Engine) -> Worker:
         tee_type="benchmark",
         claims=claims,
         log=EventLog(io.StringIO()),
-        settings=WorkerSettings(rate=no_limit),
+        settings=WorkerSettings(rate=no_limit, separation=Separation.of_one_process()),
         open_when_empty=True,
     )

@@ -48,7 +48,7 @@ from cloister.worker.settings import WorkerSettings
 from support.hostile import HostileProxy
 from support.serve import served
 from support.wire import Handler, WireReply, WireRequest, over_http
-from support.worker import TurnedClocks
+from support.worker import TurnedClocks, fitting
 
 CHAT = "/v1/chat/completions"
 ATTESTATION = "/v1/aci/attestation"
@@ -168,7 +168,7 @@ def live_worker(
             receipt_key=receipt_key,
             boot_evidence=boot_evidence,
             log=EventLog(stream),
-            settings=settings,
+            settings=fitting(engine, settings),
             clocks=clocks.clocks,
             api_keys=api_keys,
             open_when_empty=api_keys is None,

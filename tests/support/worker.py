@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import time
@@ -16,7 +17,7 @@ from cloister.evidence.report import EvidenceItem
 from cloister.testing.fake_engine import FakeEngine
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.logs import EventLog
-from cloister.worker.settings import Clocks, WorkerSettings
+from cloister.worker.settings import Clocks, Separation, WorkerSettings
 from support.sealed import Peer
 
 
@@ -76,6 +77,14 @@ def claims() -> ClaimsDocument:
     )
 
 
+def fitting(engine: FakeEngine, settings: WorkerSettings | None) -> WorkerSettings:
+    """`settings`, without exchanging what cannot be exchanged."""
+    settings = settings or WorkerSettings()
+    if engine.recyclable:
+        return settings
+    return dataclasses.replace(settings, separation=Separation.of_one_process())
+
+
 @contextlib.asynccontextmanager
 async def running(
     settings: WorkerSettings | None = None,
@@ -96,7 +105,7 @@ async def running(
         source=evidence,
         claims=claims(),
         log=EventLog(stream),
-        settings=settings,
+        settings=fitting(engine, settings),
         clocks=clocks.clocks,
         api_keys=api_keys,
         open_when_empty=open_when_empty,

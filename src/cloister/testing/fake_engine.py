@@ -133,7 +133,11 @@ class FakeEngine:
 
     def sibling(self) -> FakeEngine | None:
         """Another of its kind, where it is recyclable."""
-        return dataclasses.replace(self, requests=[], starts=0) if self.recyclable else None
+        if not self.recyclable:
+            return None
+        return dataclasses.replace(
+            self, requests=[], frozen=False, starts=0, running=0, cancelled=0, _stopped=None
+        )
 
     @property
     def alive(self) -> bool:

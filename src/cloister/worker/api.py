@@ -22,6 +22,7 @@ from cloister.engine.protocol import (
 )
 from cloister.errors import EngineError
 from cloister.worker import compat, problems, wire
+from cloister.worker.cache_domain import Caller
 from cloister.worker.events import LineAssembler, StreamPadding
 from cloister.worker.exchange import EVENT_STREAM, Exchange
 from cloister.worker.formats import lists, messages, responses
@@ -31,11 +32,11 @@ from cloister.worker.formats.messages_answer import MessagesTelling
 from cloister.worker.formats.responses_answer import ResponsesTelling
 from cloister.worker.formats.translation import ChatTranslation, Lines, Telling
 from cloister.worker.generation import Generation, check_generation
+from cloister.worker.pool import AT_CAPACITY, EnginePool
 from cloister.worker.problems import Problem, RefusedError
 from cloister.worker.replay import Admission
 from cloister.worker.request import RequestFields
 from cloister.worker.settings import Dialect
-from cloister.worker.supervisor import EngineSupervisor
 
 _JSON_HEADERS: Final = ((b"content-type", wire.JSON_TYPE), (b"cache-control", b"no-store"))
 _MAX_ENGINE_ERROR: Final = 64 * 1024
@@ -179,7 +180,7 @@ async def _list(exchange: Exchange, path: str) -> None:
     await _generate(exchange, path)
 
 
-def _engine(exchange: Exchange, generation: Generation) -> EngineSupervisor:
+def _engine(exchange: Exchange, generation: Generation) -> EnginePool:
     """The engine of the model that was asked for."""
     engine = exchange.context.engines.get(generation.model)
     if engine is None:
@@ -187,7 +188,7 @@ def _engine(exchange: Exchange, generation: Generation) -> EngineSupervisor:
     return engine
 
 
-def _check(path: str, document: dict[str, Any], engine: EngineSupervisor) -> None:
+def _check(path: str, document: dict[str, Any], engine: EnginePool) -> None:
     """RefusedError for what this engine would not heed, or nobody may ask for."""
     if path not in engine.paths:
         raise RefusedError(problems.PATH_REFUSED)
@@ -202,20 +203,21 @@ async def _generate(exchange: Exchange, path: str) -> None:
     exchange.body = b""
     engine = _engine(exchange, generation)
     _check(path, generation.document, engine)
-    if context.generations >= context.settings.limits.max_generations:
+    secret = None if exchange.fields is None else exchange.fields.cache_secret
+    caller = context.cache_domains.caller(exchange.credential, secret)
+    if not context.places.enter(caller.asker):
         raise RefusedError(problems.AT_CAPACITY)
-    if not engine.ready:
-        raise RefusedError(problems.ENGINE_DOWN)
-    _begin_once(exchange)
-    context.generations += 1
     context.metrics.generations.set(context.generations)
     try:
+        if not engine.ready:
+            raise RefusedError(problems.ENGINE_DOWN)
+        _begin_once(exchange)
         async with asyncio.timeout(context.settings.limits.generation_s):
-            await _run_fitting(exchange, path, generation, engine)
+            await _run_fitting(exchange, path, generation, engine, caller)
     except TimeoutError:
         raise RefusedError(problems.TIMED_OUT) from None
     finally:
-        context.generations -= 1
+        context.places.leave(caller.asker)
         context.metrics.generations.set(context.generations)
 
 
@@ -241,12 +243,12 @@ def _release(exchange: Exchange) -> None:
 
 
 async def _run_fitting(
-    exchange: Exchange, path: str, generation: Generation, engine: EngineSupervisor
+    exchange: Exchange, path: str, generation: Generation, engine: EnginePool, caller: Caller
 ) -> None:
     """Run; where a translated history is too long, again with ever less of it."""
     while True:
         try:
-            await _run(exchange, path, generation, engine)
+            await _run(exchange, path, generation, engine, caller)
         except RefusedError as refused:
             if exchange.translation is None or refused.problem is not problems.CONTEXT_LENGTH:
                 raise
@@ -260,20 +262,16 @@ async def _run_fitting(
 
 
 async def _run(
-    exchange: Exchange, path: str, generation: Generation, engine: EngineSupervisor
+    exchange: Exchange, path: str, generation: Generation, engine: EnginePool, caller: Caller
 ) -> None:
-    context, fields = exchange.context, exchange.fields
-    secret = None if fields is None else fields.cache_secret
     request = EngineRequest(
-        path=path,
-        body=generation.body,
-        cache_domain=context.cache_domains.domain(exchange.credential, secret),
+        path=path, body=generation.body, cache_domain=caller.domain, client=caller.client
     )
     try:
-        response = await engine.send(request)
+        response = await engine.send(request, asker=caller.asker)
     except EngineError as error:
         problem = _engine_problem(error)
-        if error.code in (NOT_RUNNING, REQUEST_REFUSED, PATH_REFUSED):
+        if error.code in (NOT_RUNNING, AT_CAPACITY, REQUEST_REFUSED, PATH_REFUSED):
             _release(exchange)
         raise RefusedError(problem) from None
     async with response:
@@ -377,6 +375,8 @@ def _engine_problem(error: EngineError) -> Problem:
     match error.code:
         case code if code == NOT_RUNNING:
             return problems.ENGINE_DOWN
+        case code if code == AT_CAPACITY:
+            return problems.AT_CAPACITY
         case code if code == REQUEST_REFUSED:
             # The engine's own code wrote this sentence; it names at most a field it knows.
             return problems.bad_request(f"The engine refused: {error}.", code="engine_refused")

@@ -19,11 +19,13 @@ from cloister.worker.cache_domain import CacheDomains
 from cloister.worker.compat import dialect_of
 from cloister.worker.context import Context
 from cloister.worker.engine_set import EngineSet
+from cloister.worker.fairness import Places
 from cloister.worker.gateway import Gateway
 from cloister.worker.idempotency import IdempotencyMemory
 from cloister.worker.keys import KeyRing, ReceiptKey
 from cloister.worker.logs import EventLog
 from cloister.worker.metrics import Metrics
+from cloister.worker.pool import EnginePool
 from cloister.worker.problems import RefusedError
 from cloister.worker.rate import RateLimiter
 from cloister.worker.receipts import ReceiptStore
@@ -31,7 +33,6 @@ from cloister.worker.reports import EvidenceSource, ReportService
 from cloister.worker.response import Receive, Scope, Send
 from cloister.worker.sealed import SealedWay
 from cloister.worker.settings import Clocks, WorkerSettings
-from cloister.worker.supervisor import EngineSupervisor
 from cloister.worker.unsealed import send_plain, send_problem
 
 _MAX_CREDENTIALS: Final = 100_000
@@ -195,10 +196,13 @@ def build_worker(
         keys=keys,
         engines=EngineSet(
             [
-                EngineSupervisor(
+                EnginePool(
                     engine,
                     log,
-                    on_restart=metrics.engine_restarts.labels(engine.model.name).inc,
+                    separation=settings.separation,
+                    limits=settings.limits,
+                    steady=clocks.steady,
+                    metrics=metrics,
                 )
                 for engine in engines
             ]
@@ -212,6 +216,7 @@ def build_worker(
         ),
         rates=RateLimiter(settings.rate, max_names=_MAX_CREDENTIALS),
         cache_domains=CacheDomains(random),
+        places=Places(settings.limits.max_generations),
         started_at=int(clocks.wall()),
     )
     reports = ReportService(

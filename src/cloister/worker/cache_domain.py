@@ -10,11 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from cloister.worker.wire import CACHE_SECRET_SIZE
 
 _LABEL = b"cloister.cache-domain.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whoever asks, as far as the worker can tell people apart. All of it stays in the worker."""
+
+    asker: Hashable
+    """Who is to be treated fairly: the credential; on an open worker, the cache domain."""
+    domain: str
+    """The cache domain."""
+    client: str | None
+    """The cache domain of a client that sent a secret, and so can be recognised; else None."""
 
 
 class CacheDomains:
@@ -25,6 +38,15 @@ class CacheDomains:
     def __init__(self, random: Callable[[int], bytes]) -> None:
         self._random = random
         self._secret = random(32)
+
+    def caller(self, credential: bytes, client_secret: bytes | None) -> Caller:
+        """Tell who asks; `credential` is empty on an open worker."""
+        domain = self.domain(credential, client_secret)
+        return Caller(
+            asker=credential or domain,
+            domain=domain,
+            client=None if client_secret is None else domain,
+        )
 
     def domain(self, credential: bytes, client_secret: bytes | None) -> str:
         """Return 64 hex characters; `client_secret` is 32 bytes, or ``None`` for a fresh domain."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cloister.worker.api_keys import Gatekeeper
 from cloister.worker.cache_domain import CacheDomains
 from cloister.worker.engine_set import EngineSet
+from cloister.worker.fairness import Places
 from cloister.worker.idempotency import IdempotencyMemory
 from cloister.worker.keys import KeyRing
 from cloister.worker.logs import EventLog
@@ -33,8 +34,13 @@ class Context:
     idempotency: IdempotencyMemory = field(repr=False)
     rates: RateLimiter = field(repr=False)
     cache_domains: CacheDomains = field(repr=False)
+    places: Places = field(repr=False)
+    """Of requests inside the engine, or waiting for it."""
     started_at: int = 0
     """Unix time; what /v1/models says as `created`."""
-    generations: int = 0
-    """Requests inside the engine now."""
     stopping: bool = False
+
+    @property
+    def generations(self) -> int:
+        """Requests inside the engine now, or waiting for it."""
+        return self.places.taken

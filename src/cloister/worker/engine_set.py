@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cloister.worker.supervisor import EngineSupervisor
+from cloister.worker.pool import EnginePool
 
 
 class EngineSet:
     """Every model's engine, in the order of the configuration; the first is the default one."""
 
-    def __init__(self, engines: Sequence[EngineSupervisor]) -> None:
+    def __init__(self, engines: Sequence[EnginePool]) -> None:
         self._engines = {engine.model.name: engine for engine in engines}
         if not engines or len(self._engines) < len(engines):
             raise ValueError("a worker has engines, and each serves a model of another name")
 
-    def __iter__(self) -> Iterator[EngineSupervisor]:
+    def __iter__(self) -> Iterator[EnginePool]:
         return iter(self._engines.values())
 
     @property
@@ -24,11 +24,11 @@ class EngineSet:
         return tuple(self._engines)
 
     @property
-    def first(self) -> EngineSupervisor:
+    def first(self) -> EnginePool:
         """The one that answers where nobody names a model."""
         return next(iter(self))
 
-    def get(self, name: str) -> EngineSupervisor | None:
+    def get(self, name: str) -> EnginePool | None:
         """The engine of the model `name`, or None."""
         return self._engines.get(name)
 

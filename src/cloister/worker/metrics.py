@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300
 class Metrics:
     """One worker's metrics, in a registry of their own.
 
-    Labels come from fixed lists: routes and status classes, and the models of the measured
+    Labels come from fixed lists: routes, status classes, reasons, and the models of the measured
     configuration. None is derived from who asks or what is asked.
     """
 
@@ -36,7 +36,9 @@ class Metrics:
             "cloister_open_requests", "Sealed requests in progress.", registry=registry
         )
         self.generations = Gauge(
-            "cloister_generations", "Requests inside the engine.", registry=registry
+            "cloister_generations",
+            "Requests inside the engine or waiting for it.",
+            registry=registry,
         )
         self.cancelled = Counter(
             "cloister_cancelled", "Answers given up because the client left.", registry=registry
@@ -70,6 +72,18 @@ class Metrics:
             "cloister_engine_restarts",
             "Times the model's engine was started again.",
             ("model",),
+            registry=registry,
+        )
+        self.engine_processes = Gauge(
+            "cloister_engine_processes",
+            "Engine processes of the model now.",
+            ("model",),
+            registry=registry,
+        )
+        self.engine_recycled = Counter(
+            "cloister_engine_recycled",
+            "Engine processes exchanged, by the bound that was reached.",
+            ("model", "why"),
             registry=registry,
         )
 
