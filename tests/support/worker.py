@@ -80,7 +80,7 @@ def claims() -> ClaimsDocument:
 def fitting(engine: FakeEngine, settings: WorkerSettings | None) -> WorkerSettings:
     """`settings`, without exchanging what cannot be exchanged."""
     settings = settings or WorkerSettings()
-    if engine.recyclable:
+    if engine.sibling() is not None:
         return settings
     return dataclasses.replace(settings, separation=Separation.of_one_process())
 

@@ -44,6 +44,7 @@ from cloister.model_digest import Role
 
 DEFAULT_CONTEXT: Final = 4_096
 _LIBRARY: Final = "xllamacpp"
+_SPARE_CONNECTIONS: Final = 8
 
 #: Fields of llama.cpp's own that reach into other requests' slots, caches or into files.
 REFUSED_FIELDS: Final = frozenset(
@@ -74,6 +75,11 @@ class LlamaSettings:
         sizes = (self.parallel, self.connections, self.context or 1, self.threads or 1)
         if min(sizes) < 1 or self.parallel > 256 or self.connections > 1024 or self.memory < 0:
             raise ConfigurationError("the engine's sizes are out of bounds", code="engine.sizes")
+
+    @property
+    def server_threads(self) -> int:
+        """Connections that the server can hold: some always remain for looks at its health."""
+        return max(self.connections, self.parallel + _SPARE_CONNECTIONS)
 
 
 class LlamaEngine:
@@ -153,7 +159,7 @@ class LlamaEngine:
             "model": self._measured(),
             "context": self.context,
             "parallel": self._settings.parallel,
-            "connections": self._settings.connections,
+            "connections": self._settings.server_threads,
             "prefix_cache": "off",
             "embeddings": "mean" if self._settings.embeddings else "off",
             "managed": True,
@@ -222,7 +228,7 @@ class LlamaEngine:
             "name": self._model.name,
             "context": self.context,
             "parallel": self._settings.parallel,
-            "connections": self._settings.connections,
+            "connections": self._settings.server_threads,
             "embeddings": self._settings.embeddings,
             "threads": self._settings.threads or max(1, self._cores - 1),
         }
