@@ -18,6 +18,7 @@ from cloister.testing.fake_engine import FakeEngine
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.logs import EventLog
 from cloister.worker.settings import Clocks, Separation, WorkerSettings
+from cloister.worker.tls_key import TlsKey
 from support.sealed import Peer
 
 
@@ -94,6 +95,7 @@ async def running(
     evidence: FakeEvidence | None = None,
     api_keys: Path | None = None,
     open_when_empty: bool = True,
+    tls_key: TlsKey | None = None,
 ) -> AsyncIterator[Bench]:
     """A started worker, stopped at the end; `others` are engines of further models."""
     engine = engine or FakeEngine()
@@ -109,6 +111,7 @@ async def running(
         clocks=clocks.clocks,
         api_keys=api_keys,
         open_when_empty=open_when_empty,
+        tls_key=tls_key,
     )
     await worker.start()
     peer = Peer(worker, lambda: worker.context.keys.current.keyset, clocks.wall)

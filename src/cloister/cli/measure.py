@@ -158,6 +158,15 @@ class ProcessOptions:
             ) from None
 
 
+AttestedTls = Annotated[
+    bool,
+    typer.Option(
+        "--attested-tls",
+        help="The worker also takes requests over attested TLS, as `cloister serve --tls-port`.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """What decides the engine's part of the configuration, and the paths that are served."""
@@ -169,6 +178,7 @@ class EngineOptions:
     """Of the kernel that the worker will run on; None for this machine's."""
     compat: str = ""
     """Names of `cloister.worker.settings.Dialect`, with commas between."""
+    attested_tls: bool = False
     processes: ProcessOptions = field(default_factory=ProcessOptions)
 
 
@@ -191,6 +201,7 @@ def measure(
     recycle_age: RecycleAge = None,
     recycle_each: RecycleEach = False,
     warm: Warm = None,
+    attested_tls: AttestedTls = False,
     landlock_abi: Annotated[
         int | None,
         typer.Option(
@@ -232,6 +243,7 @@ def measure(
         unsafe_without_sandbox=unsafe_without_sandbox,
         landlock_abi=landlock_abi,
         compat=compat,
+        attested_tls=attested_tls,
         processes=ProcessOptions(
             separation=separation,
             max_processes=max_processes,
@@ -275,12 +287,15 @@ def effective_for(models: Sequence[ModelInfo], options: EngineOptions) -> JsonOb
         )
         for model in models
     ]
-    return effective_configuration(
-        engines, settings_for(options.compat, options.processes.settings())
+    settings = settings_for(
+        options.compat, options.processes.settings(), attested_tls=options.attested_tls
     )
+    return effective_configuration(engines, settings)
 
 
-def settings_for(compat: str, separation: Separation | None = None) -> WorkerSettings:
+def settings_for(
+    compat: str, separation: Separation | None = None, *, attested_tls: bool = False
+) -> WorkerSettings:
     """Settings of a worker that also serves the paths that `compat` names.
 
     Raises ConfigurationError for a name that is not known.
@@ -292,6 +307,7 @@ def settings_for(compat: str, separation: Separation | None = None) -> WorkerSet
         return WorkerSettings(
             compat=frozenset(Dialect(name) for name in names),
             separation=separation or Separation(),
+            attested_tls=attested_tls,
         )
     except ValueError:
         raise ConfigurationError(

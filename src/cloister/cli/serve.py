@@ -82,6 +82,7 @@ class Upstream:
     name: str
     cache_salt: bool
     compat: str = ""
+    attested_tls: bool = False
     serves: frozenset[str] = frozenset()
 
 
@@ -131,6 +132,24 @@ def serve(
     threads: Threads = None,
     host: Host = "127.0.0.1",
     port: Port = DEFAULT_PORT,
+    tls_port: Annotated[
+        int | None,
+        typer.Option(
+            "--tls-port",
+            min=0,
+            max=65535,
+            help="Also take requests over attested TLS, for tools that can only pin a "
+            "certificate. Shows in the measurement. 0 takes a free port.",
+        ),
+    ] = None,
+    tls_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tls-name",
+            help="A DNS name or IP address that clients reach attested TLS by, besides --host. "
+            "May be given several times.",
+        ),
+    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(
@@ -175,6 +194,8 @@ def serve(
     operation = Operation(
         host=host,
         port=port,
+        tls_port=tls_port,
+        tls_names=tuple(tls_name or ()),
         api_keys=DEFAULT_FILE if api_keys is None else api_keys,
         operator_socket=operator_socket,
         threads=threads,
@@ -182,6 +203,12 @@ def serve(
         rate_per_minute=rate_per_minute,
         rate_burst=rate_burst,
     )
+    if tls_port is not None:
+        _ = operation.certificate_names  # said now, and not by a worker that does not start
+    elif tls_name:
+        raise ConfigurationError(
+            "--tls-name names nothing without --tls-port", code="configuration.tls_names"
+        )
     processes = ProcessOptions(
         separation=separation,
         max_processes=max_processes,
@@ -208,6 +235,7 @@ def serve(
                 parallel=parallel,
                 unsafe_without_sandbox=unsafe_without_sandbox,
                 compat=compat,
+                attested_tls=tls_port is not None,
                 processes=processes,
             ),
         )
@@ -233,6 +261,7 @@ def serve(
             name=model_name,
             cache_salt=upstream_cache_salt,
             compat=compat,
+            attested_tls=tls_port is not None,
             serves=frozenset(f"/v1/{name}" for name in upstream_serves or ()),
         )
         plan = upstream_plan(directory, operation, described)
@@ -309,19 +338,23 @@ def _upstream_configuration(upstream: Upstream) -> JsonObject:
             serves=upstream.serves,
         )
     )
-    return effective_configuration(
-        [engine], settings_for(upstream.compat, Separation.of_one_process())
+    settings = settings_for(
+        upstream.compat, Separation.of_one_process(), attested_tls=upstream.attested_tls
     )
+    return effective_configuration([engine], settings)
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:
     address = f"http://{ready['host']}:{ready['port']}"
     listed = ready["models"]
     models = listed if isinstance(listed, list) else []
+    tls = ready["tls_port"]
+    inside = "" if tls is None else f"  TLS        port {tls}, for who pins its certificate\n"
     needed = "needed (cloister keys add)" if ready["api_keys_needed"] else "not needed on loopback"
     typer.echo(
         f"Serving {', '.join(map(str, models))} at {address}\n"
         f"  platform   {PLATFORM}: proves nothing to anyone else\n"
+        f"{inside}"
         f"  API keys   {needed}\n"
         f"  operator   {ready['operator_socket']}\n"
         f"  pins       {kit}\n"

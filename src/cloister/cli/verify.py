@@ -41,6 +41,7 @@ from cloister.errors import (
 )
 
 if TYPE_CHECKING:
+    from cloister.client.certificate import TlsAddress
     from cloister.client.trust import Trust
     from cloister.endorsements.roots import Roots
     from cloister.strictjson import JsonObject
@@ -89,6 +90,23 @@ SignKey = Annotated[
     typer.Option("--sign-key", help="Print the result as a JWT signed with this PEM key."),
 ]
 
+WriteCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-cert",
+        help="Save the certificate of the worker's attested TLS here, if the worker is affirmed and"
+        " its keyset lists the certificate's key; for tools that can only pin one.",
+    ),
+]
+Tls = Annotated[
+    str | None,
+    typer.Option(
+        "--tls",
+        metavar="HOST[:PORT]",
+        help="Where the worker's attested TLS listens; by default its own host, port 8443.",
+    ),
+]
+
 
 def verify(
     context: typer.Context,
@@ -122,6 +140,8 @@ def verify(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print an EAT Attestation Result (EAR).")
     ] = False,
+    write_cert: WriteCert = None,
+    tls: Tls = None,
 ) -> None:
     """Check a worker or evidence; exit 0 affirmed, 1 refused, 2 usage, 3 cannot decide, 4 gone."""
     if case:
@@ -131,6 +151,7 @@ def verify(
     left_over: tuple[str, ...] = ()
     if _is_address(targets):
         _refuse_options(context, "a worker, asked now with a nonce of our own", _NOT_FOR_WORKERS)
+        _check_pinning(write_cert, tls, proxy)
         trust = trust_from(kit, policy, reference_values, root, development=development)
         result, asked = _worker(targets[0], trust, proxy)
     else:
@@ -154,16 +175,20 @@ def verify(
                 endorsements=endorsements,
             )
     _print(result, asked, left_over, sign_key=sign_key, as_json=as_json)
-    raise typer.Exit(_outcome(result))
+    outcome = _outcome(result)
+    if write_cert is not None:
+        _write_certificate(result, outcome, write_cert, _tls_address(targets[0], tls))
+    raise typer.Exit(outcome)
 
 
 _NOT_FOR_CASES: Final = (
     *("kit", "reference_values", "root", "development"),
     *("nonce", "expect", "sign_key"),
+    *("write_cert", "tls"),
 )
 _NOT_FOR_WORKERS: Final = ("at", "nonce", "expect", "as_captured", "anchor")
-_NOT_FOR_REPORTS: Final = ("expect", "as_captured", "anchor")
-_NOT_FOR_FILES: Final = ("kit", "reference_values", "root")
+_NOT_FOR_REPORTS: Final = ("expect", "as_captured", "anchor", "write_cert", "tls")
+_NOT_FOR_FILES: Final = ("kit", "reference_values", "root", "write_cert", "tls")
 
 
 def _refuse_options(context: typer.Context, target: str, names: tuple[str, ...]) -> None:
@@ -206,6 +231,52 @@ def _worker(url: str, trust: Trust, proxy: str | None) -> tuple[AttestationResul
     with open_connection(url, verifier=trust, proxy=proxy) as connection:
         result = connection.verify()
         return result, connection.link.attestation.nonce
+
+
+def _check_pinning(path: Path | None, tls: str | None, proxy: str | None) -> None:
+    if path is None and tls is not None:
+        raise ConfigurationError(
+            "--tls says where the certificate for --write-cert is fetched", code="verify.options"
+        )
+    if path is not None and proxy is not None:
+        raise ConfigurationError(
+            "the certificate for --write-cert is fetched without a proxy", code="verify.options"
+        )
+
+
+def _tls_address(url: str, given: str | None) -> TlsAddress:
+    """Where attested TLS listens: as given, or the worker's own host at the usual port."""
+    from cloister.client.address import WorkerAddress
+    from cloister.client.certificate import TlsAddress
+
+    if given is not None:
+        return TlsAddress.parse(given)
+    return TlsAddress.of_host(WorkerAddress.parse(url).authority)
+
+
+def _write_certificate(
+    result: AttestationResult, outcome: int, path: Path, address: TlsAddress
+) -> None:
+    from cloister.client.certificate import fetch_pin, write_pin
+
+    if outcome != AFFIRMED:
+        typer.echo("cloister: the worker is not affirmed; no certificate was written", err=True)
+        return
+    pin = fetch_pin(result.require_affirming(), address, at=datetime.now(UTC))
+    write_pin(pin, path)
+    typer.echo(
+        plain(
+            f"{path} pins the worker at https://{address}; good until {_time(pin.not_after)}.\n"
+            f"Nobody checks the worker again for whoever uses it: do, before"
+            f" {_time(pin.verify_again)}, with this same command.\n"
+            f"Use it:  curl --cacert {path} https://{address}/v1/models"
+        ),
+        err=True,
+    )
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _cases(targets: Sequence[str], policy: Path | None, at: str | None) -> int:

@@ -106,6 +106,12 @@ PROCESS_PER_CLIENT: Final = "process-per-client"
 """No engine process ever serves two people."""
 SEPARATIONS: Final = (PROCESS_PER_CLIENT, SHARED)
 
+CONFIGURATION_WORKER: Final = "worker"
+"""Member of the effective configuration: an object with the settings of the worker itself."""
+WORKER_ATTESTED_TLS: Final = "attested_tls"
+"""Member of it, a boolean: whether requests are also taken that are not sealed, inside a TLS that
+ends in the worker, with a key of the keyset."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
@@ -195,6 +201,12 @@ def is_managed(configuration: JsonObject) -> bool:
 def separation_mode(configuration: JsonObject) -> str | None:
     """How `configuration` says that people are kept apart, or ``None`` if it does not say."""
     return _mode(configuration.get(CONFIGURATION_SEPARATION))
+
+
+def takes_attested_tls(configuration: JsonObject) -> bool:
+    """Whether `configuration` says that the worker takes requests over attested TLS."""
+    worker = configuration.get(CONFIGURATION_WORKER)
+    return isinstance(worker, dict) and worker.get(WORKER_ATTESTED_TLS) is True
 
 
 def _mode(value: Json) -> str | None:

@@ -1,4 +1,4 @@
-"""The worker as an ASGI application: two paths in clear about keys, one for everything else."""
+"""The worker as ASGI applications: one for requests that come sealed, one inside attested TLS."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from cloister.worker.reports import EvidenceSource, ReportService
 from cloister.worker.response import Receive, Scope, Send
 from cloister.worker.sealed import SealedWay
 from cloister.worker.settings import Clocks, WorkerSettings
+from cloister.worker.tls_arrival import TlsWay
+from cloister.worker.tls_key import TlsKey
 from cloister.worker.unsealed import send_plain, send_problem
 
 _MAX_CREDENTIALS: Final = 100_000
@@ -53,6 +55,7 @@ class Worker:
         self._reports = reports
         self._gateway = Gateway(context)
         self._sealed = SealedWay(context)
+        self._tls = TlsWay(context)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -96,20 +99,36 @@ class Worker:
         context.log.event("worker.stopped")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request that came in clear, or through a TLS that ended elsewhere."""
+        await self._answer(scope, receive, send, inside_tls=False)
+
+    async def inside_tls(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request of the listener of attested TLS; an application of its own.
+
+        The caller owes that nothing comes here but through TLS with the key of the keyset.
+        """
+        if not self.context.settings.attested_tls:
+            raise RuntimeError("attested TLS is not switched on")
+        await self._answer(scope, receive, send, inside_tls=True)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, *, inside_tls: bool
+    ) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
         if scope["type"] != "http":
             return
         try:
-            await self._route(scope, receive, send)
+            if not await self._about_keys(scope, receive, send):
+                await (self._inside_tls if inside_tls else self._in_clear)(scope, receive, send)
         except RefusedError as refused:
             await send_problem(send, refused.problem)
         except Exception as error:
             self.context.log.failure("request.failed_outside", error)
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _about_keys(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer what needs no protection of the connection; whether it was that."""
         method, path = scope["method"], scope["path"]
         if path == wire.OHTTP_PATH:
             _require(method, "POST")
@@ -121,13 +140,28 @@ class Worker:
         elif path == wire.ATTESTATION_PATH:
             _require(method, "GET", "HEAD")
             await self._report(scope, send)
-        elif path == "/":
+        else:
+            return False
+        return True
+
+    async def _in_clear(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if path == "/":
             _require(method, "GET", "HEAD")
             await send_plain(send, 200, _WELCOME, ((b"content-type", b"text/plain"),))
         elif path.startswith("/v1/") or dialect_of(path, self.context.settings.compat):
             raise RefusedError(problems.PLAINTEXT)
         else:
             raise RefusedError(problems.NOT_FOUND_OUTSIDE)
+
+    async def _inside_tls(self, scope: Scope, receive: Receive, send: Send) -> None:
+        certificates = self.context.keys.current.certificates
+        if scope["path"] == wire.PIN_PATH and certificates is not None:
+            _require(scope["method"], "GET", "HEAD")
+            headers = ((b"content-type", wire.PIN_TYPE), (b"cache-control", b"no-store"))
+            await send_plain(send, 200, certificates.pin, headers)
+        else:
+            await self._gateway(self._tls, scope, receive, send)
 
     async def _report(self, scope: Scope, send: Send) -> None:
         body, digest = await self._reports.report(scope)
@@ -165,6 +199,7 @@ def build_worker(
     open_when_empty: bool = False,
     provenance: JsonObject | None = None,
     receipt_key: ReceiptKey | None = None,
+    tls_key: TlsKey | None = None,
     boot_evidence: Mapping[str, EvidenceItem] | None = None,
 ) -> Worker:
     """Put a worker together; nothing is started and nothing is read but the API key file.
@@ -178,6 +213,8 @@ def build_worker(
     if boot_evidence and receipt_key is None:
         raise TypeError("evidence from boot was asked for with the receipt key: give that too")
     settings = settings or WorkerSettings()
+    if settings.attested_tls is not (tls_key is not None):
+        raise TypeError("a TLS key goes with attested TLS, and with nothing else")
     clocks = clocks or Clocks()
     metrics = Metrics()
     keys = KeyRing(
@@ -186,6 +223,7 @@ def build_worker(
         clocks=clocks,
         random=random,
         receipt_key=receipt_key,
+        tls_key=tls_key,
     )
     context = Context(
         settings=settings,

@@ -78,6 +78,7 @@ def effective_configuration(engines: Sequence[Engine], settings: WorkerSettings)
             "padding": _whole_numbers(settings.padding),
             "receipts": _whole_numbers(settings.receipts),
             "compat": [dialect.value for dialect in sorted(settings.compat)],
+            "attested_tls": settings.attested_tls,
         },
     }
 
@@ -89,7 +90,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
     if configuration.get("operator_decides") != list(OPERATOR_DECIDES):
         raise _refused("it does not say what the operator decides")
     sections = configuration.get("worker")
-    names = {"keys", "limits", "padding", "receipts", "compat"}
+    names = {"keys", "limits", "padding", "receipts", "compat", "attested_tls"}
     if not isinstance(sections, dict) or sections.keys() != names:
         raise _refused("its section `worker` is not complete")
     return WorkerSettings(
@@ -99,6 +100,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
         receipts=_section(ReceiptSettings, sections["receipts"]),
         separation=_separation(configuration.get("separation")),
         compat=_dialects(sections["compat"]),
+        attested_tls=_switch(sections["attested_tls"]),
     )
 
 
@@ -203,6 +205,12 @@ def _dialects(value: object) -> frozenset[Dialect]:
     if not isinstance(value, list) or value != [name for name in known if name in value]:
         raise _refused("its list `compat` is not one of known names in order")
     return frozenset(Dialect(name) for name in known if name in value)
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _refused("its switch `attested_tls` is neither on nor off")
+    return value
 
 
 def _refused(why: str) -> ConfigurationError:

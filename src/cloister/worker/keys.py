@@ -1,6 +1,7 @@
 """The worker's keys: made in memory, never written, replaced every hour.
 
-One Ed25519 key signs receipts from start to stop. Request keys come in generations: each has
+One Ed25519 key signs receipts from start to stop, and where attested TLS is switched on another
+key ends it; every keyset lists both. Request keys come in generations: each has
 one key pair per KEM, a keyset of its own, and per key the memory of what it has opened. A
 generation's age runs on the steady clock, so a host that sets the clock back cannot make a key
 live longer; what clients see as ``not_after`` is wall time, which they check on their own clock.
@@ -17,10 +18,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.channel.hpke import Kem
-from cloister.channel.keyset import OHTTP_ALGORITHM, RECEIPT_ALGORITHM, Keyset, PublicKeyEntry
+from cloister.channel.keyset import (
+    OHTTP_ALGORITHM,
+    RECEIPT_ALGORITHM,
+    Keyset,
+    PublicKeyEntry,
+    TlsKeyEntry,
+)
 from cloister.channel.ohttp import ServerKey, encode_key_configs
 from cloister.worker.replay import Admission, ReplayMemory
 from cloister.worker.settings import Clocks, KeySettings
+from cloister.worker.tls_key import Certificates, TlsKey
 
 KEMS = (Kem.MLKEM768_X25519, Kem.X25519)
 """One key pair each, in the order in which they are offered."""
@@ -62,6 +70,8 @@ class Generation:
     dies: float
     """Steady time from which its keys open nothing."""
     key_ids: tuple[int, ...]
+    certificates: Certificates | None = None
+    """Of the TLS key, until this keyset ends; None without attested TLS."""
 
 
 class KeyRing:
@@ -75,7 +85,9 @@ class KeyRing:
         clocks: Clocks,
         random: Callable[[int], bytes],
         receipt_key: ReceiptKey | None = None,
+        tls_key: TlsKey | None = None,
     ) -> None:
+        self.tls_key = tls_key
         self._subject = subject
         self._settings = settings
         self._clocks = clocks
@@ -166,6 +178,9 @@ class KeyRing:
             made=now,
             dies=now + self._settings.lifetime_s,
             key_ids=tuple(key.config.key_id for key in server_keys),
+            certificates=None
+            if self.tls_key is None
+            else self.tls_key.certificates(now=self._clocks.wall(), not_after=keyset.not_after),
         )
         for server_key in server_keys:
             self._server_keys[server_key.config.key_id] = server_key
@@ -196,6 +211,9 @@ class KeyRing:
                 ),
             ),
             e2ee_public_keys=tuple(_entry(key.config.encode()) for key in server_keys),
+            tls_public_keys=()
+            if self.tls_key is None
+            else (TlsKeyEntry(spki_sha256=self.tls_key.spki_sha256),),
         )
 
 

@@ -22,18 +22,18 @@ class Metrics:
         self._registry = registry
         self.answers = Counter(
             "cloister_answers",
-            "Sealed answers by inner route and status class.",
+            "Answers by route and status class.",
             ("route", "status"),
             registry=registry,
         )
         self.refused_outside = Counter(
             "cloister_refused_outside",
-            "Requests refused without a seal, by status.",
+            "Requests refused before they were any, by status.",
             ("status",),
             registry=registry,
         )
         self.open_requests = Gauge(
-            "cloister_open_requests", "Sealed requests in progress.", registry=registry
+            "cloister_open_requests", "Requests in progress.", registry=registry
         )
         self.generations = Gauge(
             "cloister_generations",
@@ -44,7 +44,7 @@ class Metrics:
             "cloister_cancelled", "Answers given up because the client left.", registry=registry
         )
         self.pieces = Counter(
-            "cloister_stream_pieces", "Sealed pieces of answers sent.", registry=registry
+            "cloister_stream_pieces", "Pieces of answers sent.", registry=registry
         )
         self.first_piece_s = Histogram(
             "cloister_first_piece_seconds",
@@ -56,6 +56,12 @@ class Metrics:
             "cloister_answer_seconds",
             "From a whole request to the end of its answer.",
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self.tls_handshakes = Counter(
+            "cloister_tls_handshakes",
+            "Handshakes of attested TLS: done, failed, or refused as one too many.",
+            ("outcome",),
             registry=registry,
         )
         self.reports = Counter("cloister_reports", "Attestation reports made.", registry=registry)

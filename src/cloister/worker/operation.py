@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cloister.errors import ConfigurationError
 from cloister.strictjson import JsonObject
@@ -18,6 +21,10 @@ class Operation:
     host: str = "127.0.0.1"
     port: int = 0
     """0 takes a free one; the ready message says which."""
+    tls_port: int | None = None
+    """Of the listener of attested TLS, where the configuration has one; 0 takes a free one."""
+    tls_names: tuple[str, ...] = ()
+    """DNS names and IP addresses that clients reach it by, besides `host`."""
     api_keys: Path | None = None
     operator_socket: Path | None = None
     """None puts it into the worker's private directory."""
@@ -39,11 +46,39 @@ class Operation:
             raise ConfigurationError(
                 "a worker listens on an IP address, not on a name", code="configuration.listen"
             ) from None
+        if not all(_is_name(name) for name in self.tls_names):
+            raise ConfigurationError(
+                "a certificate names DNS names, without wildcards, and IP addresses",
+                code="configuration.tls_names",
+            )
 
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the worker directly."""
         return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """What the certificate of attested TLS is good for: the `host`, and `tls_names`.
+
+        ConfigurationError where that is nothing.
+        """
+        host = ipaddress.ip_address(self.host)
+        own = (
+            ()
+            if host.is_unspecified
+            else ("localhost", str(host))
+            if host.is_loopback
+            else (str(host),)
+        )
+        names = tuple(dict.fromkeys((*own, *self.tls_names)))
+        if not names:
+            raise ConfigurationError(
+                "a worker that listens on every address has to be told by which names and "
+                "addresses its clients reach it (--tls-name)",
+                code="configuration.tls_names",
+            )
+        return names
 
     @property
     def rate(self) -> RateLimit:
@@ -71,7 +106,10 @@ class Operation:
         values: JsonObject = {}
         for name in self.__slots__:
             value = getattr(self, name)
-            values[name] = str(value.expanduser().absolute()) if isinstance(value, Path) else value
+            if isinstance(value, Path):
+                values[name] = str(value.expanduser().absolute())
+            else:
+                values[name] = list(value) if isinstance(value, tuple) else value
         return values
 
     @classmethod
@@ -86,6 +124,8 @@ class Operation:
                 )
             is_path = name in ("api_keys", "operator_socket") and value is not None
             values[name] = Path(str(value)) if is_path else value
+            if isinstance(value, list):
+                values[name] = tuple(map(str, value))
             if is_path and not Path(str(value)).is_absolute():
                 raise ConfigurationError(
                     "the worker needs absolute paths", code="configuration.operator"
@@ -93,9 +133,23 @@ class Operation:
         return cls(**values)  # type: ignore[arg-type]  # checked against _TYPES above
 
 
+_LABEL: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)", re.ASCII)
+_MAX_NAME: Final = 253
+
+
+def _is_name(name: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return "%" not in name  # an IPv6 zone means something on one machine only
+    labels = name.split(".")
+    return len(name) <= _MAX_NAME and all(_LABEL.fullmatch(label) for label in labels)
+
+
 _TYPES: dict[str, type] = {
     "host": str,
     "port": int,
+    "tls_port": int,
+    "tls_names": list,
     "api_keys": str,
     "operator_socket": str,
     "threads": int,

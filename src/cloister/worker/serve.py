@@ -22,6 +22,9 @@ from cloister.worker.logs import EventLog, silence_loop, silence_process
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
 from cloister.worker.server import HttpServer, listen_tcp
+from cloister.worker.settings import WorkerSettings
+from cloister.worker.tls_key import TlsKey
+from cloister.worker.tls_server import TlsServer
 
 ENTRY: Final = "cloister.worker.serve:main"
 """What a launch plan names as its entry."""
@@ -62,8 +65,12 @@ async def _serve(handover: Handover, log: EventLog) -> None:
     operation = Operation.from_json(handover.operator)
     worker = _build(handover, operation, log)
     async with contextlib.AsyncExitStack() as stack:
-        listener = _listen(operation)
+        listener = _listen(operation.host, operation.port)
         stack.callback(listener.close)
+        inside_tls = None
+        if operation.tls_port is not None:
+            inside_tls = _listen(operation.host, operation.tls_port)
+            stack.callback(inside_tls.close)
         operator = OperatorServer(
             operation.operator_socket or handover.directory / "operator.sock",
             metrics=worker.context.metrics,
@@ -73,13 +80,17 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         stack.push_async_callback(operator.aclose)
         if not await _started(worker, stop):
             return
-        server = HttpServer(worker, listener)
-        await server.open()
+        servers = [HttpServer(worker, listener)]
+        if inside_tls is not None:
+            servers.append(_tls_server(worker, inside_tls))
+        for server in servers:
+            await server.open()
         host, port = listener.getsockname()[:2]
         handover.ready(
             {
                 "host": host,
                 "port": port,
+                "tls_port": None if inside_tls is None else inside_tls.getsockname()[1],
                 "keyset_digest": worker.context.keys.current.digest,
                 "models": list(worker.context.engines.names),
                 "api_keys_needed": not worker.context.gatekeeper.open,
@@ -88,7 +99,7 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         )
         await stop.wait()
         await worker.stop()
-        await server.close()
+        await asyncio.gather(*(server.close() for server in servers))
 
 
 def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
@@ -98,12 +109,14 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
         for name, files in handover.models.items()
     }
     engines = engines_of(configuration, operation, models=models)
+    settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
     return build_worker(
         engines=engines,
         source=handover.attester,
         claims=claims_of(configuration, engines),
         log=log,
-        settings=dataclasses.replace(settings_of(configuration), rate=operation.rate),
+        settings=settings,
+        tls_key=_tls_key(settings, operation),
         random=os.urandom,
         api_keys=operation.api_keys,
         open_when_empty=operation.on_loopback,
@@ -111,13 +124,39 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
     )
 
 
-def _listen(operation: Operation) -> socket.socket:
+def _tls_key(settings: WorkerSettings, operation: Operation) -> TlsKey | None:
+    """The key of attested TLS, where it was measured that there is such a way in."""
+    if settings.attested_tls is not (operation.tls_port is not None):
+        raise ConfigurationError(
+            "whether the worker takes requests over attested TLS has to be the same in its "
+            "measured configuration and in the operator's settings",
+            code="configuration.tls",
+        )
+    if not settings.attested_tls:
+        return None
+    return TlsKey(operation.certificate_names, random=os.urandom)
+
+
+def _tls_server(worker: Worker, listener: socket.socket) -> TlsServer:
+    context = worker.context
+    if context.keys.tls_key is None:
+        raise RuntimeError("a listener of attested TLS needs a key")
+    return TlsServer(
+        worker.inside_tls,
+        listener,
+        key=context.keys.tls_key,
+        keys=context.keys,
+        log=context.log,
+        metrics=context.metrics,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        return listen_tcp(operation.host, operation.port)
+        return listen_tcp(host, port)
     except OSError as error:
         raise ConfigurationError(
-            f"the worker cannot listen on {operation.host}, port {operation.port} "
-            f"(errno {error.errno})",
+            f"the worker cannot listen on {host}, port {port} (errno {error.errno})",
             code="configuration.listen",
         ) from None
 

@@ -126,6 +126,7 @@ class HttpServer(uvicorn.Server):
                 app,
                 loop="none",
                 http=BoundedHttpProtocol,
+                interface="asgi3",
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -199,3 +199,6 @@ class WorkerSettings:
     idempotency_capacity: int = 500_000
     compat: frozenset[Dialect] = frozenset()
     """Paths served beside OpenAI's. Measured: it decides what is answered."""
+    attested_tls: bool = False
+    """Whether there is a second listener, where TLS that ends in the worker stands for the seal.
+    Measured: it decides where requests are taken that are not sealed."""

@@ -23,6 +23,7 @@ from cloister.evidence.component import (
     SHARED,
     is_managed,
     separation_mode,
+    takes_attested_tls,
     termination,
 )
 from cloister.strictjson import JsonObject
@@ -47,6 +48,10 @@ NOT_PROVEN_IN_ENGINE: Final = (
     "The seal ends inside the engine's own process, where nothing keeps the worker's keys and the"
     " conversation from the rest of that program: what it writes to its logs or sends elsewhere,"
     " and which model files it loads, is up to its code."
+)
+NOT_PROVEN_TLS: Final = (
+    "The worker also takes requests over attested TLS. What is asked that way is not sealed, sizes"
+    " show, and a tool that pins the certificate checks nothing of this again."
 )
 
 _PLACES: Final = {
@@ -120,6 +125,8 @@ def not_proven(configuration: JsonObject) -> tuple[str, ...]:
         sentences.append(NOT_PROVEN_UNMANAGED)
     if not _kept_apart(configuration):
         sentences.append(NOT_PROVEN_SHARED)
+    if takes_attested_tls(configuration):
+        sentences.append(NOT_PROVEN_TLS)
     return tuple(sentences)
 
 
