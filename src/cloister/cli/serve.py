@@ -6,6 +6,7 @@ starts; where it listens and whom it serves is the operator's business and is no
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from cloister.attester.launcher import LaunchedWorker, LaunchPlan
+    from cloister.engine.protocol import Engine
     from cloister.strictjson import JsonObject
     from cloister.worker.operation import Operation
 
@@ -76,11 +78,14 @@ Threads = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """An engine that somebody else runs, and how it keeps people apart."""
+    """An engine that no sandbox holds, and how it keeps people apart."""
 
     address: str
+    """Empty where `application` is named instead."""
     name: str
     cache_salt: bool
+    application: str | None = None
+    """Imported into the worker's own process."""
     compat: str = ""
     attested_tls: bool = False
     serves: frozenset[str] = frozenset()
@@ -113,20 +118,29 @@ def serve(
             "unix:/path or http://127.0.0.1:PORT. Its model stays unproven.",
         ),
     ] = None,
+    asgi: Annotated[
+        str | None,
+        typer.Option(
+            "--asgi",
+            help="Instead of the embedded engine, an ASGI application, imported into the worker's "
+            "own process: package.module:attribute, installed beside Cloister. The seal then ends "
+            "in the engine, which strict policies refuse; its model stays unproven.",
+        ),
+    ] = None,
     upstream_cache_salt: Annotated[
         bool,
         typer.Option(
             "--upstream-cache-salt",
-            help="The upstream is a vLLM that divides its prefix cache by cache_salt. Without "
-            "this it must have been started without prefix caching.",
+            help="The upstream (or the application) is a vLLM that divides its prefix cache by "
+            "cache_salt. Without this it must have been started without prefix caching.",
         ),
     ] = False,
     upstream_serves: Annotated[
         list[str] | None,
         typer.Option(
             "--upstream-serves",
-            help="What the upstream serves besides chat and completions: embeddings, rerank or "
-            "tokenize. May be given several times.",
+            help="What the upstream (or the application) serves besides chat and completions: "
+            "embeddings, rerank or tokenize. May be given several times.",
         ),
     ] = None,
     threads: Threads = None,
@@ -218,7 +232,7 @@ def serve(
         recycle_each=recycle_each,
         warm=warm,
     )
-    if upstream is None:
+    if upstream is None and asgi is None:
         plan = embedded_plan(
             directory,
             operation,
@@ -240,24 +254,30 @@ def serve(
             ),
         )
     else:
+        if upstream is not None and asgi is not None:
+            raise ConfigurationError(
+                "one engine answers: --upstream or --asgi", code="configuration.upstream"
+            )
         if processes.given:
             raise ConfigurationError(
-                "an upstream is one process that somebody else runs: people cannot be kept apart "
-                "in it, nor can it be exchanged",
+                "an upstream or application is one process that the worker cannot start again: "
+                "people cannot be kept apart in it, nor can it be exchanged",
                 code="configuration.separation",
             )
-        if model or model_sha256 or adapter or draft_model or projector:
+        if model or model_sha256 or adapter or draft_model or projector or unsafe_without_sandbox:
             raise ConfigurationError(
-                "an upstream has its own model: --model and what belongs to it are not for it",
+                "an upstream or application has its own model and no sandbox: --model, what "
+                "belongs to it, and --unsafe-without-sandbox are not for it",
                 code="configuration.upstream",
             )
         if model_name is None:
             raise ConfigurationError(
-                "name the model as the upstream does, with --model-name",
+                "name the model as the upstream or application does, with --model-name",
                 code="configuration.upstream",
             )
         described = Upstream(
-            address=upstream,
+            address=upstream or "",
+            application=asgi,
             name=model_name,
             cache_salt=upstream_cache_salt,
             compat=compat,
@@ -275,6 +295,14 @@ def serve(
 
         worker.client_kit(development()).write(where)
         _announce(ready, where)
+        accepted = to_accept(plan.subject.configuration)
+        if accepted:
+            typer.echo(
+                "This policy refuses the worker. Whoever accepts what it is changes their own to:\n"
+                + "".join(f"  {line}\n" for line in accepted),
+                err=True,
+                nl=False,
+            )
 
     raise typer.Exit(run(plan, on_ready=on_ready))
 
@@ -308,7 +336,7 @@ def embedded_plan(
 
 
 def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> LaunchPlan:
-    """What to launch in front of an engine that somebody else runs."""
+    """What to launch in front of an engine that somebody else runs, or around an application."""
     from cloister.attester.launcher import LaunchPlan
     from cloister.attester.measure import Subject
     from cloister.worker.serve import ENTRY
@@ -325,11 +353,20 @@ def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> Laun
 
 
 def _upstream_configuration(upstream: Upstream) -> JsonObject:
-    from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
     from cloister.worker.configuration import effective_configuration
     from cloister.worker.settings import Separation
 
-    engine = OpenAIUpstream(
+    engine = _server(upstream) if upstream.application is None else _application(upstream)
+    settings = settings_for(
+        upstream.compat, Separation.of_one_process(), attested_tls=upstream.attested_tls
+    )
+    return effective_configuration([engine], settings)
+
+
+def _server(upstream: Upstream) -> Engine:
+    from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
+
+    return OpenAIUpstream(
         UpstreamSettings(
             address=upstream.address,
             name=upstream.name,
@@ -338,10 +375,47 @@ def _upstream_configuration(upstream: Upstream) -> JsonObject:
             serves=upstream.serves,
         )
     )
-    settings = settings_for(
-        upstream.compat, Separation.of_one_process(), attested_tls=upstream.attested_tls
+
+
+def _application(upstream: Upstream) -> Engine:
+    """The engine as it describes itself. Only the worker imports the application itself."""
+    from cloister.engine.asgi_app import AsgiEngine, AsgiSettings, unproven_model
+
+    async def not_here(_scope: object, _receive: object, _send: object) -> None:
+        raise RuntimeError("the application runs in the worker")
+
+    return AsgiEngine(
+        not_here,
+        AsgiSettings(
+            application=upstream.application or "",
+            model=unproven_model(upstream.name),
+            cache_salt=upstream.cache_salt,
+            prefix_cache_off=not upstream.cache_salt,
+            serves=upstream.serves,
+        ),
     )
-    return effective_configuration([engine], settings)
+
+
+def to_accept(configuration: JsonObject) -> tuple[str, ...]:
+    """Lines of a policy, in TOML, without which the presets refuse a worker so configured.
+
+    They are told, not written: a kit that accepted whatever its worker is would check nothing.
+    """
+    from cloister.evidence.component import is_managed, isolation_mode, termination
+    from cloister.verifier.policy import development
+
+    preset = development()
+    lines: list[str] = []
+    if not is_managed(configuration):
+        # Nor is its model measured by anybody, unless something else says so.
+        lines += ["require_model = false", "require_managed = false"]
+    for name, found in (
+        ("isolation", isolation_mode(configuration)),
+        ("termination", termination(configuration)),
+    ):
+        if found not in getattr(preset, name):
+            lines.append(f"{name} = {json.dumps([found])}")
+    return tuple(lines)
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cloister.engine.asgi_call import ASGI, App, AppCall
 from cloister.engine.asgi_lifespan import Lifespan
@@ -39,6 +41,7 @@ _MAX_LISTING: Final = 1 << 20
 _LISTING_S: Final = 30.0
 _ALWAYS: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, MODELS, HEALTH})
 _NAMED: Final = METHODS.keys() - _ALWAYS
+_APPLICATION: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SLOTS: Final = 1 << 16
 _END_S: Final = 5.0
 """What answers in flight have to heed that they are cancelled."""
@@ -75,6 +78,37 @@ class AsgiSettings:
                 "or it was started without one",
                 code="configuration.upstream_cache",
             )
+
+
+def unproven_model(name: str) -> ModelInfo:
+    """A model of which nothing is known but what the application calls it."""
+    return ModelInfo(name=name, sha256=None, path=None, context_length=0, quantisation="")
+
+
+def import_application(named: str) -> App:
+    """Import ``package.module:attribute``. Runs the module's code.
+
+    ConfigurationError (``configuration.application``) if it cannot be had. What went wrong in it
+    is told by the kind of error alone.
+    """
+    if not _APPLICATION.fullmatch(named):
+        raise ConfigurationError(
+            "an application is written package.module:attribute", code="configuration.application"
+        )
+    module, _, attribute = named.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"the application {named} cannot be imported ({type(error).__name__}): is it installed "
+            "beside Cloister, and does it need anything of the environment?",
+            code="configuration.application",
+        ) from None
+    if not callable(found):
+        raise ConfigurationError(
+            f"{named} is no ASGI application", code="configuration.application"
+        )
+    return cast(App, found)
 
 
 class AsgiEngine:

@@ -7,6 +7,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cloister.engine.asgi_app import (
+    AsgiEngine,
+    AsgiSettings,
+    import_application,
+    unproven_model,
+)
 from cloister.engine.confined import Isolation
 from cloister.engine.llama import LlamaEngine, LlamaSettings
 from cloister.engine.models import model_of_files
@@ -21,6 +27,7 @@ from cloister.worker.operation import Operation
 
 _LLAMA: Final = "llama.cpp"
 _UPSTREAM: Final = "openai-upstream"
+_ASGI: Final = "asgi-app"
 
 
 Files = Mapping[Role, ModelFile]
@@ -54,6 +61,8 @@ def _engine(described: JsonObject, operation: Operation, models: Mapping[str, Fi
         match described["engine"]:
             case kind if kind == _LLAMA:
                 return _llama(described, operation, models)
+            case kind if kind == _ASGI:
+                return _asgi(described)
             case kind if kind == _UPSTREAM and operation.upstream is not None:
                 return _upstream(described, operation.upstream)
             case _:
@@ -95,6 +104,19 @@ def _unsafe(described: dict[str, Any]) -> Isolation:
             code="configuration.sandbox",
         )
     return unsafe
+
+
+def _asgi(described: dict[str, Any]) -> AsgiEngine:
+    """The application is imported into this process: measured code, like all that can be."""
+    salted = described["prefix_cache"] == "salted"
+    settings = AsgiSettings(
+        application=described["application"],
+        model=unproven_model(described["model"]["name"]),
+        cache_salt=salted,
+        prefix_cache_off=not salted,
+        serves=frozenset(described["serves"]),
+    )
+    return AsgiEngine(import_application(settings.application), settings)
 
 
 def _upstream(described: dict[str, Any], address: str) -> OpenAIUpstream:

@@ -18,6 +18,7 @@ reach. The server's own log of requests sees ``POST /ohttp`` and no more.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloister.attester.machine import MachineAttester
-from cloister.engine.asgi_app import AsgiEngine, AsgiSettings
+from cloister.engine.asgi_app import AsgiEngine, AsgiSettings, unproven_model
 from cloister.engine.asgi_call import App
 from cloister.engine.models import sha256_file
 from cloister.engine.protocol import ModelInfo
@@ -38,7 +39,7 @@ from cloister.worker.logs import EventLog
 from cloister.worker.reports import EvidenceSource
 from cloister.worker.response import Receive, Scope, Send
 from cloister.worker.seal import Seal, load_seal
-from cloister.worker.settings import WorkerSettings
+from cloister.worker.settings import Separation, WorkerSettings
 from cloister.worker.unsealed import send_plain, send_problem
 from cloister.worker.wrapped_lifespan import WrappedLifespan
 
@@ -69,7 +70,13 @@ class SealMiddleware:
     ) -> None:
         self._app = app
         self._source = source
-        self._settings = settings or WorkerSettings()
+        # The process is not ours to exchange, so nothing bounds what stays in its memory; nor is
+        # the server, which would have to listen for TLS.
+        self._settings = dataclasses.replace(
+            settings or WorkerSettings(),
+            separation=Separation.of_one_process(),
+            attested_tls=False,
+        )
         self._log = log or EventLog(sys.stderr)
         self._shared: Mapping[str, Any] = {}
         self._engine: AsgiEngine | None = None
@@ -180,10 +187,6 @@ def _model(seal: Seal) -> ModelInfo:
             raise ConfigurationError(
                 f"{seal.model_file} cannot be read (errno {error.errno})", code="configuration.seal"
             ) from None
-    return ModelInfo(
-        name=seal.model,
-        sha256=sha256,
-        path=None,
-        context_length=seal.context_length,
-        quantisation="",
+    return dataclasses.replace(
+        unproven_model(seal.model), sha256=sha256, context_length=seal.context_length
     )
