@@ -41,8 +41,19 @@ METHODS: Final[Mapping[str, str]] = {
 NATIVE: Final[Mapping[str, str]] = {TOKENIZE: "/tokenize"}
 
 
-#: Fields of vLLM's own that choose whose cached prefixes are used, or where they are sent.
-CACHE_FIELDS: Final = frozenset({"cache_salt", "kv_transfer_params"})
+#: Fields of other engines' own that choose whose cached prefixes are used, or where they are sent,
+#: that name adapters or sessions, or that carry code or pickles.
+REACHING_FIELDS: Final = frozenset(
+    {
+        # vLLM: vllm/entrypoints/openai/*/protocol.py
+        "cache_salt", "kv_transfer_params", "prompt_embeds", "vllm_xargs",
+        # SGLang: sglang/srt/entrypoints/openai/protocol.py
+        "bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor", "extra_key",
+        "lora_path", "session_params",
+        # Text Generation Inference
+        "adapter_id",
+    }
+)  # fmt: skip
 
 
 def method_of(path: str, served: Collection[str] = METHODS.keys()) -> str:
@@ -85,7 +96,7 @@ def encode_salted(
     cache domain the salt is one that no other request has.
     """
     decoded = decode_body(request.body)
-    for name in sorted(CACHE_FIELDS & decoded.keys()):
+    for name in sorted(REACHING_FIELDS & decoded.keys()):
         raise refuse(f"the field '{name}' is not accepted here")
     if salted:
         decoded["cache_salt"] = request.cache_domain or random_bytes(32).hex()

@@ -24,6 +24,10 @@ REASONS: Final = {
     b"setting-refused": "the engine library did not take over a setting that must be overridden",
     b"model-refused": "the engine library cannot load the model, or a file beside it",
     b"socket-refused": "the engine did not open its socket where it was told to",
+    b"program-missing": "its program cannot be run inside the sandbox: is its interpreter, or a "
+    "directory that it needs, outside what was named (--engine-root)?",
+    b"program-ended": "its program ended before it answered: run it by hand to see why, since what "
+    "it writes is never shown",
 }
 
 MAX_WORD: Final = 32
