@@ -7,6 +7,7 @@ time run only when their marker is asked for with ``-m``.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from support.llama_index import environment
 
 settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("long", max_examples=20_000, deadline=None)
@@ -50,6 +53,19 @@ def missing_node() -> str | None:
 
 
 @cache
+def missing_langchain() -> str | None:
+    names = ("langchain", "langchain_anthropic", "langchain_openai")
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed (make setup)" if absent else None
+
+
+@cache
+def missing_llama_index() -> str | None:
+    found = environment().is_dir()
+    return None if found else "LlamaIndex's environment is not installed (scripts/setup tests)"
+
+
+@cache
 def missing_evidence() -> str | None:
     return None if EVIDENCE.is_dir() else f"no evidence at {EVIDENCE}"
 
@@ -58,6 +74,8 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "tpm": missing_tpm,
     "sandbox": missing_sandbox,
     "node": missing_node,
+    "langchain": missing_langchain,
+    "llama_index": missing_llama_index,
     "evidence": missing_evidence,
 }
 

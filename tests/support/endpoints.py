@@ -13,10 +13,12 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import uvicorn
 
+from cloister.attester.kit import ClientKit
 from cloister.cli.proxy import allowed_hosts
 from cloister.cli.verify import encode
 from cloister.client import open_async_connection
@@ -27,6 +29,7 @@ from cloister.engine.sandbox import Sandbox
 from cloister.evidence.component import Component, ComponentKind
 from cloister.testing.fake_dialects import Dialect
 from cloister.testing.fake_engine import Answer, FakeEngine, serve
+from cloister.verifier import policy as policies
 from support.scene import Scene, launched, scene
 
 Way = Literal["direct", "sealed", "proxied"]
@@ -142,6 +145,18 @@ def embedded(**settings: Any) -> Iterator[Ground]:
     attester = launched(component)
     with _reachable(bare, watched=False, engine=behind, attester=attester) as reachable:
         yield Ground(model=behind.model.name, **reachable)
+
+
+def write_kit(ground: Ground, directory: Path) -> Path:
+    """Write what clients of other processes pin, and return where."""
+    attester = ground.scene.live.attester
+    kit = ClientKit(
+        roots=attester.roots,
+        reference_values=attester.reference_values,
+        policy=policies.development(),
+    )
+    kit.write(directory)
+    return directory
 
 
 Serving = Callable[[], contextlib.AbstractAsyncContextManager[str]]
