@@ -66,6 +66,11 @@ def missing_llama_index() -> str | None:
 
 
 @cache
+def missing_curl() -> str | None:
+    return None if shutil.which("curl") else "curl is not installed"
+
+
+@cache
 def missing_evidence() -> str | None:
     return None if EVIDENCE.is_dir() else f"no evidence at {EVIDENCE}"
 
@@ -76,6 +81,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "node": missing_node,
     "langchain": missing_langchain,
     "llama_index": missing_llama_index,
+    "curl": missing_curl,
     "evidence": missing_evidence,
 }
 

@@ -45,6 +45,8 @@ from cloister.worker.logs import EventLog
 from cloister.worker.reports import EvidenceSource
 from cloister.worker.server import HttpServer, listen_tcp
 from cloister.worker.settings import WorkerSettings
+from cloister.worker.tls_key import TlsKey
+from cloister.worker.tls_server import TlsServer
 from support.hostile import HostileProxy
 from support.serve import served
 from support.wire import Handler, WireReply, WireRequest, over_http
@@ -116,6 +118,8 @@ class LiveWorker:
     clocks: TurnedClocks
     stream: io.StringIO
     _loop: asyncio.AbstractEventLoop
+    tls_port: int = 0
+    """Of the listener of attested TLS; 0 where there is none."""
 
     def run(self, step: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine where the worker runs."""
@@ -148,8 +152,11 @@ def live_worker(
     claims: ClaimsDocument | None = None,
     receipt_key: ReceiptKey | None = None,
     boot_evidence: Mapping[str, EvidenceItem] | None = None,
+    tls_names: tuple[str, ...] = (),
 ) -> Iterator[LiveWorker]:
     """Start a worker and its server in a thread; stop both at the end.
+
+    With `tls_names` it has a listener of attested TLS as well.
 
     With `tee_type` it is a worker on a hardware platform, whose evidence `source` makes.
     """
@@ -158,6 +165,7 @@ def live_worker(
     clocks, stream = TurnedClocks(), io.StringIO()
     started: list[LiveWorker] = []
     ready, stop = threading.Event(), asyncio.Event()
+    tls_key = TlsKey(tls_names, random=os.urandom) if tls_names else None
 
     async def serve() -> None:
         worker = build_worker(
@@ -173,11 +181,26 @@ def live_worker(
             api_keys=api_keys,
             open_when_empty=api_keys is None,
             random=random or os.urandom,
+            tls_key=tls_key,
         )
         await worker.start()
         listener = listen_tcp("127.0.0.1", 0)
-        server = HttpServer(worker, listener)
-        await server.open()
+        servers = [HttpServer(worker, listener)]
+        inside_tls = listen_tcp("127.0.0.1", 0)
+        if tls_key is not None:
+            context = worker.context
+            servers.append(
+                TlsServer(
+                    worker.inside_tls,
+                    inside_tls,
+                    key=tls_key,
+                    keys=context.keys,
+                    log=context.log,
+                    metrics=context.metrics,
+                )
+            )
+        for server in servers:
+            await server.open()
         started.append(
             LiveWorker(
                 url=f"http://127.0.0.1:{listener.getsockname()[1]}",
@@ -188,13 +211,16 @@ def live_worker(
                 clocks=clocks,
                 stream=stream,
                 _loop=asyncio.get_running_loop(),
+                tls_port=inside_tls.getsockname()[1] if tls_key is not None else 0,
             )
         )
         ready.set()
         await stop.wait()
         await worker.stop()
-        await server.close()
+        for server in servers:
+            await server.close()
         listener.close()
+        inside_tls.close()
 
     def run() -> None:
         try:
