@@ -182,8 +182,8 @@ def _get(address: TlsAddress, connection: ssl.SSLSocket) -> bytes:
     http.sock = connection
     try:
         http.request("GET", PIN_PATH)
-        response = http.getresponse()
-        body = response.read(MAX_PIN_BYTES + 1)
+        with http.getresponse() as response:
+            body = response.read(MAX_PIN_BYTES + 1)
     except (HTTPException, OSError):
         raise _no_certificate(address) from None
     if response.status != 200 or len(body) > MAX_PIN_BYTES:

@@ -124,8 +124,8 @@ class Operation:
                 )
             is_path = name in ("api_keys", "operator_socket") and value is not None
             values[name] = Path(str(value)) if is_path else value
-            if isinstance(value, list):
-                values[name] = tuple(map(str, value))
+            if name == "tls_names":
+                values[name] = tuple(value) if isinstance(value, list) else ()
             if is_path and not Path(str(value)).is_absolute():
                 raise ConfigurationError(
                     "the worker needs absolute paths", code="configuration.operator"
@@ -137,7 +137,9 @@ _LABEL: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)", re.ASCII)
 _MAX_NAME: Final = 253
 
 
-def _is_name(name: str) -> bool:
+def _is_name(name: object) -> bool:
+    if not isinstance(name, str):
+        return False
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(name)
         return "%" not in name  # an IPv6 zone means something on one machine only
