@@ -116,7 +116,7 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
         claims=claims_of(configuration, engines),
         log=log,
         settings=settings,
-        tls_key=_tls_key(settings, operation),
+        tls_key=tls_key_of(settings, operation),
         random=os.urandom,
         api_keys=operation.api_keys,
         open_when_empty=operation.on_loopback,
@@ -124,8 +124,11 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
     )
 
 
-def _tls_key(settings: WorkerSettings, operation: Operation) -> TlsKey | None:
-    """The key of attested TLS, where it was measured that there is such a way in."""
+def tls_key_of(settings: WorkerSettings, operation: Operation) -> TlsKey | None:
+    """A key for attested TLS, where it was measured that there is such a way in.
+
+    ConfigurationError unless the operator gives that listener a port then, and only then.
+    """
     if settings.attested_tls is not (operation.tls_port is not None):
         raise ConfigurationError(
             "whether the worker takes requests over attested TLS has to be the same in its "

@@ -18,9 +18,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cloister.channel.keyset import parse_keyset
 from cloister.errors import ConfigurationError
+from cloister.evidence.component import takes_attested_tls
+from cloister.testing.fake_engine import FakeEngine
+from cloister.worker.configuration import effective_configuration, settings_of
 from cloister.worker.keys import KeyRing
 from cloister.worker.operation import Operation
-from cloister.worker.settings import Clocks, KeySettings
+from cloister.worker.serve import tls_key_of
+from cloister.worker.settings import Clocks, KeySettings, WorkerSettings
 from cloister.worker.tls_key import TlsKey, server_context
 
 NAMES = ("worker.example", "192.0.2.7", "2001:db8::7")
@@ -182,6 +186,28 @@ def test_every_keyset_lists_the_key_and_has_certificates_of_its_own() -> None:
 
 
 # What the operator says
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_was_measured_and_what_the_operator_says_have_to_agree(*, measured: bool) -> None:
+    settings = WorkerSettings(attested_tls=measured)
+    agreed = tls_key_of(settings, Operation(tls_port=0 if measured else None))
+    assert (agreed is not None) is measured
+    with pytest.raises(ConfigurationError) as caught:
+        tls_key_of(settings, Operation(tls_port=None if measured else 0))
+    assert caught.value.code == "configuration.tls"
+
+
+def test_it_is_measured_and_read_back() -> None:
+    for on in (True, False):
+        described = effective_configuration([FakeEngine()], WorkerSettings(attested_tls=on))
+        assert takes_attested_tls(described) is on
+        assert settings_of(described).attested_tls is on
+    worker = described["worker"]
+    assert isinstance(worker, dict)
+    for value in (None, 1, "true"):
+        with pytest.raises(ConfigurationError):
+            settings_of({**described, "worker": {**worker, "attested_tls": value}})
 
 
 def test_names_are_those_of_the_address_and_the_operators() -> None:
