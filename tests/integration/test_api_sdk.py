@@ -248,6 +248,7 @@ def test_models(place: Place) -> None:
         assert model.model_extra["cloister"] == {
             "attested_name": "fake",
             "digest": "sha256:" + "0" * 64,
+            "files": {},
             "context_length": 4096,
             "quantisation": "none",
             "paths": [

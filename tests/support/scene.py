@@ -67,12 +67,13 @@ class SimulatedSource:
     def __init__(self, attester: SimulatedAttester) -> None:
         self.attester = attester
         self.made = 0
-        self.delay_s = 0.0
+        self.gate = threading.Event()
+        """Quotes wait until it is set, as it is at first."""
+        self.gate.set()
 
     def quote(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
         self.made += 1
-        if self.delay_s:
-            time.sleep(self.delay_s)
+        self.gate.wait(timeout=30)
         return quoted(self.attester, statement_digest)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,11 +46,9 @@ def test_one_child_answers_request_after_request(device: BackgroundDevice) -> No
 def test_a_device_that_hangs_is_given_up_and_its_child_ended(device: BackgroundDevice) -> None:
     pid = pid_of(device)
     device._limit_s = 0.2
-    began = time.monotonic()
     with pytest.raises(FetchError, match=r"within 0\.2 seconds") as caught:
         device.ask({"do": "hang"})
     assert caught.value.code == "device.timeout"
-    assert time.monotonic() - began < 10
     assert gone(pid)
 
 
