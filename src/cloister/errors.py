@@ -114,9 +114,16 @@ class ConfigurationError(CloisterError):
 
 
 class EngineError(CloisterError):
-    """The engine cannot start, or has stopped."""
+    """The engine cannot start, has stopped, or refuses a request.
+
+    ``field`` is the name of the field that it refuses, one of its own table, or None.
+    """
 
     default_code = "engine"
+
+    def __init__(self, message: str, *, code: str | None = None, field: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.field = field
 
 
 class SandboxError(CloisterError):

@@ -1,4 +1,4 @@
-"""Files that lie beside a model's weights: a random adapter and a random projector."""
+"""Files beside a model's weights, made up: an adapter, a projector; and another chat template."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+
+from cloister.engine.demo_model import demo_model_path
 
 WIDTH = 256
 """Of the demonstration model, and of `support.tiny_gguf`."""
@@ -75,6 +77,22 @@ def write_projector(path: Path, *, seed: int = 1) -> Path:
             tensor(f"v.blk.{layer}.{name}.bias", VISION)
     linear("mm.0", WIDTH, VISION)
     linear("mm.2", WIDTH, WIDTH)
+    return _written(writer, path)
+
+
+def write_with_template(path: Path, template: str) -> Path:
+    """Write the demonstration model with another chat template."""
+    reader = gguf.GGUFReader(demo_model_path())
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        kept = not name.startswith("GGUF.") and name != "general.architecture"
+        if kept and name != "tokenizer.chat_template":
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    writer.add_chat_template(template)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     return _written(writer, path)
 
 

@@ -38,6 +38,11 @@ FILE_TYPES: Final = {
 }  # fmt: skip
 
 
+TEMPLATE_WORDS: Final = ("think", "reasoning_effort", "tools")
+"""A template without one of these cannot heed what a request says of it. The first is part of
+the marks of reasoning (``<think>``) and of the switch for it (``enable_thinking``)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufMetadata:
     """What the file says about itself; nothing of it is proven. 0 and "" where it says nothing."""
@@ -48,6 +53,8 @@ class GgufMetadata:
     context_length: int
     quantisation: str
     has_chat_template: bool
+    template_words: frozenset[str]
+    """Of `TEMPLATE_WORDS`, those that stand in its chat template."""
 
 
 class _Reader:
@@ -152,7 +159,14 @@ def _metadata(version: int, kept: dict[str, bytes | int | float]) -> GgufMetadat
         context_length=length if isinstance(length, int) and 0 <= length < 1 << 32 else 0,
         quantisation=FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
         has_chat_template="tokenizer.chat_template" in kept,
+        template_words=_template_words(kept.get("tokenizer.chat_template", b"")),
     )
+
+
+def _template_words(template: bytes | int | float) -> frozenset[str]:
+    if not isinstance(template, bytes):
+        raise MalformedError("the GGUF file has a chat template that is not text")
+    return frozenset(word for word in TEMPLATE_WORDS if word.encode() in template)
 
 
 def _kept_text(kept: dict[str, bytes | int | float], key: str) -> str:

@@ -16,13 +16,14 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cloister.engine import llama_child, llama_fields
 from cloister.engine.assemble import assemble
 from cloister.engine.confined import DESCRIPTORS, Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.llama_parts import check_parts
+from cloister.engine.llama_values import check_values
 from cloister.engine.models import sha256_descriptor
 from cloister.engine.one_by_one import embed
 from cloister.engine.protocol import (
@@ -101,7 +102,7 @@ class LlamaEngine:
         """Tokens of context for each request."""
         self._model = replace(model, context_length=self.context)
         self._paths: Paths = {
-            **llama_fields.PATHS,
+            **llama_fields.paths_of(model.template_words),
             **(llama_fields.EMBEDDING_PATHS if self._settings.embeddings else {}),
         }
         self._isolation = isolation
@@ -237,7 +238,7 @@ class LlamaEngine:
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
         method = method_of(request.path, self._paths)
-        body, whole = _native_body(request, images=Role.PROJECTOR in self._model.files)
+        body, whole = self._native_body(request)
         client = self._client
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
@@ -251,6 +252,23 @@ class LlamaEngine:
             if error.code == TRUNCATED:
                 raise EngineError("the engine stopped", code=STOPPED) from None
             raise
+
+    def _native_body(self, request: EngineRequest) -> tuple[bytes, bool]:
+        """Return what the server gets, and whether its stream is to be made one whole answer."""
+        if not request.body:
+            return b"", False
+        decoded = decode_body(request.body)
+        chat = request.path == CHAT_COMPLETIONS
+        if chat or request.path == COMPLETIONS:
+            check_values(decoded, chat=chat, parallel=self._settings.parallel)
+            check_parts(decoded.get("messages"), images=Role.PROJECTOR in self._model.files)
+            return private_body(decoded)
+        if request.path == TOKENIZE:
+            decoded = {
+                "content": decoded.get("prompt"),
+                "add_special": decoded.get("add_special_tokens", True),
+            }
+        return encode_body(decoded), False
 
     async def wait_stopped(self) -> None:
         """Return when the engine has ended."""
@@ -320,33 +338,16 @@ async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
 
 
-def _native_body(request: EngineRequest, *, images: bool) -> tuple[bytes, bool]:
-    """Return what the server gets, and whether its stream is to be made one whole answer."""
-    if request.path in (CHAT_COMPLETIONS, COMPLETIONS):
-        return private_body(request.body, images=images)
-    if not request.body:
-        return b"", False
-    decoded = decode_body(request.body)
-    if request.path == TOKENIZE:
-        decoded = {
-            "content": decoded.get("prompt"),
-            "add_special": decoded.get("add_special_tokens", True),
-        }
-    return encode_body(decoded), False
-
-
-def private_body(body: bytes, *, images: bool = False) -> tuple[bytes, bool]:
+def private_body(decoded: dict[str, Any]) -> tuple[bytes, bool]:
     """Return the body as the engine gets it, and whether the caller wants a whole answer.
 
     EngineError (`REQUEST_REFUSED`) names a field that is not accepted here; the names are ours.
     """
-    decoded = decode_body(body)
     for name in sorted(REFUSED_FIELDS & decoded.keys()):
         raise refuse(f"the field '{name}' is not accepted here")
     if decoded.get("cache_prompt", False) is not False:
         raise refuse("the field 'cache_prompt' can only be false here: no prompt is kept")
     decoded["cache_prompt"] = False
-    check_parts(decoded.get("messages"), images=images)
     stream = decoded.get("stream")
     if stream not in (None, False, True):
         raise refuse("the field 'stream' is neither true nor false")

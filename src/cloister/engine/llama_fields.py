@@ -9,6 +9,7 @@ embedded engine's tests ask again.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from cloister.engine.protocol import (
@@ -43,6 +44,23 @@ _CHAT: Final = _GENERATION | frozenset(
     response_format tool_choice tools top_logprobs
     """.split()
 )
+
+NEEDS: Final = {
+    "parallel_tool_calls": "tools",
+    "reasoning_budget_tokens": "think",
+    "reasoning_effort": "reasoning_effort",
+    "tool_choice": "tools",
+    "tools": "tools",
+}
+"""Fields that a chat template has to heed, and the word (`cloister.engine.gguf.TEMPLATE_WORDS`)
+that then stands in it. With another template the server takes them and forgets them."""
+
+
+def paths_of(template_words: Collection[str]) -> Paths:
+    """The paths, with the fields that a model with these words in its template heeds."""
+    lacking = {name for name, word in NEEDS.items() if word not in template_words}
+    return {**PATHS, CHAT_COMPLETIONS: _CHAT - lacking}
+
 
 PATHS: Final[Paths] = {
     CHAT_COMPLETIONS: _CHAT,

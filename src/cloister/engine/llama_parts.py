@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from cloister.engine import requests
 from cloister.engine.image_size import image_size
-from cloister.engine.requests import refuse
+from cloister.errors import EngineError
 
 MAX_IMAGES: Final = 64
 MAX_PIXELS: Final = 1 << 24
@@ -37,14 +38,18 @@ def check_parts(messages: object, *, images: bool) -> None:
                 count += 1
                 pixels += _pixels(part.get("image_url"))
             case "image_url":
-                raise refuse("this model has no projector: it cannot read an 'image_url'")
+                raise _refuse("this model has no projector: it cannot read an 'image_url'")
             case _:
-                raise refuse("a part of a message can only be a 'text' or an 'image_url' here")
+                raise _refuse("a part of a message can only be a 'text' or an 'image_url' here")
     if count > MAX_IMAGES or pixels > MAX_PIXELS:
-        raise refuse(
+        raise _refuse(
             f"a request can have {MAX_IMAGES} images of {MAX_PIXELS} pixels together: send fewer, "
             "or smaller ones"
         )
+
+
+def _refuse(message: str) -> EngineError:
+    return requests.refuse(message, field="messages")
 
 
 def _parts(messages: object) -> Iterator[Mapping[str, Any]]:
@@ -57,15 +62,15 @@ def _parts(messages: object) -> Iterator[Mapping[str, Any]]:
 
 def _pixels(image: object) -> int:
     if not isinstance(image, dict) or image.keys() - {"url", "detail"}:
-        raise refuse("an 'image_url' is an object with a 'url'")
+        raise _refuse("an 'image_url' is an object with a 'url'")
     if image.get("detail") not in (None, "auto"):
-        raise refuse("the 'detail' of an image can only be 'auto' here")
+        raise _refuse("the 'detail' of an image can only be 'auto' here")
     url = image.get("url")
     head = _DATA.match(url) if isinstance(url, str) else None
     if head is None or not isinstance(url, str):
-        raise refuse("the 'url' of an image must begin with data:image/…;base64,")
+        raise _refuse("the 'url' of an image must begin with data:image/…;base64,")
     try:
         width, height = image_size(base64.b64decode(url[head.end() :], validate=True))
     except ValueError:
-        raise refuse("an image must be the base64 of a whole PNG, JPEG or GIF") from None
+        raise _refuse("an image must be the base64 of a whole PNG, JPEG or GIF") from None
     return width * height

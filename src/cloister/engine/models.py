@@ -127,6 +127,7 @@ def model_of_files(files: Mapping[Role, ModelFile], *, name: str | None = None) 
         context_length=metadata.context_length,
         quantisation=metadata.quantisation,
         files=files,
+        template_words=metadata.template_words,
     )
 
 

@@ -58,6 +58,8 @@ class ModelInfo:
     quantisation: str
     files: Mapping[Role, ModelFile] = field(default_factory=dict)
     """Everything it is made of; empty where it is not proven, or only its weights are known."""
+    template_words: frozenset[str] = frozenset()
+    """What its chat template heeds (`cloister.engine.gguf.TEMPLATE_WORDS`), where that is known."""
 
     def __post_init__(self) -> None:
         if not self.files:

@@ -103,9 +103,9 @@ def encode_salted(
     return encode_body(decoded)
 
 
-def refuse(message: str) -> EngineError:
+def refuse(message: str, *, field: str | None = None) -> EngineError:
     """Make the error for a request that is the caller's to change. Never put input into it."""
-    return EngineError(message, code=REQUEST_REFUSED)
+    return EngineError(message, code=REQUEST_REFUSED, field=field)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -379,7 +379,8 @@ def _engine_problem(error: EngineError) -> Problem:
             return problems.AT_CAPACITY
         case code if code == REQUEST_REFUSED:
             # The engine's own code wrote this sentence; it names at most a field it knows.
-            return problems.bad_request(f"The engine refused: {error}.", code="engine_refused")
+            message = f"The engine refused: {error}."
+            return problems.bad_request(message, code="engine_refused", param=error.field)
         case code if code == PATH_REFUSED:
             return problems.PATH_REFUSED
         case _:

@@ -63,6 +63,7 @@ def test_a_good_file() -> None:
         context_length=512,
         quantisation="Q8_0",
         has_chat_template=True,
+        template_words=frozenset(),
     )
     assert parse(file(version=2)).context_length == 0
 

@@ -14,7 +14,7 @@ from cloister.errors import EngineError
 
 def refused(body: bytes) -> str:
     with pytest.raises(EngineError) as caught:
-        private_body(body)
+        private_body(decode_body(body))
     assert caught.value.code == REQUEST_REFUSED
     return str(caught.value)
 
@@ -62,7 +62,7 @@ def test_what_is_sent_says_what_was_read() -> None:
 
 def test_no_prompt_is_kept_whatever_the_caller_says() -> None:
     for body in (b'{"stream":true}', b'{"stream":true,"cache_prompt":false}'):
-        sent, whole = private_body(body)
+        sent, whole = private_body(decode_body(body))
         assert json.loads(sent) == {"stream": True, "cache_prompt": False}
         assert not whole
     for value in (b"true", b"1", b"0", b"null", b'"no"'):
@@ -71,7 +71,7 @@ def test_no_prompt_is_kept_whatever_the_caller_says() -> None:
 
 def test_whole_answers_are_asked_for_as_streams() -> None:
     for body in (b"{}", b'{"stream":false}', b'{"stream":null}'):
-        sent, whole = private_body(body)
+        sent, whole = private_body(decode_body(body))
         assert whole
         assert json.loads(sent)["stream"] is True
         assert json.loads(sent)["stream_options"] == {"include_usage": True}
@@ -80,7 +80,7 @@ def test_whole_answers_are_asked_for_as_streams() -> None:
 
 @pytest.mark.parametrize("field", sorted(REFUSED_FIELDS))
 def test_fields_that_reach_into_the_engine_are_refused_by_name(field: str) -> None:
-    private_body(b'{"model":"m"}')
+    private_body({"model": "m"})
     assert field in refused(json.dumps({"model": "m", field: 0}).encode())
     escaped = f"\\u{ord(field[0]):04x}{field[1:]}"
     assert field in refused(f'{{"{escaped}":0}}'.encode())

@@ -1,0 +1,146 @@
+"""Values that llama.cpp's server would misread are refused by name before it sees them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from cloister.engine.llama_fields import PATHS
+from cloister.engine.llama_values import check_values
+from cloister.engine.protocol import CHAT_COMPLETIONS, COMPLETIONS, REQUEST_REFUSED
+from cloister.errors import EngineError
+
+ASKED = [{"role": "user", "content": "canary"}]
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+CHAT: dict[str, tuple[list[Any], list[Any]]] = {
+    "chat_template_kwargs": ([{}, {"enable_thinking": False}], ["canary", []]),
+    "frequency_penalty": ([-2, 0.5, 2], ["canary", 2.1, True]),
+    "grammar": (['root ::= "a"'], [1, {}]),
+    "json_schema": ([{"const": 1}], ["canary", [], True]),
+    "logit_bias": ([{}, {"5": -100}, {"5": 1.5}], ["canary", [[5, 1]], {"a": 1}, {"5": 101}]),
+    "logprobs": ([True, False], [1, "canary"]),
+    "max_completion_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
+    "max_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
+    "messages": ([ASKED], [[], "canary", ["canary"], {}]),
+    "min_p": ([0, 1], [-0.1, "canary"]),
+    "n": ([1, 4], [0, 5, "2", True]),
+    "parallel_tool_calls": ([True, False], ["canary", 1]),
+    "presence_penalty": ([-2, 2], [3, "canary"]),
+    "reasoning_effort": (["low"], [3, {}]),
+    "reasoning_format": (["none", "auto"], ["canary", 1]),
+    "response_format": (
+        [{"type": "text"}, {"type": "json_object"}, SCHEMA],
+        [
+            "canary",
+            {},
+            {"type": "canary"},
+            {"type": "json_schema"},
+            {"type": "json_schema", "json_schema": "canary"},
+            {"type": "json_schema", "json_schema": {"schema": "canary"}},
+            {"type": "json_object", "json_schema": {"schema": {}}},
+        ],
+    ),
+    "seed": ([0, -1, 1 << 40], [1.5, "canary", True]),
+    "stop": (["a", ["a", "b"], []], [1, [1], "", ["a", ""], {}]),
+    "stream_options": (
+        [{}, {"include_usage": True}],
+        ["canary", {"include_usage": 1}, {"canary": True}],
+    ),
+    "temperature": ([0, 0.7, 2], [-0.1, 2.1, "canary", True]),
+    "tool_choice": (
+        ["none", "auto", "required"],
+        ["canary", {}, {"type": "canary"}, {"type": "function", "function": "canary"}],
+    ),
+    "tools": (
+        [[], [tool("f")], [named("f")]],
+        ["canary", ["canary"], [{"type": "function"}], [{**tool("f"), "type": "canary"}]],
+    ),
+    "top_logprobs": ([0, 20], [21, -1, "canary"]),
+    "top_p": ([0, 1], [1.1, "canary"]),
+}
+COMPLETION: dict[str, tuple[list[Any], list[Any]]] = {
+    "logprobs": ([0, 5], [True, 21, "canary"]),
+    "prompt": (["canary", "", [1, 2]], [["canary", "b"], [[1], [2]], [], {}, 1]),
+    "max_tokens": CHAT["max_tokens"],
+}
+
+
+def refused(body: dict[str, Any], *, chat: bool = True) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        check_values(body, chat=chat, parallel=4)
+    assert caught.value.code == REQUEST_REFUSED
+    assert "canary" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_a_chats_fields(name: str) -> None:
+    good, bad = CHAT[name]
+    for value in good:
+        check_values({"messages": ASKED, name: value}, chat=True, parallel=4)
+    for value in bad:
+        error = refused({"messages": ASKED, name: value})
+        assert error.field == name, value
+        assert f"'{name}'" in str(error)
+
+
+@pytest.mark.parametrize("name", COMPLETION)
+def test_a_completions_fields(name: str) -> None:
+    good, bad = COMPLETION[name]
+    for value in good:
+        check_values({"prompt": "x", name: value}, chat=False, parallel=4)
+    for value in bad:
+        assert refused({"prompt": "x", name: value}, chat=False).field == name, value
+
+
+def test_every_field_that_is_checked_is_one_that_the_engine_reads() -> None:
+    assert CHAT.keys() <= (PATHS[CHAT_COMPLETIONS] or set())
+    assert COMPLETION.keys() <= (PATHS[COMPLETIONS] or set())
+
+
+def test_null_is_as_good_as_nothing() -> None:
+    body: dict[str, Any] = {"messages": ASKED, "stop": None, "response_format": None, "other": None}
+    check_values(body, chat=True, parallel=1)
+    assert body == {"messages": ASKED}
+
+
+def test_one_restriction_at_a_time() -> None:
+    restrictions: dict[str, Any] = {
+        "grammar": 'root ::= "a"',
+        "json_schema": {"const": 1},
+        "response_format": SCHEMA,
+    }
+    for first, second in (
+        ("grammar", "json_schema"),
+        ("grammar", "response_format"),
+        ("json_schema", "response_format"),
+    ):
+        body = {"messages": ASKED, first: restrictions[first], second: restrictions[second]}
+        assert f"'{first}' and '{second}'" in str(refused(body))
+    free = {"messages": ASKED, "grammar": "root ::= [a-z]", "response_format": {"type": "text"}}
+    check_values(free, chat=True, parallel=1)
+
+
+def test_a_function_that_has_to_be_called_is_the_only_one() -> None:
+    body: dict[str, Any] = {
+        "messages": ASKED,
+        "tools": [tool("f"), tool("g")],
+        "tool_choice": named("g"),
+    }
+    asked = copy.deepcopy(body)
+    check_values(asked, chat=True, parallel=1)
+    assert asked == {"messages": ASKED, "tools": [tool("g")], "tool_choice": "required"}
+    for tools in ([tool("f")], [tool("g"), tool("g")], [], None):
+        assert refused({**body, "tools": tools}).field == "tool_choice"
