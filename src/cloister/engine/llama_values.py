@@ -102,11 +102,9 @@ def _is_prompt(value: object) -> bool:
 
 
 def _is_bias(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(
-        token.isascii() and token.isdecimal() and _is_number(bias) and -100 <= bias <= 100
-        for token, bias in value.items()
+    """Numbers by tokens: OpenAI's are numbers of tokens, llama.cpp also takes texts."""
+    return isinstance(value, dict) and all(
+        _is_number(bias) and -100 <= bias <= 100 for bias in value.values()
     )
 
 
@@ -162,7 +160,7 @@ _BOTH: Final[Mapping[str, Check]] = {
     "frequency_penalty": _number(-2, 2),
     "grammar": (lambda value: isinstance(value, str), "a text"),
     "json_schema": (lambda value: isinstance(value, dict), "a JSON schema"),
-    "logit_bias": (_is_bias, "an object of token numbers, each with a number from -100 to 100"),
+    "logit_bias": (_is_bias, "an object of tokens, each with a number from -100 to 100"),
     "max_tokens": _whole(1),
     "min_p": _number(0, 1),
     "n": _whole(1),

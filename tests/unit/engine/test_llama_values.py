@@ -29,7 +29,7 @@ CHAT: dict[str, tuple[list[Any], list[Any]]] = {
     "frequency_penalty": ([-2, 0.5, 2], ["canary", 2.1, True]),
     "grammar": (['root ::= "a"'], [1, {}]),
     "json_schema": ([{"const": 1}], ["canary", [], True]),
-    "logit_bias": ([{}, {"5": -100}, {"5": 1.5}], ["canary", [[5, 1]], {"a": 1}, {"5": 101}]),
+    "logit_bias": ([{}, {"5": -100}, {" the": 1.5}], ["canary", [[5, 1]], {"5": "1"}, {"5": 101}]),
     "logprobs": ([True, False], [1, "canary"]),
     "max_completion_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
     "max_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
