@@ -255,14 +255,12 @@ class LlamaEngine:
 
     def _native_body(self, request: EngineRequest) -> tuple[bytes, bool]:
         """Return what the server gets, and whether its stream is to be made one whole answer."""
+        if request.path in (CHAT_COMPLETIONS, COMPLETIONS):
+            images = Role.PROJECTOR in self._model.files
+            return generation_body(request, parallel=self._settings.parallel, images=images)
         if not request.body:
             return b"", False
         decoded = decode_body(request.body)
-        chat = request.path == CHAT_COMPLETIONS
-        if chat or request.path == COMPLETIONS:
-            check_values(decoded, chat=chat, parallel=self._settings.parallel)
-            check_parts(decoded.get("messages"), images=Role.PROJECTOR in self._model.files)
-            return private_body(decoded)
         if request.path == TOKENIZE:
             decoded = {
                 "content": decoded.get("prompt"),
@@ -336,6 +334,19 @@ def _answer(status: int, body: bytes) -> EngineResponse:
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
+
+
+def generation_body(
+    request: EngineRequest, *, parallel: int, images: bool = False
+) -> tuple[bytes, bool]:
+    """Return the body of a checked generation, and whether the caller wants a whole answer.
+
+    `parallel` is how many answers the server computes at a time; with `images` it reads those.
+    """
+    decoded = decode_body(request.body)
+    check_values(decoded, chat=request.path == CHAT_COMPLETIONS, parallel=parallel)
+    check_parts(decoded.get("messages"), images=images)
+    return private_body(decoded)
 
 
 def private_body(decoded: dict[str, Any]) -> tuple[bytes, bool]:

@@ -30,8 +30,8 @@ from cloister.engine.command_lines import (
 from cloister.engine.confined import DESCRIPTORS, Confined
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.installation import Installation
-from cloister.engine.llama import private_body
-from cloister.engine.llama_fields import PATHS as LLAMA_PATHS
+from cloister.engine.llama import generation_body
+from cloister.engine.llama_fields import paths_of
 from cloister.engine.managed_sandbox import ManagedProgram, ManagedSandbox
 from cloister.engine.model_folder import open_folder
 from cloister.engine.models import sha256_descriptor
@@ -173,7 +173,8 @@ class ManagedEngine:
     def paths(self) -> Paths:
         """As the settings say. llama-server's fields are known; the others know their own."""
         if self._settings.kind is ManagedKind.LLAMA_SERVER:
-            return {path: LLAMA_PATHS[path] for path in _ALWAYS}
+            fields = paths_of(self._model.template_words)
+            return {path: fields[path] for path in _ALWAYS}
         return dict.fromkeys((*_ALWAYS, *sorted(self._settings.serves)))
 
     @property
@@ -340,7 +341,7 @@ class ManagedEngine:
         """Return what the engine gets, and whether its stream is to be made one whole answer."""
         kind = self._settings.kind
         if kind is ManagedKind.LLAMA_SERVER:
-            return private_body(request.body)
+            return generation_body(request, parallel=self._settings.parallel)
         salted = kind in SALTED
         return encode_salted(request, salted=salted, random_bytes=self._random_bytes), False
 
