@@ -256,6 +256,8 @@ class Confined:
             with contextlib.suppress(ProcessLookupError):
                 if self._inner is not None:
                     signal.pidfd_send_signal(self._inner, signal.SIGKILL)
+                    # Whoever stopped the sandbox may have stopped bubblewrap, which has to wait.
+                    self._process.send_signal(signal.SIGCONT)
                 else:
                     self._process.kill()
 

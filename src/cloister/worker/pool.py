@@ -360,14 +360,14 @@ class EnginePool:
             self._fresh.remove(member)
         if self._current.get(member.key) is member:
             del self._current[member.key]
+        if why.unasked and not self._closing:
+            self._failed(why, lasted_s=loop.time() - began)
         try:
             await member.engine.aclose()
         except (CloisterError, OSError) as error:
             self._log.failure("engine.end_failed", error)
         self._members.discard(member)
         self._metrics.engine_processes.labels(self.model.name).dec()
-        if why.unasked and not self._closing:
-            self._failed(why, lasted_s=loop.time() - began)
         self._wake.set()
 
     def _failed(self, why: End, *, lasted_s: float) -> None:
