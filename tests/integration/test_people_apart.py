@@ -105,6 +105,7 @@ async def test_many_at_once_hear_only_themselves() -> None:
         await asyncio.gather(*(talk(number) for number in range(8)))
         assert len(engine.family) > 8  # there are four processes at a time, so they were exchanged
         for process in engine.family:
+            assert isinstance(process, Gossip)
             assert len({word.partition(":")[0] for word in process.heard}) <= 1
 
 
