@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import io
@@ -17,12 +18,17 @@ import pytest
 
 from cloister.client.connect import connect
 from cloister.client.connection import Connection
+from cloister.endorsements.artefact import Artefact, ArtefactRequest
+from cloister.endorsements.cache import EndorsementCache
 from cloister.errors import AppraisalError, CloisterError
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.verifier import policy as policies
 from cloister.verifier.appraise import serving as claims
 from cloister.worker import middleware
 from cloister.worker.api_keys import ApiKeyFile
+from cloister.worker.logs import EventLog
+from cloister.worker.seal import Seal
+from cloister.worker.settings import Limits, WorkerSettings
 from support.asgi import call
 from support.canary import Search, new_marker
 from support.chat_app import MODEL, Seen, chat_app
@@ -76,6 +82,8 @@ def running(
     app = chat_app(seen, endless=endless)
     monkeypatch.setenv(middleware.VARIABLE, str(seal_file(tmp_path / "seal.toml", **members)))
     monkeypatch.setattr(middleware, "MachineAttester", lambda _platform: Evidence(hardware))
+    # For the rest of this process's life, it would be.
+    monkeypatch.setattr(middleware, "forbid_core_files", lambda: True)
     add_as_vllm_does(app)
     with serving(app) as served:
         yield served, seen
@@ -100,6 +108,8 @@ def test_the_real_client_verifies_it_and_streams_through_it(
         document = result.require_affirming().claims_document
         configuration = document["configuration"]
         assert isinstance(configuration, dict)
+        # Nothing bounds what stays in a process that is never exchanged, and none claims to.
+        assert configuration["separation"]["recycle_requests"] == 0
         assert configuration["termination"] == "in-engine"
         assert configuration["managed"] is False
         response = asked(client, "one two three")
@@ -229,6 +239,61 @@ def test_a_client_that_goes_away_ends_the_answer(
         until(abandoned)
         with connect(served.url, trust_env=False, **believing(hardware)) as client:
             assert asked(client, "still there?").status_code == 200
+
+
+def test_an_application_that_hangs_holds_up_nobody_else(hardware: SimulatedHardware) -> None:
+    hung: list[Any] = []
+    answering = chat_app(Seen())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/v1/completions":
+            hung.append(await receive())
+            await asyncio.Event().wait()
+        await answering(scope, receive, send)
+
+    sealed = middleware.SealMiddleware(
+        app,
+        Seal(platform="sev-snp", model=MODEL, cache_salt=False, open=True),
+        source=Evidence(hardware),
+        settings=WorkerSettings(limits=Limits(generation_s=2)),
+        log=EventLog(io.StringIO()),
+    )
+    with (
+        serving(sealed) as served,
+        connect(served.url, trust_env=False, **believing(hardware)) as client,
+    ):
+        assert asked(client, "hello").status_code == 200
+        late = client.http.post("/v1/completions", json={"model": MODEL, "prompt": "x"})
+        assert late.json()["error"]["code"] == "timeout"
+        assert len(hung) == 1
+        assert asked(client, "hello").status_code == 200
+
+
+def test_what_vouches_for_the_evidence_goes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: SimulatedHardware
+) -> None:
+    """A folder that cannot be used stops the start; one that can is asked for each item."""
+    looked_up: list[str] = []
+    peek = EndorsementCache.peek
+
+    def noted(cache: EndorsementCache, request: ArtefactRequest) -> Artefact | None:
+        looked_up.append(request.kind)
+        return peek(cache, request)
+
+    monkeypatch.setattr(EndorsementCache, "peek", noted)
+    folder = tmp_path / "endorsements"
+    with (
+        running(tmp_path, monkeypatch, hardware, endorsements=str(folder)) as (served, _),
+        connect(served.url, trust_env=False, **believing(hardware)) as client,
+    ):
+        assert asked(client, "hello").status_code == 200
+    assert looked_up
+    folder.chmod(0o777)
+    with (
+        pytest.raises(RuntimeError, match="did not start"),
+        running(tmp_path, monkeypatch, hardware, endorsements=str(folder)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
 from cloister.attester.machine import Attester
 from cloister.endorsements.artefact import Artefact, ArtefactRequest
 from cloister.endorsements.cache import EndorsementCache, FetchesArtefacts
 from cloister.endorsements.needs import for_item
+from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.staple import staple
 from cloister.errors import CloisterError, ConfigurationError, MalformedError, UnsupportedError
 from cloister.evidence.report import MAX_ENDORSEMENTS, Endorsement, EvidenceItem
@@ -63,6 +65,14 @@ class StaplingAttester:
         return dataclasses.replace(
             item, endorsements=tuple(dict.fromkeys(added))[:MAX_ENDORSEMENTS]
         )
+
+
+def stapled_from(source: Attester, folder: Path) -> StaplingAttester:
+    """`source` with the endorsements that `folder` keeps, which ``cloister endorsements`` renews.
+
+    ConfigurationError (``endorsement.cache``) if the folder cannot be used.
+    """
+    return StaplingAttester(source, EndorsementCache(folder, pinned_roots()))
 
 
 def _requests(item: EvidenceItem) -> tuple[ArtefactRequest, ...]:

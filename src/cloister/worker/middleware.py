@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloister.attester.machine import MachineAttester
+from cloister.attester.stapling import stapled_from
 from cloister.engine.asgi_app import AsgiEngine, AsgiSettings, unproven_model
 from cloister.engine.asgi_call import App
 from cloister.engine.models import sha256_file
@@ -152,7 +153,7 @@ class SealMiddleware:
         configuration = effective_configuration([engine], self._settings)
         worker = build_worker(
             engines=[engine],
-            source=self._source or MachineAttester(seal.platform),
+            source=self._source or _evidence(seal),
             tee_type=seal.platform,
             claims=claims_of(configuration, [engine]),
             log=self._log,
@@ -175,6 +176,11 @@ def _from_environment() -> Seal:
             f"{VARIABLE} has to name the file with the seal's settings", code="configuration.seal"
         )
     return load_seal(Path(path))
+
+
+def _evidence(seal: Seal) -> EvidenceSource:
+    machine = MachineAttester(seal.platform)
+    return machine if seal.endorsements is None else stapled_from(machine, seal.endorsements)
 
 
 def _model(seal: Seal) -> ModelInfo:

@@ -9,6 +9,7 @@
     api_keys = "/etc/cloister/api-keys.json"
 
 and, where they are wanted, ``model_file`` (a file whose digest is that of the model),
+``endorsements`` (the folder that ``cloister endorsements`` keeps, to be sent along),
 ``context_length``, ``serves`` (``embeddings``, ``rerank``, ``tokenize``), ``health`` (paths that
 answer in clear, with a status and nothing else), ``open = true`` instead of ``api_keys``.
 """
@@ -38,6 +39,7 @@ _TYPES: Final[Mapping[str, type]] = {
     "api_keys": str,
     "open": bool,
     "model_file": str,
+    "endorsements": str,
     "context_length": int,
     "serves": list,
     "health": list,
@@ -58,6 +60,7 @@ class Seal:
     open: bool = False
     """Whether anybody may ask. Without it a table of API keys is needed."""
     model_file: Path | None = None
+    endorsements: Path | None = None
     context_length: int = 0
     serves: frozenset[str] = frozenset()
     """Paths besides chat and completions: ``/v1/embeddings``, …"""
@@ -76,7 +79,7 @@ class Seal:
 
     @property
     def _paths(self) -> tuple[Path | None, ...]:
-        return (self.api_keys, self.model_file)
+        return (self.api_keys, self.model_file, self.endorsements)
 
 
 def load_seal(path: Path) -> Seal:
@@ -105,6 +108,7 @@ def parse_seal(data: bytes) -> Seal:
         api_keys=_path(members.get("api_keys")),
         open=members.get("open", False),
         model_file=_path(members.get("model_file")),
+        endorsements=_path(members.get("endorsements")),
         context_length=members.get("context_length", 0),
         serves=frozenset(f"/v1/{name}" for name in members.get("serves", ())),
         health=frozenset(members.get("health", ())),

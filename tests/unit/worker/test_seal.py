@@ -23,6 +23,7 @@ model = "served"
 prefix_cache = "off"
 api_keys = "/etc/keys.json"
 model_file = "/models/served.gguf"
+endorsements = "/var/endorsements"
 context_length = 4096
 serves = ["embeddings"]
 health = ["/health", "/ping"]
@@ -41,6 +42,7 @@ def test_all_of_it_is_read(tmp_path: Path) -> None:
         cache_salt=False,
         api_keys=Path("/etc/keys.json"),
         model_file=Path("/models/served.gguf"),
+        endorsements=Path("/var/endorsements"),
         context_length=4096,
         serves=frozenset({"/v1/embeddings"}),
         health=frozenset({"/health", "/ping"}),
@@ -66,6 +68,7 @@ def test_all_of_it_is_read(tmp_path: Path) -> None:
         ('api_keys = "/etc/keys.json"', 'open = true\napi_keys = "/etc/keys.json"'),
         ('api_keys = "/etc/keys.json"', 'api_keys = "keys.json"'),
         ('model_file = "/models/', 'model_file = "models/'),
+        ('endorsements = "/var/', 'endorsements = "var/'),
         ("context_length = 4096", "context_length = -1"),
         ("context_length = 4096", "context_length = 4096.0"),
         ('serves = ["embeddings"]', "serves = [1]"),
