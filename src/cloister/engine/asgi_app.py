@@ -25,6 +25,7 @@ from cloister.engine.protocol import (
     HEALTH,
     MODELS,
     NOT_RUNNING,
+    TRUNCATED,
     EngineRequest,
     EngineResponse,
     ModelInfo,
@@ -39,6 +40,7 @@ MAX_ANSWER_BYTES: Final = 1 << 28
 """Of one answer, streamed or not; what is not streamed the worker bounds further."""
 _MAX_LISTING: Final = 1 << 20
 _LISTING_S: Final = 30.0
+_HEALTH_S: Final = 10.0
 _ALWAYS: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, MODELS, HEALTH})
 _NAMED: Final = METHODS.keys() - _ALWAYS
 _APPLICATION: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -224,9 +226,14 @@ class AsgiEngine:
         """The status with which the application answers GET `path`, one of its `health` paths."""
         if path not in self._settings.health:
             raise RuntimeError("only paths that the settings name are asked for in clear")
-        response = await self._call("GET", path, b"")
-        with contextlib.suppress(ValueError):
-            await response.read(_MAX_LISTING)  # nobody sees it; but let the application finish
+        try:
+            # Anybody may ask, so that a question which hangs must not be kept.
+            async with asyncio.timeout(_HEALTH_S):
+                response = await self._call("GET", path, b"")
+                with contextlib.suppress(ValueError):
+                    await response.read(_MAX_LISTING)  # nobody sees it; but it may finish
+        except TimeoutError:
+            raise EngineError("the application did not answer in time", code=TRUNCATED) from None
         return response.status
 
     async def _call(self, method: str, path: str, body: bytes) -> EngineResponse:

@@ -257,6 +257,35 @@ async def test_the_application_has_to_list_the_model(
     assert closed == ["lifespan.shutdown"]
 
 
+async def test_it_starts_again_after_it_was_closed() -> None:
+    seen = Seen()
+    engine = await started(chat_app(seen, endless=True))
+    response = await engine.send(ask(stream=True))
+    await engine.aclose()
+    with pytest.raises(EngineError):
+        await response.read(1 << 30)
+    await engine.start()
+    async with await engine.send(ask("again")) as response:
+        assert b"again" in await response.read(1 << 20)
+    await engine.aclose()
+    assert (seen.started, seen.stopped) == (2, 2)
+
+
+async def test_health_is_a_status_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.Event().wait()
+        await start(send, status=418)
+        await send({"type": "http.response.body", "body": b"x" * (asgi_app._MAX_LISTING + 1)})
+
+    engine = await started(bare(answer), health=frozenset({"/quick", "/slow"}))
+    assert await engine.health("/quick") == 418
+    monkeypatch.setattr(asgi_app, "_HEALTH_S", 0.01)
+    with pytest.raises(EngineError):
+        await engine.health("/slow")
+    await engine.aclose()
+
+
 # -- an application that misbehaves -----------------------------------------------------------
 
 
