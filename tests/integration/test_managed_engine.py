@@ -278,7 +278,7 @@ async def test_links_and_strangers_in_an_installation_stay_outside(
     engine = made(ManagedKind.VLLM, model, tmp_path)
     # The environment leads to the interpreter; nothing else of this directory is to be seen.
     (tmp_path / "beside").write_text("beside")
-    probe = engine._installation.program
+    probe = engine.installation.program
     probe.write_text(
         probe.read_text().replace(
             '"pid": os.getpid()', f'"pid": os.path.exists({str(tmp_path / "beside")!r})'

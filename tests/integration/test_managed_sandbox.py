@@ -38,7 +38,7 @@ GRANTED = {
     "pkey_mprotect", "memfd_create", "shared_memory", "locked_memory", "huge_pages",
     "growing_memory", "mlock", "mincore", "move_pages",
     "tcp6_socket", "udp", "connect", "sendmsg", "sendmmsg", "send_to_address", "socket_pair",
-    "socket_filter", "peer_pidfd",
+    "socket_filter",
     "kill", "tgkill", "pidfd_open", "pidfd_send_signal", "rt_sigqueueinfo", "setitimer",
     "timer_create", "setpriority", "sched_setscheduler", "sched_setaffinity", "prctl_dumpable",
     "prlimit64", "ioctl", "capset", "setresuid",
@@ -54,7 +54,7 @@ BY_SECCOMP = {
     "pidfd_getfd", "seccomp", "fsopen", "open_tree", "fanotify_init", "kcmp", "personality",
     "swapon", "reboot", "syslog", "settimeofday", "finit_module", "clock_settime", "sethostname",
     "new_user_namespace", "netlink_socket", "packet_socket", "vsock_socket", "crypto_socket",
-    "interfaces", "tiocsti", "mergeable",
+    "interfaces", "tiocsti", "mergeable", "peer_pidfd",
 }  # fmt: skip
 #: Parts that a kernel may be without: a probe that fails on such a machine proves nothing there.
 MAY_BE_ABSENT = {"vsock_socket", "crypto_socket", "sysrq", "finit_module"}

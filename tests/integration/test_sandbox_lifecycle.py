@@ -233,6 +233,7 @@ async def test_without_bubblewrap_nothing_starts(tmp_path: Path) -> None:
         ("bwrap: No permissions to create new namespace", "refuses user namespaces"),
         ("bwrap: setting up uid map: Permission denied", "user mapping"),
         ("bwrap: Unknown option --size", "too old"),
+        ("bwrap: Can not mount proc on /newroot/proc: Operation not permitted", "hides parts"),
         ("SECRET-TEXT", "run bwrap by hand"),
     ],
 )

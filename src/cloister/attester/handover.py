@@ -30,7 +30,7 @@ ORPHAN_GRACE_S: Final = 45.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredFile:
-    """A file as the launcher measured it. Whoever opens it later should compare."""
+    """A file, or a directory, as the launcher measured it. Whoever opens it should compare."""
 
     name: str
     path: Path

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.attester.installation import Installation, inspect_installation
-from cloister.attester.tree import content_paths, hash_files, tree_digest
+from cloister.attester.tree import Entry, content_paths, hash_files, list_tree, tree_digest
 from cloister.errors import BuildError
 from cloister.evidence.component import Component, ComponentKind, configuration_component
 from cloister.model_digest import Role, model_digest
@@ -55,7 +55,8 @@ class Subject:
     models: tuple[ModelFiles, ...] = ()
     """In the order in which they are served."""
     native: Mapping[str, Path] = field(default_factory=dict)
-    """Native libraries by name: the engine's. The sandbox program is the system's, not measured."""
+    """The engine by name: its native libraries, or the directories that it is installed in. The
+    sandbox program is the system's, not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +75,13 @@ def measure(subject: Subject, *, threads: int | None = None) -> Measured:
     """
     installation = inspect_installation(subject.python)
     interpreter = installation.interpreter
-    native = {name: _file(path) for name, path in subject.native.items()}
+    native = {name: _thing(path) for name, path in subject.native.items()}
     models = {model.name: _files(model) for model in subject.models}
     if len(models) != len(subject.models):
         raise BuildError("two models have the same name", code="measure.model_name")
     paths = [
-        *dict.fromkeys(path for files in models.values() for path in files.values()),
-        *native.values(),
+        *(path for files in models.values() for one in files.values() for path in one.paths),
+        *(path for one in native.values() for path in one.paths),
         interpreter.executable,
         *interpreter.libraries,
         *content_paths(installation.stdlib),
@@ -92,14 +93,14 @@ def measure(subject: Subject, *, threads: int | None = None) -> Measured:
     digests = hash_files(paths, threads=threads or min(4, os.cpu_count() or 1))
     components = [*_software(installation, digests)]
     components += [
-        _component(ComponentKind.NATIVE, name, "", digests[path])
-        for name, path in sorted(native.items())
+        _component(ComponentKind.NATIVE, name, "", one.digest(digests))
+        for name, one in sorted(native.items())
     ]
     components.append(
         configuration_component(CONFIGURATION_NAME, CONFIGURATION_VERSION, subject.configuration)
     )
     for name, files in models.items():
-        components += _model(name, {role: digests[path] for role, path in files.items()})
+        components += _model(name, {role: one.digest(digests) for role, one in files.items()})
     return Measured(components=tuple(components), installation=installation)
 
 
@@ -157,13 +158,34 @@ def _component(kind: ComponentKind, name: str, version: str, digest: str) -> Com
     return Component(kind=kind, name=name, version=version, digest="sha256:" + digest)
 
 
-def _files(model: ModelFiles) -> Mapping[Role, str]:
-    return {role: _file(path) for role, path in model.files.items()}
+def _files(model: ModelFiles) -> Mapping[Role, _Thing]:
+    return {role: _thing(path) for role, path in model.files.items()}
 
 
-def _file(path: Path) -> str:
-    """The file behind `path`, links followed: what is measured is what is opened."""
+@dataclass(frozen=True, slots=True)
+class _Thing:
+    """A file, or a directory with all in it, that has one digest."""
+
+    path: str
+    entries: tuple[Entry, ...] | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """The files to hash for it."""
+        return [self.path] if self.entries is None else content_paths(self.entries)
+
+    def digest(self, digests: Mapping[str, str]) -> str:
+        """Lower-case hex."""
+        if self.entries is None:
+            return digests[self.path]
+        return tree_digest(self.entries, digests).removeprefix("sha256:")
+
+
+def _thing(path: Path) -> _Thing:
+    """What lies behind `path`, links followed: what is measured is what is opened."""
     resolved = path.resolve()
+    if resolved.is_dir():
+        return _Thing(str(resolved), tuple(list_tree(str(resolved))))
     if not resolved.is_file():
-        raise BuildError(f"{path} is not a file", code="measure.file")
-    return str(resolved)
+        raise BuildError(f"{path} is neither a file nor a directory", code="measure.file")
+    return _Thing(str(resolved))

@@ -15,6 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.managed_options import (
+    EMBEDDED,
+    EngineName,
+    EngineOptionWords,
+    EngineProgram,
+    EngineRoots,
+    EngineServes,
+    Gpus,
+    ManagedOptions,
+    managed_engine,
+    managed_subject,
+)
 from cloister.cli.model_options import (
     Adapters,
     Drafts,
@@ -29,6 +41,7 @@ from cloister.errors import BuildError, ConfigurationError
 
 if TYPE_CHECKING:
     from cloister.attester.measure import Measured, Subject
+    from cloister.engine.managed import ManagedEngine
     from cloister.engine.protocol import ModelInfo
     from cloister.strictjson import JsonObject
     from cloister.worker.settings import Separation, WorkerSettings
@@ -180,6 +193,8 @@ class EngineOptions:
     """Names of `cloister.worker.settings.Dialect`, with commas between."""
     attested_tls: bool = False
     processes: ProcessOptions = field(default_factory=ProcessOptions)
+    managed: ManagedOptions = field(default_factory=ManagedOptions)
+    """Another engine than the embedded one, where one is named."""
 
 
 def measure(
@@ -190,6 +205,12 @@ def measure(
     adapter: Adapters = None,
     draft_model: Drafts = None,
     projector: Projectors = None,
+    engine: EngineName = EMBEDDED,
+    engine_program: EngineProgram = None,
+    engine_root: EngineRoots = None,
+    engine_option: EngineOptionWords = None,
+    engine_serves: EngineServes = None,
+    gpus: Gpus = "",
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
@@ -227,15 +248,13 @@ def measure(
     from cloister.verifier.reference_values import ReferenceValues
 
     began = time.perf_counter()
-    models = models_from(
-        ModelOptions.written(
-            models=model,
-            sha256=model_sha256,
-            name=model_name,
-            adapters=adapter,
-            drafts=draft_model,
-            projectors=projector,
-        )
+    written = ModelOptions.written(
+        models=model,
+        sha256=model_sha256,
+        name=model_name,
+        adapters=adapter,
+        drafts=draft_model,
+        projectors=projector,
     )
     options = EngineOptions(
         context=context,
@@ -253,10 +272,25 @@ def measure(
             recycle_each=recycle_each,
             warm=warm,
         ),
+        managed=ManagedOptions(
+            engine=engine,
+            program=engine_program,
+            roots=engine_root or (),
+            options=engine_option or (),
+            serves=engine_serves or (),
+            gpus=gpus,
+        ),
     )
-    effective = effective_for(models, options) if configuration is None else _read(configuration)
-    measured = hash_everything(subject_for(models, effective, python=python))
-    _check_library(measured, effective)
+    if options.managed.managed:
+        subject = _managed_subject(written, options, configuration, python=python)
+    else:
+        models = models_from(written)
+        effective = (
+            effective_for(models, options) if configuration is None else _read(configuration)
+        )
+        subject = subject_for(models, effective, python=python)
+    measured = hash_everything(subject)
+    _check_library(measured, subject.configuration)
     values = ReferenceValues.from_components(measured.components)
     text = values.dump_toml() if toml else values.dump_json()
     if output is None:
@@ -291,6 +325,51 @@ def effective_for(models: Sequence[ModelInfo], options: EngineOptions) -> JsonOb
         options.compat, options.processes.settings(), attested_tls=options.attested_tls
     )
     return effective_configuration(engines, settings)
+
+
+def managed_engine_for(models: ModelOptions, options: EngineOptions) -> ManagedEngine:
+    """The engine that these options name; raises ConfigurationError, FetchError, MalformedError."""
+    if options.unsafe_without_sandbox:
+        raise ConfigurationError(
+            "a managed engine is never run without its sandbox: start it yourself, and name it "
+            "with --upstream",
+            code="configuration.engine",
+        )
+    return managed_engine(
+        options.managed,
+        models,
+        context=options.context,
+        parallel=options.parallel,
+        landlock_abi=options.landlock_abi,
+    )
+
+
+def managed_settings_for(engine: ManagedEngine, options: EngineOptions) -> WorkerSettings:
+    """Settings of a worker with this engine. One that fills a GPU cannot be exchanged."""
+    from cloister.worker.settings import Separation
+
+    if engine.sibling() is not None:
+        separation = options.processes.settings()
+    elif options.processes.given:
+        raise ConfigurationError(
+            "an engine on GPUs fills their memory, so there is one process of it: people cannot "
+            "be kept apart in it, nor can it be exchanged",
+            code="configuration.separation",
+        )
+    else:
+        separation = Separation.of_one_process()
+    return settings_for(options.compat, separation, attested_tls=options.attested_tls)
+
+
+def _managed_subject(
+    models: ModelOptions, options: EngineOptions, configuration: Path | None, *, python: Path
+) -> Subject:
+    if configuration is not None:
+        raise ConfigurationError(
+            "--configuration and --engine exclude each other", code="measure.configuration"
+        )
+    engine = managed_engine_for(models, options)
+    return managed_subject(engine, managed_settings_for(engine, options), python=python)
 
 
 def settings_for(

@@ -135,7 +135,7 @@ def models_from(options: ModelOptions) -> tuple[ModelInfo, ...]:
 
 
 def _plain_models(options: ModelOptions) -> Mapping[str, ModelInfo]:
-    written = [_name_of(model) for model in options.models]
+    written = [written_name(model) for model in options.models]
     if options.name is not None:
         if len(written) > 1:
             raise _refused("--model-name is for one model: write --model NAME=FILE instead")
@@ -154,7 +154,7 @@ def _digests(written: Sequence[str], names: Sequence[str | None]) -> Mapping[int
     """The digests by the place of the model that they are for."""
     digests: dict[int, str] = {}
     for one in written:
-        name, digest = _name_of(one)
+        name, digest = written_name(one)
         if name is None and len(names) > 1:
             raise _refused("there are several models: write --model-sha256 NAME=SHA256")
         if name is not None and name not in names:
@@ -181,7 +181,7 @@ def _per_model(
     """Which model has which file."""
     files: dict[str, str] = {}
     for one in written:
-        name, path = _name_of(one)
+        name, path = written_name(one)
         if name is None:
             if len(models) > 1:
                 raise _refused(f"there are several models: write {option} MODEL=FILE")
@@ -210,7 +210,7 @@ def _adapters(
         yield found["name"], base, found["file"]
 
 
-def _name_of(written: str) -> tuple[str | None, str]:
+def written_name(written: str) -> tuple[str | None, str]:
     """``NAME=VALUE`` apart. What is no name belongs to the value: a path, an address."""
     found = _NAMED.fullmatch(written)
     return (None, written) if found is None else (found[1], found[2])

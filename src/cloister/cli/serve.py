@@ -16,6 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.keys import DEFAULT_FILE
+from cloister.cli.managed_options import (
+    EMBEDDED,
+    EngineName,
+    EngineOptionWords,
+    EngineProgram,
+    EngineRoots,
+    EngineServes,
+    Gpus,
+    ManagedOptions,
+    managed_subject,
+    warnings_for,
+)
 from cloister.cli.measure import (
     Compat,
     Context,
@@ -31,6 +43,8 @@ from cloister.cli.measure import (
     Unsafe,
     Warm,
     effective_for,
+    managed_engine_for,
+    managed_settings_for,
     settings_for,
     subject_for,
 )
@@ -99,6 +113,12 @@ def serve(
     adapter: Adapters = None,
     draft_model: Drafts = None,
     projector: Projectors = None,
+    engine: EngineName = EMBEDDED,
+    engine_program: EngineProgram = None,
+    engine_root: EngineRoots = None,
+    engine_option: EngineOptionWords = None,
+    engine_serves: EngineServes = None,
+    gpus: Gpus = "",
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
@@ -232,8 +252,16 @@ def serve(
         recycle_each=recycle_each,
         warm=warm,
     )
+    managed = ManagedOptions(
+        engine=engine,
+        program=engine_program,
+        roots=engine_root or (),
+        options=engine_option or (),
+        serves=engine_serves or (),
+        gpus=gpus,
+    )
     if upstream is None and asgi is None:
-        plan = embedded_plan(
+        plan = sandboxed_plan(
             directory,
             operation,
             models=ModelOptions.written(
@@ -251,9 +279,14 @@ def serve(
                 compat=compat,
                 attested_tls=tls_port is not None,
                 processes=processes,
+                managed=managed,
             ),
         )
     else:
+        if managed.managed:
+            raise ConfigurationError(
+                "one engine answers: --engine, --upstream or --asgi", code="configuration.upstream"
+            )
         if upstream is not None and asgi is not None:
             raise ConfigurationError(
                 "one engine answers: --upstream or --asgi", code="configuration.upstream"
@@ -305,6 +338,32 @@ def serve(
             )
 
     raise typer.Exit(run(plan, on_ready=on_ready))
+
+
+def sandboxed_plan(
+    state: Path, operation: Operation, *, models: ModelOptions, options: EngineOptions
+) -> LaunchPlan:
+    """What to launch with an engine that the worker starts: the embedded one, or as named.
+
+    Raises as `embedded_plan`; what has to be known about a managed engine goes to standard error.
+    """
+    if not options.managed.managed:
+        return embedded_plan(state, operation, models=models, options=options)
+    from cloister.attester.launcher import LaunchPlan
+    from cloister.worker.serve import ENTRY
+
+    engine = managed_engine_for(models, options)
+    for warning in warnings_for(engine):
+        typer.echo(f"Note on {warning}", err=True)
+    return LaunchPlan(
+        state_dir=state,
+        subject=managed_subject(
+            engine, managed_settings_for(engine, options), python=Path(sys.executable)
+        ),
+        entry=ENTRY,
+        operator=operation.to_json(),
+        compiled=COMPILED,
+    )
 
 
 def embedded_plan(

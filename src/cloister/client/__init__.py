@@ -4,7 +4,6 @@ Transports for ``httpx`` are in `cloister.client.httpx_transport`, since that li
 """
 
 from cloister.client import completion
-from cloister.client.address import SEALED_URL
 from cloister.client.connect import (
     Options,
     aconnect,
@@ -26,7 +25,6 @@ from cloister.client.settings import ClientSettings, Receipts, ReverifyLimits
 from cloister.client.trust import Trust, make_trust
 
 __all__ = [
-    "SEALED_URL",
     "AsyncConnection",
     "AsyncHttpx2Transport",
     "AsyncOpenAI",

@@ -138,8 +138,8 @@ class ManagedEngine:
             )
         self._model = replace(model, context_length=context)
         self._path = model.path
-        self._installation = installation
-        self._settings = settings
+        self.installation = installation
+        self.settings = settings
         self._sandbox = sandbox or ManagedSandbox()
         self._cores = cores if cores is not None else len(os.sched_getaffinity(0))
         self._random_bytes = random_bytes
@@ -153,14 +153,14 @@ class ManagedEngine:
 
     def _command_line(self) -> Command:
         return command_line(
-            self._settings.kind,
+            self.settings.kind,
             Sizes(
                 name=self._model.name,
                 context=self._model.context_length,
-                parallel=self._settings.parallel,
-                gpus=len(self._settings.gpus),
-                threads=self._settings.threads or max(1, self._cores - 1),
-                options=self._settings.options,
+                parallel=self.settings.parallel,
+                gpus=len(self.settings.gpus),
+                threads=self.settings.threads or max(1, self._cores - 1),
+                options=self.settings.options,
             ),
         )
 
@@ -172,24 +172,24 @@ class ManagedEngine:
     @property
     def paths(self) -> Paths:
         """As the settings say. llama-server's fields are known; the others know their own."""
-        if self._settings.kind is ManagedKind.LLAMA_SERVER:
+        if self.settings.kind is ManagedKind.LLAMA_SERVER:
             fields = paths_of(self._model.template_words)
             return {path: fields[path] for path in _ALWAYS}
-        return dict.fromkeys((*_ALWAYS, *sorted(self._settings.serves)))
+        return dict.fromkeys((*_ALWAYS, *sorted(self.settings.serves)))
 
     @property
     def slots(self) -> int:
         """Requests computed at a time."""
-        return self._settings.parallel
+        return self.settings.parallel
 
     def sibling(self) -> ManagedEngine | None:
         """Another engine of the same settings; None on GPUs, whose memory one engine fills."""
-        if self._settings.gpus:
+        if self.settings.gpus:
             return None
         return ManagedEngine(
             self._model,
-            self._installation,
-            self._settings,
+            self.installation,
+            self.settings,
             sandbox=self._sandbox,
             cores=self._cores,
             random_bytes=self._random_bytes,
@@ -207,22 +207,22 @@ class ManagedEngine:
 
     def configuration(self) -> Mapping[str, object]:
         """What is measured: the whole command line but for what changes speed alone."""
-        salted = self._settings.kind in SALTED
+        salted = self.settings.kind in SALTED
         return {
-            "engine": self._settings.kind.value,
-            "installation": dict(self._installation.describe()),
+            "engine": self.settings.kind.value,
+            "installation": dict(self.installation.describe()),
             "model": {"name": self._model.name, "sha256": self._model.sha256},
             "context": self._model.context_length,
-            "parallel": self._settings.parallel,
-            "gpus": list(self._settings.gpus),
-            "options": dict(self._settings.options),
+            "parallel": self.settings.parallel,
+            "gpus": list(self.settings.gpus),
+            "options": dict(self.settings.options),
             "arguments": list(self._command.arguments),
             "environment": dict(self._command.environment),
             "files": {name: text.decode() for name, text in self._command.texts.items()},
             "prefix_cache": "salted" if salted else "off",
-            "serves": sorted(self._settings.serves),
+            "serves": sorted(self.settings.serves),
             "managed": True,
-            "isolation": dict(self._sandbox.describe(gpus=self._settings.gpus)),
+            "isolation": dict(self._sandbox.describe(gpus=self.settings.gpus)),
         }
 
     async def start(self) -> None:
@@ -242,7 +242,7 @@ class ManagedEngine:
                 self._confined = confined = await self._sandbox.spawn(
                     self._program(files, descriptors)
                 )
-                async with asyncio.timeout(self._settings.start_timeout):
+                async with asyncio.timeout(self.settings.start_timeout):
                     await confined.word()
                     if await hashing != self._model.sha256:
                         raise ConfigurationError(
@@ -291,14 +291,14 @@ class ManagedEngine:
     def _program(self, files: Mapping[str, Path], inherited: tuple[int, ...]) -> ManagedProgram:
         command = self._command
         return ManagedProgram(
-            arguments=(*self._installation.words, *command.arguments, *command.tuning),
+            arguments=(*self.installation.words, *command.arguments, *command.tuning),
             environment=command.environment,
-            roots=self._installation.roots,
+            roots=self.installation.roots,
             files=files,
             texts=command.texts,
             inherited=inherited,
             port=command.port,
-            gpus=self._settings.gpus,
+            gpus=self.settings.gpus,
         )
 
     async def _answering(self, client: HttpClient, watch: asyncio.Task[None]) -> None:
@@ -310,7 +310,7 @@ class ManagedEngine:
         raise EngineError("the engine ended while it loaded the model", code="engine.start")
 
     async def _ready(self, client: HttpClient) -> bool:
-        path = _HEALTH.get(self._settings.kind, HEALTH)
+        path = _HEALTH.get(self.settings.kind, HEALTH)
         try:
             async with asyncio.timeout(_LOOK_TIMEOUT):
                 response = await client.request("GET", path, host="localhost")
@@ -328,7 +328,7 @@ class ManagedEngine:
             raise EngineError("the engine is not running", code=NOT_RUNNING)
         path = NATIVE.get(request.path, request.path)
         if path == HEALTH:
-            path = _HEALTH.get(self._settings.kind, HEALTH)
+            path = _HEALTH.get(self.settings.kind, HEALTH)
         try:
             response = await client.request(method, path, body, host="localhost")
             return await _whole(response) if whole and response.status == 200 else response
@@ -339,9 +339,9 @@ class ManagedEngine:
 
     def _body(self, request: EngineRequest) -> tuple[bytes, bool]:
         """Return what the engine gets, and whether its stream is to be made one whole answer."""
-        kind = self._settings.kind
+        kind = self.settings.kind
         if kind is ManagedKind.LLAMA_SERVER:
-            return generation_body(request, parallel=self._settings.parallel)
+            return generation_body(request, parallel=self.settings.parallel)
         salted = kind in SALTED
         return encode_salted(request, salted=salted, random_bytes=self._random_bytes), False
 

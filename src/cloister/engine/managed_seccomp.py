@@ -105,6 +105,7 @@ _SOCKET: Final = (41, 198)
 _IOCTL: Final = (16, 29)
 _MADVISE: Final = (28, 233)
 _PRCTL: Final = (157, 167)
+_GETSOCKOPT: Final = (55, 209)
 
 _CLONE_NEW: Final = 0x7E020000 | 0x00000080  # every CLONE_NEW* flag
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
@@ -113,6 +114,7 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal, or pasting
 # Merging equal pages with other processes' shows in its timing what those hold.
 _MADV_MERGEABLE: Final = 12
 _PR_SET_MEMORY_MERGE: Final = 67
+_SO_PEERPIDFD: Final = 77  # a handle on the worker, from the connection that it made
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
@@ -143,6 +145,7 @@ def assemble(arch: Arch, *, interfaces: bool = False) -> bytes:
         (_IOCTL, 1, (_TIOCSTI, _TIOCLINUX)),
         (_MADVISE, 2, (_MADV_MERGEABLE,)),
         (_PRCTL, 0, (_PR_SET_MEMORY_MERGE,)),
+        (_GETSOCKOPT, 2, (_SO_PEERPIDFD,)),
     ):
         program += _block(
             _of(numbers, arch), [_step(_LOAD, _argument(argument)), *_refused(values)]

@@ -26,8 +26,10 @@ from cloister.engine.confined import DESCRIPTORS
 from cloister.engine.model_record import NAME as RECORD
 from cloister.engine.models import sha256_descriptor
 from cloister.engine.prepare import choose, kind_of
+from cloister.engine.protocol import ModelFile, ModelInfo
 from cloister.engine.safetensors import check_safetensors
 from cloister.errors import ConfigurationError, MalformedError
+from cloister.model_digest import Role
 
 MAX_FILES: Final = 1_000
 """A model of a trillion parameters has about 200; each takes a descriptor while it is served."""
@@ -96,12 +98,33 @@ def describe_folder(folder: Path) -> FolderFacts:
         for name in opened.descriptors:
             if name.endswith(".safetensors"):
                 check_safetensors(folder / name)
-        configuration = _configuration(folder)
-        return FolderFacts(
-            sha256=opened.digest(),
-            context_length=_context(configuration),
-            quantisation=_quantisation(configuration),
-        )
+        return folder_facts(folder, sha256=opened.digest())
+
+
+def folder_facts(folder: Path, *, sha256: str) -> FolderFacts:
+    """What the configuration of a folder says whose digest is known.
+
+    Raises ConfigurationError or MalformedError if it cannot be read.
+    """
+    configuration = _configuration(folder)
+    return FolderFacts(
+        sha256=sha256,
+        context_length=_context(configuration),
+        quantisation=_quantisation(configuration),
+    )
+
+
+def model_of_folder(folder: Path, *, sha256: str, name: str) -> ModelInfo:
+    """The model that lies in `folder` and has this digest. Raises as `folder_facts`."""
+    facts = folder_facts(folder, sha256=sha256)
+    return ModelInfo(
+        name=name,
+        sha256=sha256,
+        path=folder,
+        context_length=facts.context_length,
+        quantisation=facts.quantisation,
+        files={Role.MODEL: ModelFile(path=folder, sha256=sha256)},
+    )
 
 
 def _names(folder: Path) -> list[str]:

@@ -30,7 +30,14 @@ _EXPLANATIONS: Final = (
         "(in a chroot it never is)",
     ),
     (b"uid map", "the kernel refuses a user mapping to this process (is it in a container?)"),
-    (b"Unknown option", "this bubblewrap is too old: 0.5 or later is needed"),
+    (
+        b"Unknown option",
+        "this bubblewrap is too old: 0.5 or later is needed, and 0.8 for managed engines",
+    ),
+    (
+        b"mount proc",
+        "the kernel refuses a /proc of its own: this machine is a container that hides parts of it",
+    ),
     (b"Can't find source path", "a file it needs is gone or not readable for this user"),
     (b"Permission denied", "a file it needs is not readable for this user"),
     (b"shared libraries", "a shared library is missing inside"),

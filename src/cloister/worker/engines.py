@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from cloister.engine.asgi_app import (
@@ -13,8 +14,12 @@ from cloister.engine.asgi_app import (
     import_application,
     unproven_model,
 )
+from cloister.engine.command_lines import ManagedKind
 from cloister.engine.confined import Isolation
+from cloister.engine.installation import restored
 from cloister.engine.llama import LlamaEngine, LlamaSettings
+from cloister.engine.managed import ManagedEngine, ManagedSettings
+from cloister.engine.model_folder import model_of_folder
 from cloister.engine.models import model_of_files
 from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
 from cloister.engine.protocol import Engine, ModelFile
@@ -28,15 +33,21 @@ from cloister.worker.operation import Operation
 _LLAMA: Final = "llama.cpp"
 _UPSTREAM: Final = "openai-upstream"
 _ASGI: Final = "asgi-app"
+_MANAGED: Final = frozenset(kind.value for kind in ManagedKind)
 
 
 Files = Mapping[Role, ModelFile]
 
 
 def engines_of(
-    configuration: JsonObject, operation: Operation, *, models: Mapping[str, Files]
+    configuration: JsonObject,
+    operation: Operation,
+    *,
+    models: Mapping[str, Files],
+    native: Mapping[str, Path],
 ) -> tuple[Engine, ...]:
-    """Make the engines, in order; `models` holds the measured files of each model by its name.
+    """Make the engines, in order; `models` holds the measured files of each model by its name,
+    `native` what was measured of the engines themselves.
 
     ConfigurationError when the configuration describes an engine that cannot be made here, one
     made would describe itself otherwise, or a model was measured that none serves.
@@ -44,7 +55,9 @@ def engines_of(
     described = engine_descriptions(configuration)
     cores = max(1, (len(os.sched_getaffinity(0)) - 1) // len(described))
     engines = tuple(
-        _engine(one, dataclasses.replace(operation, threads=operation.threads or cores), models)
+        _engine(
+            one, dataclasses.replace(operation, threads=operation.threads or cores), models, native
+        )
         for one in described
     )
     check_engines(configuration, engines)
@@ -56,11 +69,18 @@ def engines_of(
     return engines
 
 
-def _engine(described: JsonObject, operation: Operation, models: Mapping[str, Files]) -> Engine:
+def _engine(
+    described: JsonObject,
+    operation: Operation,
+    models: Mapping[str, Files],
+    native: Mapping[str, Path],
+) -> Engine:
     try:
         match described["engine"]:
             case kind if kind == _LLAMA:
                 return _llama(described, operation, models)
+            case kind if kind in _MANAGED:
+                return _managed(described, operation, models, native)
             case kind if kind == _ASGI:
                 return _asgi(described)
             case kind if kind == _UPSTREAM and operation.upstream is not None:
@@ -87,6 +107,36 @@ def _llama(
             connections=described["connections"],
             threads=operation.threads,
             embeddings=described["embeddings"] == "mean",
+        ),
+    )
+
+
+def _managed(
+    described: dict[str, Any],
+    operation: Operation,
+    models: Mapping[str, Files],
+    native: Mapping[str, Path],
+) -> ManagedEngine:
+    """The engine that was measured: where its program lies comes with its digest."""
+    kind = ManagedKind(described["engine"])
+    name = described["model"]["name"]
+    files = models[name]
+    weights = files[Role.MODEL]
+    if weights.path.is_dir():
+        model = model_of_folder(weights.path, sha256=weights.sha256, name=name)
+    else:
+        model = model_of_files(files, name=name)
+    return ManagedEngine(
+        model,
+        restored(kind, described["installation"], native),
+        ManagedSettings(
+            kind=kind,
+            context=described["context"],
+            parallel=described["parallel"],
+            gpus=tuple(described["gpus"]),
+            threads=operation.threads,
+            options=described["options"],
+            serves=frozenset(described["serves"]),
         ),
     )
 

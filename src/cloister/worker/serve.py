@@ -108,7 +108,8 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
         name: {role: ModelFile(path=file.path, sha256=file.sha256) for role, file in files.items()}
         for name, files in handover.models.items()
     }
-    engines = engines_of(configuration, operation, models=models)
+    native = {name: measured.path for name, measured in handover.native.items()}
+    engines = engines_of(configuration, operation, models=models, native=native)
     settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
     return build_worker(
         engines=engines,

@@ -113,3 +113,6 @@ def test_single_uses_of_common_calls_are_refused(arch: Arch) -> None:
     assert verdict(program, arch, madvise, 0, 0, 12) == REFUSED_IT
     assert verdict(program, arch, prctl, 15) == ALLOWED
     assert verdict(program, arch, prctl, 67) == REFUSED_IT
+    getsockopt = number("getsockopt", arch, NUMBERS) or 0
+    assert verdict(program, arch, getsockopt, 3, 1, 4) == ALLOWED
+    assert verdict(program, arch, getsockopt, 3, 1, 77) == REFUSED_IT
