@@ -16,6 +16,7 @@ from cloister.errors import BuildError, ConfigurationError
 from cloister.evidence.component import ComponentKind, configuration_digest
 from cloister.verifier import reference_values
 from support.installation import install, make_environment
+from support.tiny_parts import write_adapter
 
 
 @pytest.fixture
@@ -62,6 +63,24 @@ def test_engine_options_change_the_configuration_alone(python: Path) -> None:
         other = reference_values.load_json(run("measure", "--python", python, *option).encode())
         differing = set(plain.components) ^ set(other.components)
         assert {entry.kind for entry in differing} == {ComponentKind.CONFIGURATION}, option
+
+
+def test_several_models_and_their_files(python: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter.gguf")
+    options = ("--model", "one=demo", "--model", "two=demo", "--adapter", f"three@two={adapter}")
+    values = reference_values.load_json(run("measure", "--python", python, *options).encode())
+    models = {
+        (entry.kind, entry.name)
+        for entry in values.components
+        if entry.kind in (ComponentKind.MODEL, ComponentKind.MODEL_FILE)
+    }
+    assert models == {
+        (ComponentKind.MODEL, "one"),
+        (ComponentKind.MODEL, "two"),
+        (ComponentKind.MODEL, "three"),
+        (ComponentKind.MODEL_FILE, "three/model"),
+        (ComponentKind.MODEL_FILE, "three/adapter"),
+    }
 
 
 def test_options_about_processes_that_cannot_be_met_are_refused(python: Path) -> None:

@@ -126,3 +126,22 @@ def test_operators_are_told_what_their_clients_have_to_accept(
     for left_out in changes:
         rest = {name: value for name, value in changes.items() if name != left_out}
         assert verdict(rest) is Finding.CONTRAINDICATED
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--model", "demo"),
+        ("--model-sha256", "0" * 64),
+        ("--adapter", "a=b"),
+        ("--draft-model", "demo"),
+        ("--projector", "demo"),
+    ],
+)
+def test_an_upstream_has_a_model_of_its_own(tmp_path: Path, option: tuple[str, str]) -> None:
+    upstream = ("--upstream", "http://127.0.0.1:9", "--model-name", "m")
+    arguments = ["serve", "--state", str(tmp_path / "state"), *upstream, *option]
+    result = CliRunner().invoke(build_app(["serve"]), arguments)
+    assert isinstance(result.exception, ConfigurationError)
+    assert result.exception.code == "configuration.upstream"
+    assert "not for it" in str(result.exception)
