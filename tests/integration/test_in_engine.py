@@ -55,6 +55,19 @@ def seal_file(path: Path, **members: Any) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def core_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands for the kernel's limit, which would hold for the rest of this process's life."""
+    asked: list[str] = []
+
+    def forbid() -> bool:
+        asked.append("no core files")
+        return True
+
+    monkeypatch.setattr(middleware, "forbid_core_files", forbid)
+    return asked
+
+
 @pytest.fixture
 def hardware() -> SimulatedHardware:
     return SimulatedHardware.make("snp", now=datetime.now(UTC))
@@ -82,8 +95,6 @@ def running(
     app = chat_app(seen, endless=endless)
     monkeypatch.setenv(middleware.VARIABLE, str(seal_file(tmp_path / "seal.toml", **members)))
     monkeypatch.setattr(middleware, "MachineAttester", lambda _platform: Evidence(hardware))
-    # For the rest of this process's life, it would be.
-    monkeypatch.setattr(middleware, "forbid_core_files", lambda: True)
     add_as_vllm_does(app)
     with serving(app) as served:
         yield served, seen
@@ -98,9 +109,10 @@ def asked(client: Connection, text: str, **more: Any) -> httpx2.Response:
 
 
 def test_the_real_client_verifies_it_and_streams_through_it(
-    sealed: tuple[Served, Seen], hardware: SimulatedHardware
+    sealed: tuple[Served, Seen], hardware: SimulatedHardware, core_files: list[str]
 ) -> None:
     served, seen = sealed
+    assert core_files == ["no core files"]
     with connect(served.url, trust_env=False, **believing(hardware)) as client:
         result = client.verify()
         assert claims.NOT_PROVEN_IN_ENGINE in result.not_proven
