@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloister.client import (
+        SEALED_URL,
         AsyncHttpx2Transport,
         AsyncOpenAI,
         ClientSettings,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cloister.errors import CloisterError
 
 __all__ = [
+    "SEALED_URL",
     "AsyncHttpx2Transport",
     "AsyncOpenAI",
     "ClientSettings",

@@ -7,6 +7,7 @@ No network but loopback: LangSmith's tracing is off, and no tokeniser is fetched
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -216,6 +217,39 @@ def test_refusals_are_the_sdks(place: Place) -> None:
         assert ASKED not in str(refused.value)
         with pytest.raises(openai.BadRequestError, match="`store`"):
             place.chat(store=True).invoke(ASKED)
+
+
+async def test_the_client_that_langchain_makes_by_itself_finds_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given one client, it makes the other itself: an ordinary one, which verifies nothing."""
+    import openai
+    from langchain_openai import ChatOpenAI
+
+    looked_up: list[str] = []
+
+    def resolve(host: str | bytes | None, *_: object, **__: object) -> Any:
+        looked_up.append(host.decode() if isinstance(host, bytes) else str(host))
+        raise socket.gaierror
+
+    with scripted(watched=True) as ground, place_on(ground, "sealed") as place:
+        assert ground.script is not None
+        ground.script.will(tokens=WORDS)
+        alone = {**place.options, "http_async_client": None}
+        chat: Any = ChatOpenAI(model="fake", max_retries=0, **alone)
+        with pytest.raises(openai.PermissionDeniedError):
+            await chat.ainvoke(ASKED)
+        assert ASKED.encode() in ground.scene.proxy.seen[-1].body  # it went out in clear
+        await chat.root_async_client.close()
+        chat = ChatOpenAI(model="fake", max_retries=0, **{**alone, "base_url": cloister.SEALED_URL})
+        assert chat.invoke(ASKED).content == TEXT
+        seen = len(ground.scene.proxy.seen)
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with pytest.raises(openai.APIConnectionError):
+            await chat.ainvoke(ASKED)
+        assert set(looked_up) == {"sealed.invalid"}
+        await chat.root_async_client.close()
+        assert len(ground.scene.proxy.seen) == seen
 
 
 @pytest.mark.parametrize("way", ["direct", "proxied"])

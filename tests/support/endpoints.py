@@ -117,8 +117,8 @@ def scripted(*, watched: bool = False, **options: Any) -> Iterator[Ground]:
 
 
 @contextlib.contextmanager
-def embedded(**settings: Any) -> Iterator[Ground]:
-    """llama.cpp with the demo model, in its sandbox."""
+def embedded(*, watched: bool = False, **settings: Any) -> Iterator[Ground]:
+    """llama.cpp with the demo model, in its sandbox; `watched` as for `scripted`."""
     sizes = LlamaSettings(parallel=2, threads=1, **settings)
 
     def engine() -> LlamaEngine:
@@ -143,7 +143,7 @@ def embedded(**settings: Any) -> Iterator[Ground]:
             await alone.aclose()
 
     attester = launched(component)
-    with _reachable(bare, watched=False, engine=behind, attester=attester) as reachable:
+    with _reachable(bare, watched=watched, engine=behind, attester=attester) as reachable:
         yield Ground(model=behind.model.name, **reachable)
 
 

@@ -4,6 +4,7 @@ Transports for ``httpx`` are in `cloister.client.httpx_transport`, since that li
 """
 
 from cloister.client import completion
+from cloister.client.address import SEALED_URL
 from cloister.client.connect import (
     Options,
     aconnect,
@@ -25,6 +26,7 @@ from cloister.client.settings import ClientSettings, Receipts, ReverifyLimits
 from cloister.client.trust import Trust, make_trust
 
 __all__ = [
+    "SEALED_URL",
     "AsyncConnection",
     "AsyncHttpx2Transport",
     "AsyncOpenAI",

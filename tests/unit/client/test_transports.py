@@ -12,7 +12,13 @@ import httpx2
 import pytest
 
 from cloister.channel import bhttp
-from cloister.client import AsyncHttpx2Transport, ClientSettings, Httpx2Transport, Receipts
+from cloister.client import (
+    SEALED_URL,
+    AsyncHttpx2Transport,
+    ClientSettings,
+    Httpx2Transport,
+    Receipts,
+)
 from cloister.errors import AuthenticationError, ChannelError, ConfigurationError
 from support.clients import KINDS, TRANSPORT_ERRORS, WORKER, Asker
 from support.fake_worker import (
@@ -140,6 +146,10 @@ def test_a_body_too_large_is_refused_before_it_is_sealed(kind: str) -> None:
         "http://other.test/v1/models",
         "https://worker.test/v1/models",
         "http://worker.test:81/v1/models",
+        "http://sealed.invalid/v1/models",
+        "https://sealed.invalid:444/v1/models",
+        "https://unsealed.invalid/v1/models",
+        "https://sealed.invalid./v1/models",
     ],
 )
 def test_requests_for_others_are_never_sent(kind: str, url: str) -> None:
@@ -160,6 +170,17 @@ def test_a_worker_mounted_below_a_path(kind: str) -> None:
     assert worker.opened[0][0].path == b"/v1/models"
     with pytest.raises(ChannelError):
         asker.request("GET", f"{WORKER}/v1/models")
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_a_name_that_means_the_worker_wherever_it_is(kind: str, below: str) -> None:
+    """And that nobody else answers to: see `SEALED_URL`."""
+    worker = FakeWorker()
+    proxy = HostileProxy(worker)
+    asker = Asker(kind, proxy, worker=f"{WORKER}{below}")
+    assert asker.request("GET", f"{SEALED_URL}/models").status == 200
+    assert worker.opened[0][0].path == b"/v1/models"
+    assert all(request.url.startswith(WORKER + below) for request in proxy.seen)
 
 
 def test_redirects_of_the_worker_do_not_lead_elsewhere() -> None:
