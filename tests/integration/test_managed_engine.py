@@ -17,7 +17,7 @@ import pytest
 from cloister.engine.command_lines import ManagedKind
 from cloister.engine.managed import ManagedEngine, ManagedSettings
 from cloister.engine.managed_sandbox import ManagedSandbox
-from cloister.engine.models import resolve_model
+from cloister.engine.models import model_of_files, resolve_model
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     HEALTH,
@@ -29,6 +29,7 @@ from cloister.engine.protocol import (
     ModelInfo,
 )
 from cloister.errors import ConfigurationError, EngineError
+from cloister.model_digest import Role
 from support.stand_ins import folder, folder_model, install
 
 pytestmark = pytest.mark.sandbox
@@ -287,3 +288,13 @@ async def test_links_and_strangers_in_an_installation_stay_outside(
     async with running(engine):
         assert (await told(engine, chat("hello")))["pid"] is False
     shutil.rmtree(tmp_path / "vllm")
+
+
+def test_files_beside_the_weights_are_not_served_in_silence(
+    llama: ManagedEngine, tmp_path: Path
+) -> None:
+    weights = resolve_model("demo").files[Role.MODEL]
+    for role in (Role.ADAPTER, Role.DRAFT, Role.PROJECTOR):
+        composed = model_of_files({Role.MODEL: weights, role: weights}, name="composed")
+        with pytest.raises(ConfigurationError, match="beside its weights"):
+            made(ManagedKind.LLAMA_SERVER, composed, tmp_path / role.value)

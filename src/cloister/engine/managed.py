@@ -53,6 +53,7 @@ from cloister.engine.protocol import (
 )
 from cloister.engine.requests import NATIVE, encode_salted, method_of
 from cloister.errors import ConfigurationError, EngineError
+from cloister.model_digest import Role
 
 _ALWAYS: Final = (CHAT_COMPLETIONS, COMPLETIONS, MODELS, HEALTH)
 
@@ -129,6 +130,12 @@ class ManagedEngine:
     ) -> None:
         if model.path is None or model.sha256 is None:
             raise ConfigurationError("a managed engine needs a model", code="engine.model")
+        if model.files.keys() - {Role.MODEL}:
+            # It would not load them, and the model's digest would speak of them all the same.
+            raise ConfigurationError(
+                "a managed engine serves a model without files beside its weights",
+                code="engine.model",
+            )
         own = model.context_length
         context = min(settings.context or own, own) if own else settings.context
         if not context:

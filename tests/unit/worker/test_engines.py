@@ -45,7 +45,7 @@ def measured(*models: ModelInfo) -> Mapping[str, Files]:
 
 def test_each_model_gets_the_engine_that_was_described() -> None:
     configuration = configured(*models())
-    engines = engines_of(configuration, Operation(), models=measured(*models()))
+    engines = engines_of(configuration, Operation(), models=measured(*models()), native={})
     assert [engine.model.name for engine in engines] == ["one", "two"]
     assert effective_configuration(engines, WorkerSettings()) == configuration
 
@@ -56,7 +56,7 @@ def test_engines_share_the_cores_unless_the_operator_says_otherwise(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
 
     def threads(operation: Operation, *served: ModelInfo) -> list[int | None]:
-        engines = engines_of(configured(*served), operation, models=measured(*served))
+        engines = engines_of(configured(*served), operation, models=measured(*served), native={})
         return [engine._settings.threads for engine in engines if isinstance(engine, LlamaEngine)]
 
     assert threads(Operation(), models()[0]) == [8]
@@ -67,7 +67,7 @@ def test_engines_share_the_cores_unless_the_operator_says_otherwise(
 def test_what_was_measured_is_what_is_served() -> None:
     one, two = models()
     configuration = configured(one)
-    engines_of(configuration, Operation(), models=measured(one))
+    engines_of(configuration, Operation(), models=measured(one), native={})
     weights = one.files[Role.MODEL]
     other = {Role.MODEL: dataclasses.replace(weights, sha256="0" * 64)}
     for files, code in (
@@ -78,7 +78,7 @@ def test_what_was_measured_is_what_is_served() -> None:
         ({"one": other}, "configuration.engine_mismatch"),
     ):
         with pytest.raises(ConfigurationError) as caught:
-            engines_of(configuration, Operation(), models=files)
+            engines_of(configuration, Operation(), models=files, native={})
         assert caught.value.code == code
 
 
