@@ -229,7 +229,7 @@ def serve(
         host=host,
         port=port,
         tls_port=tls_port,
-        tls_names=tuple(tls_name or ()),
+        tls_names=tuple(name.lower() for name in tls_name or ()),
         api_keys=DEFAULT_FILE if api_keys is None else api_keys,
         operator_socket=operator_socket,
         threads=threads,

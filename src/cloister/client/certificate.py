@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ PIN_PATH: Final = "/tls-certificate"
 MAX_PIN_BYTES: Final = 16 * 1024
 TIMEOUT_S: Final = 10.0
 """For connecting, and for each read."""
+TOTAL_S: Final = 30.0
+"""For everything on one connection: whoever answers may be anybody, and dawdle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,17 +268,40 @@ def _connected(
         raise FetchError(
             f"{address} cannot be reached ({type(error).__name__})", code="tls.unreachable"
         ) from None
-    with plain:
+    with (
+        plain,
+        context.wrap_socket(
+            plain, server_hostname=address.host, do_handshake_on_connect=False
+        ) as inside,
+        _no_longer_than(TOTAL_S, inside),
+    ):
         try:
-            inside = context.wrap_socket(plain, server_hostname=address.host)
+            inside.do_handshake()
         except ssl.SSLCertVerificationError:
             raise
         except OSError as error:
             raise FetchError(
                 f"{address} does not speak TLS 1.3 ({type(error).__name__})", code="tls.handshake"
             ) from None
-        with inside:
-            yield inside
+        yield inside
+
+
+@contextmanager
+def _no_longer_than(seconds: float, connection: ssl.SSLSocket) -> Iterator[None]:
+    """Cut `connection` off after `seconds`, in the middle of whatever waits for it."""
+
+    def cut() -> None:
+        with suppress(OSError):
+            # Not its own method, which would take TLS off under whoever is reading.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _key_of(certificate: x509.Certificate) -> bytes:

@@ -63,19 +63,16 @@ class Operation:
 
         ConfigurationError where that is nothing.
         """
-        host = ipaddress.ip_address(self.host)
-        own = (
-            ()
-            if host.is_unspecified
-            else ("localhost", str(host))
-            if host.is_loopback
-            else (str(host),)
-        )
+        own: list[str] = []
+        if self.on_loopback:
+            own.append("localhost")
+        if _is_name(self.host) and not ipaddress.ip_address(self.host).is_unspecified:
+            own.append(self.host)
         names = tuple(dict.fromkeys((*own, *self.tls_names)))
         if not names:
             raise ConfigurationError(
-                "a worker that listens on every address has to be told by which names and "
-                "addresses its clients reach it (--tls-name)",
+                "a worker whose own address names nobody (it listens on every one) has to be told "
+                "by which names and addresses its clients reach it (--tls-name)",
                 code="configuration.tls_names",
             )
         return names

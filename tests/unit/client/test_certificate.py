@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +42,8 @@ class TlsWorker:
         self.served = self.certificates.pin
         self.status = b"200 OK"
         self.asked = 0
+        self.drips = False
+        """Whether answers come byte by byte, and for ever."""
         self.context = server_context()
         self.key.load(self.context, self.certificates.leaf)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -85,6 +88,9 @@ class TlsWorker:
                 with self.context.wrap_socket(plain, server_side=True) as inside:
                     if inside.recv(4096).startswith(b"GET /tls-certificate "):
                         self.asked += 1
+                        while self.drips:
+                            inside.sendall(b"x")
+                            time.sleep(0.02)
                         head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n"
                         inside.sendall(head % (self.status, len(self.served)) + self.served)
 
@@ -193,6 +199,13 @@ def test_a_pin_that_would_not_let_anybody_in_is_not_taken(worker: TlsWorker) -> 
     twin._private, twin._key_id = worker.key._private, worker.key._key_id
     now = datetime.now(UTC).timestamp()
     worker.served = twin.certificates(now=now, not_after=worker.not_after).pin
+    assert refused(worker) == "tls.certificate"
+
+
+def test_whoever_dawdles_is_given_up(worker: TlsWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fetched(worker).pem
+    monkeypatch.setattr("cloister.client.certificate.TOTAL_S", 0.5)
+    worker.drips = True
     assert refused(worker) == "tls.certificate"
 
 

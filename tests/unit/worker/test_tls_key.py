@@ -218,7 +218,7 @@ def test_names_are_those_of_the_address_and_the_operators() -> None:
     assert names("192.0.2.7") == ("192.0.2.7",)
     assert names("192.0.2.7", "llm.example", "192.0.2.7") == ("192.0.2.7", "llm.example")
     assert names("0.0.0.0", "llm.example") == ("llm.example",)
-    for anywhere in ("0.0.0.0", "::"):
+    for anywhere in ("0.0.0.0", "::", "fe80::1%eth0"):
         with pytest.raises(ConfigurationError) as caught:
             names(anywhere)
         assert caught.value.code == "configuration.tls_names"
