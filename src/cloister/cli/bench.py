@@ -20,6 +20,10 @@ Markdown = Annotated[
     Path | None, typer.Option("--markdown", help="Also write the table as Markdown.")
 ]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Also write the table as CSV.")]
+Png = Annotated[Path | None, typer.Option("--png", help="Also draw it; needs matplotlib.")]
+Body = Annotated[
+    str | None, typer.Option("--body", help="Further fields of each request, as JSON.")
+]
 
 
 @bench.command()
@@ -44,9 +48,7 @@ def quantization(
     ] = False,
     markdown: Markdown = None,
     csv: Csv = None,
-    png: Annotated[
-        Path | None, typer.Option("--png", help="Also draw it; needs matplotlib.")
-    ] = None,
+    png: Png = None,
 ) -> None:
     """Size, memory, time per token and perplexity of models, on your own text."""
     from cloister.cli import bench_tables as tables
@@ -99,9 +101,7 @@ def serve(
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What to ask; {marker} must be in it.")
     ] = None,
-    body: Annotated[
-        str | None, typer.Option("--body", help="Further fields of each request, as JSON.")
-    ] = None,
+    body: Body = None,
     model: Annotated[str | None, typer.Option("--model", help="By default the first.")] = None,
     pid: Annotated[
         int | None,
@@ -116,6 +116,7 @@ def serve(
     api_key: ApiKey = None,
     markdown: Markdown = None,
     csv: Csv = None,
+    png: Png = None,
 ) -> None:
     """Throughput, latencies and CPU of an endpoint, sealed unless told otherwise."""
     import asyncio
@@ -125,6 +126,7 @@ def serve(
 
     levels = bench_serve.parse_levels(streams)
     extra = bench_serve.parse_body(body)
+    _check_png(png)
     if plain:
         endpoint = bench_serve.plain_endpoint(url, proxy)
     else:
@@ -144,9 +146,97 @@ def serve(
     _show(bench_serve.HEADER, bench_serve.cells(found))
     _write(markdown, bench_serve.markdown(found, sealed=not plain))
     _write(csv, bench_serve.csv(found))
+    if png is not None:
+        bench_serve.png(found, png)
     code = bench_serve.judge(found)
     if code:
         raise typer.Exit(code)
+
+
+@bench.command()
+def compare(
+    model: Annotated[str, typer.Argument(help="demo, a GGUF file, or hf:ORG/REPO/FILE.")] = "demo",
+    *,
+    model_sha256: Annotated[
+        str | None, typer.Option("--model-sha256", help="Its SHA-256; required if it is fetched.")
+    ] = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            "--arms",
+            help="plain, plain+sandbox, sealed, sealed+sandbox; the first is what the others are "
+            "compared with.",
+        ),
+    ] = "plain,plain+sandbox,sealed+sandbox",
+    streams: Annotated[
+        str, typer.Option("--streams", help="How many at a time, one level after another.")
+    ] = "1,8",
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=2, help="How often each arm runs on each level.")
+    ] = 10,
+    requests: Annotated[
+        int, typer.Option("--requests", min=1, help="On each stream in each turn.")
+    ] = 1,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=2)] = 128,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What to ask; {marker} must be in it.")
+    ] = None,
+    body: Body = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="By default all cores but one.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, help="Tokens per request.")
+    ] = None,
+    markdown: Markdown = None,
+    csv: Csv = None,
+    png: Png = None,
+) -> None:
+    """What sandbox and seal cost: one engine served in several ways, measured by turns."""
+    import asyncio
+
+    from cloister.cli import bench_arms, bench_compare, bench_serve
+    from cloister.cli.model_options import ModelOptions, models_from
+    from cloister.cli.quantize import bars
+
+    _check_png(png)
+    levels = bench_serve.parse_levels(streams)
+    digests = () if model_sha256 is None else (model_sha256,)
+    comparison = bench_compare.Comparison(
+        arms=bench_arms.parse_arms(arms),
+        serving=bench_arms.Serving(
+            model=models_from(ModelOptions(models=(model,), sha256=digests))[0],
+            parallel=bench_arms.places_for(max(levels)),
+            threads=threads or max(1, len(os.sched_getaffinity(0)) - 1),
+            context=context,
+        ),
+        levels=levels,
+        pairs=pairs,
+        requests=requests,
+        max_tokens=max_tokens,
+        prompt=prompt or bench_compare.PROMPT,
+        extra=bench_serve.parse_body(body),
+    )
+    with bars() as progress:
+        found = asyncio.run(
+            bench_compare.compare(comparison, functools.partial(progress, "compare"))
+        )
+    _show(bench_compare.HEADER, bench_compare.cells(found))
+    typer.echo(bench_compare.description(found, comparison), err=True)
+    _write(markdown, bench_compare.markdown(found, comparison))
+    _write(csv, bench_compare.csv(found))
+    if png is not None:
+        bench_compare.png(found, png)
+    code = bench_compare.judge(found)
+    if code:
+        raise typer.Exit(code)
+
+
+def _check_png(path: Path | None) -> None:
+    if path is not None:
+        from cloister.cli.bench_tables import check_png
+
+        check_png()
 
 
 def _show(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

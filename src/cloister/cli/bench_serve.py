@@ -251,3 +251,29 @@ def csv(levels: Sequence[Level]) -> str:
     """The table for programs; empty where something was not measured."""
     lines = [_numbers(level) for level in levels]
     return table_csv(COLUMNS, [[line[name] for name in COLUMNS] for line in lines])
+
+
+def png(levels: Sequence[Level], path: Path) -> None:
+    """Throughput, first token and gaps over streams, as PNG."""
+    from cloister.cli.bench_plot import Line, plot_lines
+
+    lines = [_numbers(level) for level in levels]
+
+    def line(name: str, title: str) -> Line:
+        found = (one[name] for one in lines)
+        return Line(
+            name=title,
+            values=[one if isinstance(one, int | float) else float("nan") for one in found],
+        )
+
+    first = [line(f"ttft_p{share}_ms", f"p{share}") for share in (50, 95)]
+    gaps = [line(f"inter_token_p{share}_ms", f"p{share}") for share in (50, 95, 99)]
+    plot_lines(
+        path,
+        [level.streams for level in levels],
+        {
+            "tokens/s": [line("tokens_per_s", "all streams")],
+            "time to first token, ms": first,
+            "between pieces, ms": gaps,
+        },
+    )

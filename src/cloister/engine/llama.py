@@ -148,6 +148,11 @@ class LlamaEngine:
         return self._path
 
     @property
+    def pid(self) -> int | None:
+        """The process to which all of it belongs; None if not running. For measurements."""
+        return self._confined.pid if self._confined is not None else None
+
+    @property
     def output_bytes(self) -> int:
         """How many bytes the engine has written to its output, all of them dropped."""
         return self._confined.output_bytes if self._confined is not None else 0
