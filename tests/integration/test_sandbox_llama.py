@@ -27,6 +27,7 @@ from cloister.engine.models import describe_model, resolve_model
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
+    EMBEDDINGS,
     HEALTH,
     MODELS,
     NOT_RUNNING,
@@ -69,6 +70,16 @@ def completion(**more: object) -> EngineRequest:
 async def answer(engine: LlamaEngine, request: EngineRequest) -> tuple[int, dict[str, Any]]:
     response = await engine.send(request)
     return response.status, json.loads(await response.read(LIMIT))
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 10])
+async def test_any_number_of_requests_at_a_time(parallel: int) -> None:
+    # Embeddings on, as everywhere: an input is computed at once, beside any number of others.
+    async with running(parallel) as engine:
+        assert (await answer(engine, chat("What is a TEE?", max_tokens=4)))[0] == 200
+        body = json.dumps({"model": "cloister-demo", "input": "word " * 300}).encode()
+        status, found = await answer(engine, EngineRequest(path=EMBEDDINGS, body=body))
+        assert (status, len(found["data"])) == (200, 1)
 
 
 async def test_it_answers_whole_and_streamed() -> None:

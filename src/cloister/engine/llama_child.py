@@ -60,6 +60,9 @@ OVERRIDES: Final[dict[str, object]] = {
 }
 
 
+_EMBEDDED: Final = 512  # tokens of an input that is embedded, at most
+
+
 class RefusedError(Exception):
     """Carries the status word that says why the program ends."""
 
@@ -127,7 +130,13 @@ def _pooling(library: Any, settings: dict[str, Any]) -> dict[str, object]:
     """What makes one vector of those of the tokens: their mean, whatever the model."""
     if not settings["embeddings"]:
         return {}
-    return {"pooling_type": library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN}
+    # An embedding is computed in one piece, and llama.cpp ends the process where its size is not
+    # a multiple of the number of sequences: with 512 as it is, for 3 of them, or 10.
+    parallel: int = settings["parallel"]
+    return {
+        "pooling_type": library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN,
+        "n_ubatch": -(-_EMBEDDED // parallel) * parallel,
+    }
 
 
 def serve(control: socket.socket, directory: str, settings: dict[str, Any]) -> None:
