@@ -52,8 +52,10 @@ ONE_IN ?= 1
 mutate: setup  ## Alter all evidence there is; no altered copy may pass (ONE_IN=100: a sample)
 	@PYTHONPATH=tests $(BIN)/python -W ignore -m mutation --one-in $(ONE_IN) $(MUTATE)
 
-soak: setup  ## Many conversations, crashes and rotations on end
-	@$(BIN)/python -m pytest -m slow --timeout=3600
+SOAK_SECONDS ?= 600
+soak: setup  ## 64 clients that come, go and stall for SOAK_SECONDS (600) an engine; slow tests
+	@PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SOAK_SECONDS) $(SOAK)
+	@[ $(SOAK_SECONDS) -lt 60 ] || $(BIN)/python -m pytest -m slow --timeout=3600
 
 lock: setup  ## Resolve the dependencies anew into requirements/
 	@scripts/setup lock

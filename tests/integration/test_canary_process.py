@@ -10,13 +10,9 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,7 @@ import pytest
 from cloister.client import Connection, connect
 from cloister.worker.api_keys import ApiKeyFile
 from support.canary import Search, everything_logged, new_marker
-from support.processes import processes
+from support.program import Program, new_home, program, until
 from support.scene import CHAT
 from support.software_tpm import HAVE_SWTPM
 
@@ -37,71 +33,14 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"),
 ]
 
-START_S = 90.0
-
-
-@dataclass(kw_only=True)
-class Served:
-    """The program while it runs."""
-
-    process: subprocess.Popen[bytes]
-    home: Path
-    """State, temporary directory, sockets and output of the program."""
-    url: str
-    key: str
-
-    @property
-    def output(self) -> str:
-        return (self.home / "output").read_text()
-
-    def pids(self) -> dict[int, str]:
-        return processes(self.process.pid)
-
-    def metrics(self) -> bytes:
-        with socket.socket(socket.AF_UNIX) as operator:
-            operator.connect(str(self.home / "operator.sock"))
-            operator.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-            return b"".join(iter(lambda: operator.recv(65536), b""))
-
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    home = Path(tempfile.mkdtemp(prefix="clst-"))  # short: paths of sockets have 108 bytes
+def served() -> Iterator[tuple[Program, str]]:
+    """The program, and the one API key that it accepts."""
+    home = new_home()
     key = ApiKeyFile(home / "keys.json").add("canary", at=0)[1]
-    (home / "tmp").mkdir()
-    command = [
-        *(str(Path(sys.executable).with_name("cloister")), "serve", "--port", "0"),
-        *("--state", str(home / "state"), "--api-keys", str(home / "keys.json")),
-        *("--operator-socket", str(home / "operator.sock"), "--threads", "1", "--parallel", "2"),
-    ]
-    environment = {**os.environ, "TMPDIR": str(home / "tmp")}
-    with (home / "output").open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment
-        )
-    try:
-        until(
-            lambda: "pins" in (home / "output").read_text() or process.poll() is not None, START_S
-        )
-        said = (home / "output").read_text()
-        assert process.poll() is None, said
-        url = next(word for word in said.split() if word.startswith("http://"))
-        yield Served(process=process, home=home, url=url, key=key)
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        process.kill()
-        process.wait()
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("what was waited for did not happen")
-        time.sleep(0.05)
+    with program("--api-keys", str(home / "keys.json"), "--parallel", "2", home=home) as running:
+        yield running, key
 
 
 def changed_since(began: float, root: Path) -> list[Path]:
@@ -114,10 +53,11 @@ def changed_since(began: float, root: Path) -> list[Path]:
     return found
 
 
-def test_the_whole_program_leaves_nothing(served: Served) -> None:
+def test_the_whole_program_leaves_nothing(served: tuple[Program, str]) -> None:
+    running, key = served
     marker, began = new_marker(), time.time()
-    search = Search(secrets=(marker, served.key))
-    headers = {"authorization": f"Bearer {served.key}"}
+    search = Search(secrets=(marker, key))
+    headers = {"authorization": f"Bearer {key}"}
 
     def question(**fields: Any) -> dict[str, Any]:
         content = f"Say the word {marker} again and again."
@@ -136,7 +76,7 @@ def test_the_whole_program_leaves_nothing(served: Served) -> None:
 
     with (
         everything_logged() as logged,
-        connect(served.url, kit=served.home / "state" / "kit", development=True) as client,
+        connect(running.url, kit=running.kit, development=True) as client,
     ):
         answer = client.http.post(CHAT, json=question(), headers=headers)
         assert answer.status_code == 200, answer.text
@@ -161,7 +101,7 @@ def test_the_whole_program_leaves_nothing(served: Served) -> None:
         with streamed(client) as response:
             pieces = response.iter_bytes()
             begun = next(pieces)
-            for pid in engine_of(served):
+            for pid in running.engines():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             rest = begun + b"".join(pieces)
@@ -172,32 +112,20 @@ def test_the_whole_program_leaves_nothing(served: Served) -> None:
             client.http.post(CHAT, json=question(max_tokens=400), headers=headers, timeout=0.01)
         search.add_error("exceptions", caught.value)
 
-        search.add("metrics", served.metrics())
-        pids = served.pids()
+        search.add("metrics", running.exposition())
+        pids = running.pids()
         assert len(pids) >= 4  # launcher, worker, TPM, sandbox and engine
         search.add_processes("processes", pids)
-        search.add_tree("files while it runs", served.home)
+        search.add_tree("files while it runs", running.home)
     search.add("logs of the client", logged.getvalue())
-    served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(30) == 0
-    search.add("output", served.output)
-    search.add_tree("files after it ended", served.home)
+    assert running.stop() == 0
+    search.add("output", running.output)
+    search.add_tree("files after it ended", running.home)
     for path in changed_since(began, Path(tempfile.gettempdir())):
-        if path != served.home and path.name.startswith(("cloister", "tmp", "clst", "core")):
+        if path != running.home and path.name.startswith(("cloister", "tmp", "clst", "core")):
             search.add_tree("temporary files of the machine", path)
-    assert '"event": "worker.ready"' in served.output
-    assert '"event": "engine.answer_failed"' in served.output
+    assert '"event": "worker.ready"' in running.output
+    assert '"event": "engine.answer_failed"' in running.output
     assert b"cloister_" in search.places["metrics"]
-    assert not list((served.home / "tmp").iterdir())
+    assert not list((running.home / "tmp").iterdir())
     assert search.hits() == []
-
-
-def engine_of(served: Served) -> list[int]:
-    """The process that holds the model, and those that keep it."""
-    found = []
-    for pid, name in served.pids().items():
-        with contextlib.suppress(OSError):
-            command = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-            if name == "bwrap" or b"llama_child" in command:
-                found.append(pid)
-    return found

@@ -42,6 +42,7 @@ JSON: Final = "application/json"
 SSE: Final = "text/event-stream"
 _MAX_HEAD: Final = 16_384
 _MAX_BODY: Final = 64 << 20
+_PACED: Final = 1_000
 _TARGETS: Final = {native: path for path, native in NATIVE.items()}
 
 
@@ -461,7 +462,15 @@ async def _main(arguments: argparse.Namespace) -> None:
         rate=arguments.rate or None,
         stamp=arguments.stamp,
     )
-    engine = FakeEngine(script=lambda _path, _body: answer)
+
+    def echo(_path: str, body: Mapping[str, Any]) -> Answer:
+        count = min(body.get("max_tokens") or arguments.tokens, arguments.tokens)
+        rate = answer.rate if count <= _PACED else None
+        return dataclasses.replace(
+            answer, tokens=(f"{body['messages'][-1]['content']} ",) * count, rate=rate
+        )
+
+    engine = FakeEngine(script=echo if arguments.echo else lambda _path, _body: answer)
     await engine.start()
     server = await serve(engine, path=arguments.socket, port=arguments.port)
     async with server:
@@ -476,6 +485,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.0, help="tokens per second and stream")
     parser.add_argument("--stamp", action="store_true", help="put the time into every event")
+    parser.add_argument(
+        "--echo",
+        action="store_true",
+        help="say the last message again and again, once a token; what is longer than "
+        f"{_PACED} tokens, as fast as it is taken",
+    )
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_main(parser.parse_args()))
 

@@ -182,6 +182,7 @@ class Worker:
                 context.log.event("keys.rotated", keyset=context.keys.current.digest)
             for engine in context.engines:
                 context.metrics.engine_ready.labels(engine.model.name).set(engine.ready)
+            context.metrics.tasks.set(len(asyncio.all_tasks()))
             context.rates.keep_only(context.gatekeeper.credentials())
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -12,7 +19,9 @@ class Metrics:
     """One worker's metrics, in a registry of their own.
 
     Labels come from fixed lists: routes, status classes, reasons, and the models of the measured
-    configuration. None is derived from who asks or what is asked.
+    configuration. None is derived from who asks or what is asked. What the kernel
+    counts of this process (open files, memory, CPU time; Linux) is there under the usual names,
+    ``process_…``.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -20,6 +29,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self._registry = registry
+        ProcessCollector(registry=registry)
         self.answers = Counter(
             "cloister_answers",
             "Answers by route and status class.",
@@ -40,6 +50,7 @@ class Metrics:
             "Requests inside the engine or waiting for it.",
             registry=registry,
         )
+        self.tasks = Gauge("cloister_tasks", "Tasks of the worker's event loop.", registry=registry)
         self.cancelled = Counter(
             "cloister_cancelled", "Answers given up because the client left.", registry=registry
         )
