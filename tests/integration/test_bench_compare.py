@@ -215,7 +215,7 @@ def test_the_real_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr()
     assert left.value.code == 0, said.err
     assert said.out.count("| plain |") == said.out.count("| sealed+sandbox |") == 1
-    rows = list(csv.DictReader((tmp_path / "samples.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "samples.csv").read_text())))
     assert [row["arm"] for row in rows] == ["plain", "plain", "sealed+sandbox", "sealed+sandbox"]
     assert all(float(row["server_cpu_us_per_token"]) >= 0 for row in rows)
     assert "WITHOUT a sandbox" in said.err or "unsafe" not in said.err
