@@ -22,14 +22,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from soak.run import trust_of
-from soak.transports import TightReads
-from support.program import SHORT_HOURS, Program, program
 
 from cloister.client.connect import open_async_connection
 from cloister.client.connection import AsyncConnection
 from cloister.errors import CloisterError
+from soak.run import trust_of
+from soak.transports import TightReads
 from support.canary import Search, new_marker
+from support.program import SHORT_HOURS, Program, program
 from support.software_tpm import HAVE_SWTPM
 
 pytestmark = [
