@@ -1,31 +1,46 @@
-"""How large an image is, from its head alone: PNG, JPEG and GIF.
+"""How large an image is when it is decoded: PNG, JPEG and GIF.
 
-The engine's decoder takes memory for whatever size a head claims, so the worker reads the head
-first. Only what that decoder (stb_image) would read in the same way is accepted: nothing stands
-before, between or instead of the parts that the formats prescribe.
+The engine's decoder (stb_image) takes memory for whatever size a head claims, and inflates all
+that a PNG holds, however much that is. So the worker reads the head first, and counts what a PNG
+inflates to. Only what that decoder would read in the same way is accepted: nothing stands before,
+between or instead of the parts that the formats prescribe.
 
-PNG: W3C PNG specification, 11.2.1 (IHDR comes first). GIF: GIF89a, section 18. JPEG: ITU-T T.81,
-B.1.1 and B.2.2: segments up to the frame header.
+PNG: W3C PNG specification, 5 (chunks), 11.2.1 (IHDR comes first), 10.1 (zlib). GIF: GIF89a,
+section 18. JPEG: ITU-T T.81, B.1.1 and B.2.2: segments up to the frame header.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import Final
 
-_PNG: Final = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
+MAX_CHUNKS: Final = 16_384
+"""Of a PNG; its encoders write 8 KiB or more into each."""
+MAX_SEGMENTS: Final = 1_024
+"""In front of a JPEG's frame: a profile of colours takes some tens."""
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_IHDR: Final = b"\x00\x00\x00\x0dIHDR"
+_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Of a PNG's colour types."""
 _GIF: Final = (b"GIF87a", b"GIF89a")
 _JPEG: Final = b"\xff\xd8"
 _FRAMES: Final = frozenset((0xC0, 0xC1, 0xC2))
 """Frame headers of baseline, extended and progressive JPEG; the decoder knows no others."""
 _TABLES: Final = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 """Segments that may stand before the frame: tables, restart intervals, comments, APPn."""
+_BLOCK: Final = 1 << 20
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels; ValueError if it is no PNG, JPEG or GIF, or has none."""
+    """Width and height in pixels; ValueError if it is no PNG, JPEG or GIF, or has none.
+
+    Takes time for a PNG, as inflating it does; what is inflated is dropped.
+    """
     if data.startswith(_PNG):
-        size = _unpack(">II", data, len(_PNG))
+        size: tuple[int, ...] = _png(data)
     elif data.startswith(_GIF):
         size = _unpack("<HH", data, len(_GIF[0]))
     elif data.startswith(_JPEG):
@@ -38,9 +53,48 @@ def image_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def _png(data: bytes) -> tuple[int, int]:
+    if not data.startswith(_IHDR, len(_PNG)):
+        raise ValueError("its head does not come first")
+    width, height, depth, colour = _unpack(">IIBB", data, len(_PNG) + len(_IHDR))
+    if colour not in _CHANNELS or depth not in (1, 2, 4, 8, 16):
+        raise ValueError("it has no colours that are known")
+    row = (width * _CHANNELS[colour] * depth + 7) // 8 + 1
+    # Twice, because the passes of an interlaced image have more and shorter rows.
+    left = 2 * row * height + 64
+    inflater = zlib.decompressobj()
+    try:
+        for piece in _image_data(data):
+            rest = piece
+            while rest and not inflater.eof:
+                left -= len(inflater.decompress(rest, _BLOCK))
+                if left < 0:
+                    raise ValueError("it holds more than its pixels")
+                rest = inflater.unconsumed_tail
+    except zlib.error:
+        raise ValueError("it does not inflate") from None
+    return width, height
+
+
+def _image_data(data: bytes) -> Iterator[bytes]:
+    """The contents of a PNG's IDAT chunks, up to its end."""
+    place = len(_PNG)
+    for _ in range(MAX_CHUNKS):
+        (length,) = _unpack(">I", data, place)
+        kind = data[place + 4 : place + 8]
+        if kind == b"IEND":
+            return
+        if place + 12 + length > len(data):
+            raise ValueError("it ends too early")
+        if kind == b"IDAT":
+            yield data[place + 8 : place + 8 + length]
+        place += 12 + length
+    raise ValueError("it has too many chunks")
+
+
 def _jpeg(data: bytes) -> tuple[int, int]:
     place = len(_JPEG)
-    while True:
+    for _ in range(MAX_SEGMENTS):
         mark, kind = _unpack(">BB", data, place)
         if mark != 0xFF:
             raise ValueError("something stands between its segments")
@@ -54,6 +108,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
             place += 2 + max(2, length)
         else:
             raise ValueError("it has no frame that is known")
+    raise ValueError("it has too many segments")
 
 
 def _unpack(layout: str, data: bytes, place: int) -> tuple[int, ...]:

@@ -243,7 +243,11 @@ class LlamaEngine:
     async def send(self, request: EngineRequest) -> EngineResponse:
         """Send one request; see `Engine.send`."""
         method = method_of(request.path, self._paths)
-        body, whole = self._native_body(request)
+        if Role.PROJECTOR in self._model.files:
+            # Looking at images takes time, and nobody else should wait for it.
+            body, whole = await asyncio.to_thread(self._native_body, request)
+        else:
+            body, whole = self._native_body(request)
         client = self._client
         if client is None or not self.alive:
             raise EngineError("the engine is not running", code=NOT_RUNNING)

@@ -17,8 +17,8 @@ from cloister.errors import EngineError
 
 MAX_IMAGES: Final = 64
 MAX_PIXELS: Final = 1 << 24
-"""Of all images of a request together: 50 MB when decoded, which the engine does for every
-request that has arrived, however many wait."""
+"""Of all images of a request together: 50 MB when decoded, some times that meanwhile. The engine
+decodes those of every request that has arrived, however many wait."""
 
 _DATA: Final = re.compile(r"data:image/[a-z+.-]{1,32};base64,", re.IGNORECASE)
 
@@ -26,8 +26,8 @@ _DATA: Final = re.compile(r"data:image/[a-z+.-]{1,32};base64,", re.IGNORECASE)
 def check_parts(messages: object, *, images: bool) -> None:
     """EngineError (`REQUEST_REFUSED`) for a part that the engine does not get.
 
-    `images` says whether the model has a projector. What is not a list of messages is left to the
-    engine.
+    `images` says whether the model has a projector; looking at images takes time, up to half a
+    second. What is not a list of messages is left to the engine.
     """
     count = pixels = 0
     for part in _parts(messages):

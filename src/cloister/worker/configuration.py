@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar, cast
 
-from cloister.channel.claims import ClaimsDocument, ModelClaim
+from cloister.channel.claims import MAX_MODELS, ClaimsDocument, ModelClaim
 from cloister.engine.protocol import Engine, ModelInfo
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import (
@@ -61,6 +61,10 @@ def effective_configuration(engines: Sequence[Engine], settings: WorkerSettings)
         raise ConfigurationError(
             "two models have the same name: name them, as in --model NAME=FILE",
             code="configuration.model_name",
+        )
+    if len(engines) > MAX_MODELS:
+        raise ConfigurationError(
+            f"a worker serves at most {MAX_MODELS} models", code="configuration.models"
         )
     return {
         "version": VERSION,

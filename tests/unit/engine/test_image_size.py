@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.engine.image_size import image_size
-from support.pictures import gif_head, jpeg_head, png
+from cloister.engine.image_size import MAX_CHUNKS, MAX_SEGMENTS, image_size
+from support.pictures import chunk, gif_head, jpeg_head, png
 
 COMMENT = b"\xff\xfe" + struct.pack(">H", 6) + b"\xff\xc0\x01\x02"
 
@@ -36,6 +37,13 @@ def test_a_size_is_where_the_format_says(data: bytes) -> None:
         b"",
         png(300, 70)[:20],
         b"\x89PNG\r\n\x1a\n" + png(300, 70)[33:],
+        png(300, 70)[:-12],
+        png(300, 70)[:-20],
+        png(300, 70).replace(b"IDATx", b"IDATy"),
+        png(300, 70)[:24] + b"\x08\x07" + png(300, 70)[26:],
+        png(300, 70)[:33] + chunk(b"tEXt", b"") * MAX_CHUNKS + png(300, 70)[33:],
+        jpeg_head(300, 70, before=(b"\xff\xfe\x00\x02") * MAX_SEGMENTS),
+        jpeg_head(300, 70, before=b"\xff" * MAX_SEGMENTS),
         png(300, 70).replace(b"IHDR", b"CgBI"),
         gif_head(300, 70)[:8],
         gif_head(0, 70),
@@ -55,6 +63,21 @@ def test_a_size_is_where_the_format_says(data: bytes) -> None:
 def test_what_has_no_size_that_is_known_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         image_size(data)
+
+
+def test_a_png_that_inflates_to_more_than_its_pixels_is_refused() -> None:
+    def holding(rows: bytes, *, pieces: int = 1) -> bytes:
+        packed = zlib.compress(rows)
+        size = -(-len(packed) // pieces)
+        parts = [packed[start : start + size] for start in range(0, len(packed), size)]
+        head, end = png(10, 10)[:33], chunk(b"IEND", b"")
+        return head + b"".join(chunk(b"IDAT", part) for part in parts) + end
+
+    exact = bytes(10 * 31)
+    for pieces in (1, 5):
+        assert image_size(holding(exact, pieces=pieces)) == (10, 10)
+        with pytest.raises(ValueError, match="more than its pixels"):
+            image_size(holding(bytes(1 << 26), pieces=pieces))
 
 
 @given(st.sampled_from((b"", b"\xff\xd8", b"GIF89a", png(1, 1)[:16])), st.binary(max_size=80))

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.channel.bhttp import ResponseEncoder, ResponseHead
-from cloister.channel.claims import parse_claims
+from cloister.channel.claims import MAX_MODELS, parse_claims
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import SEPARATIONS, separation_mode
 from cloister.testing.fake_engine import FakeEngine
@@ -408,6 +408,19 @@ def test_all_engines_of_a_worker_are_held_alike_and_named_apart() -> None:
         with pytest.raises(ConfigurationError) as refused:
             effective_configuration([FakeEngine(), other], WorkerSettings())
         assert refused.value.code == code
+
+
+def test_no_more_models_than_a_claims_document_holds() -> None:
+    model = FakeEngine().model
+    engines = [
+        FakeEngine(model=dataclasses.replace(model, name=f"m{number}"))
+        for number in range(MAX_MODELS + 1)
+    ]
+    configuration = effective_configuration(engines[:-1], WorkerSettings())
+    claims = claims_of(configuration, engines[:-1])
+    assert parse_claims(claims.encode()) == claims
+    with pytest.raises(ConfigurationError, match="at most 64"):
+        effective_configuration(engines, WorkerSettings())
 
 
 def test_a_verifier_knows_every_way_of_keeping_people_apart() -> None:
