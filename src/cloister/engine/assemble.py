@@ -14,24 +14,30 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from cloister.engine.budget import PER_VALUE, Spend
 from cloister.engine.protocol import PROTOCOL, TRUNCATED
 from cloister.errors import EngineError
 
 MAX_ANSWER: Final = 64 << 20  # bytes of all events; token probabilities are what makes it long
 
 
-async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+async def events(chunks: AsyncIterator[bytes], spend: Spend) -> AsyncIterator[dict[str, Any]]:
     """Yield the JSON objects of a stream of server-sent events, up to ``[DONE]``.
 
     EngineError for a stream that is too long, does not decode, or ends without ``[DONE]``.
     """
-    pending = b""
+    held: list[bytes] = []  # pieces of a line: joined once, however many there are
     total = 0
     async for chunk in chunks:
         total += len(chunk)
+        spend(len(chunk) + PER_VALUE * chunk.count(b","))
         if total > MAX_ANSWER:
             raise EngineError("the engine's answer is too long", code=PROTOCOL)
-        *lines, pending = (pending + chunk if pending else chunk).split(b"\n")
+        if b"\n" not in chunk:
+            held.append(chunk)
+            continue
+        *lines, rest = b"".join([*held, chunk]).split(b"\n")
+        held = [rest]
         for line in lines:
             if not line.startswith(b"data:"):
                 continue
@@ -44,7 +50,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        decoded = json.loads(data)
+        decoded = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
         decoded = None
     if not isinstance(decoded, dict):
@@ -52,26 +58,33 @@ def _object(data: bytes) -> dict[str, Any]:
     return decoded
 
 
-async def assemble(chunks: AsyncIterator[bytes]) -> tuple[int, bytes]:
+def _refuse(_: str) -> None:
+    raise ValueError
+
+
+async def assemble(
+    chunks: AsyncIterator[bytes], spend: Spend = lambda _: None
+) -> tuple[int, bytes]:
     """Return status and body of the whole answer whose stream `chunks` is.
 
-    An error in mid-stream becomes the whole answer, with its own status.
+    `spend` is told of the memory that it takes. An error in mid-stream becomes the whole answer,
+    with its own status.
     """
     shell: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     try:
-        async for event in events(chunks):
+        async for event in events(chunks, spend):
             if "error" in event:
                 return _status(event["error"]), _encode(event)
             for choice in event.pop("choices"):
                 _merge_choice(choices.setdefault(choice["index"], {}), choice)
             shell.update(event)
-        shell["choices"] = [choices[index] for index in sorted(choices)]
-    except (LookupError, TypeError, AttributeError):
+        shell["choices"] = [_joined(choices[index]) for index in sorted(choices)]
+        if shell.get("object") == "chat.completion.chunk":
+            shell["object"] = "chat.completion"
+        return 200, _encode(shell)
+    except (LookupError, TypeError, AttributeError, RecursionError):
         raise EngineError("the engine's answer has another shape", code=PROTOCOL) from None
-    if shell.get("object") == "chat.completion.chunk":
-        shell["object"] = "chat.completion"
-    return 200, _encode(shell)
 
 
 def _status(error: object) -> int:
@@ -80,7 +93,31 @@ def _status(error: object) -> int:
 
 
 def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    try:
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:  # half a character; as an escape it is JSON
+        return json.dumps(document, separators=(",", ":")).encode("ascii")
+
+
+class _Parts(list[str]):
+    """A text in pieces: joined once, since adding piece to piece copies what is there each time."""
+
+
+def _add(made: dict[str, Any], name: str, value: str) -> None:
+    parts = made.get(name)
+    if not isinstance(parts, _Parts):
+        parts = made[name] = _Parts()
+    parts.append(value)
+
+
+def _joined(choice: dict[str, Any]) -> dict[str, Any]:
+    message = choice.get("message", {})
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    for made in (choice, message, *calls):
+        for name, value in made.items():
+            if isinstance(value, _Parts):
+                made[name] = "".join(value)
+    return choice
 
 
 def _merge_choice(made: dict[str, Any], choice: dict[str, Any]) -> None:
@@ -88,7 +125,7 @@ def _merge_choice(made: dict[str, Any], choice: dict[str, Any]) -> None:
         if name == "delta":
             _merge_message(made.setdefault("message", {}), value)
         elif name == "text":
-            made["text"] = made.get("text", "") + value
+            _add(made, "text", value)
         elif name == "logprobs" and value:
             _merge_lists(made.setdefault("logprobs", {}), value)
         elif value is not None or name not in made:
@@ -99,20 +136,19 @@ def _merge_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
     for name, value in delta.items():
         if name == "tool_calls":
             _merge_calls(message.setdefault("tool_calls", []), value)
-        elif name == "role" or not isinstance(message.get(name), str):
-            if value is not None or name not in message:
-                message[name] = value
-        elif value is not None:
-            message[name] += value
+        elif name != "role" and isinstance(value, str):
+            _add(message, name, value)
+        elif value is not None or name not in message:
+            message[name] = value
 
 
 def _merge_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
     for delta in deltas:
         if delta["index"] == len(calls):
-            calls.append({"function": {"name": "", "arguments": ""}})
+            calls.append({"function": {"name": _Parts(), "arguments": _Parts()}})
         call = calls[delta["index"]]
         for name, value in delta.get("function", {}).items():
-            call["function"][name] = call["function"].get(name, "") + value
+            _add(call["function"], name, value)
         call.update({name: delta[name] for name in ("id", "type") if name in delta})
 
 

@@ -41,11 +41,24 @@ FILE_TYPES: Final = {
 TEMPLATE_WORDS: Final = ("think", "reasoning_effort", "tools")
 """A template without one of these cannot heed what a request says of it. The first is part of
 the marks of reasoning (``<think>``) and of the switch for it (``enable_thinking``)."""
+#: What the size of a cache follows from; some models give one of them per layer, as an array.
+_SHAPE: Final = (
+    ".block_count",
+    ".embedding_length",
+    ".attention.head_count",
+    ".attention.head_count_kv",
+    ".attention.key_length",
+    ".attention.value_length",
+)
+_MAX_SHAPE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufMetadata:
-    """What the file says about itself; nothing of it is proven. 0 and "" where it says nothing."""
+    """What the file says about itself; nothing of it is proven. 0 and "" where it says nothing.
+
+    `cache_bytes` is what one token takes in a cache of 16-bit keys and values, at most.
+    """
 
     version: int
     name: str
@@ -55,6 +68,7 @@ class GgufMetadata:
     has_chat_template: bool
     template_words: frozenset[str]
     """Of `TEMPLATE_WORDS`, those that stand in its chat template."""
+    cache_bytes: int = 0
 
 
 class _Reader:
@@ -130,7 +144,7 @@ def parse_gguf(file: BinaryIO) -> GgufMetadata:
     for _ in range(reader.count("<Q", MAX_PAIRS, "a pair count")):
         key = _text(reader.take(reader.count("<Q", MAX_KEY, "a key length")))
         kind = reader.count("<I", 12, "a value type")
-        if not _wanted(key):
+        if not _wanted(key) or (kind == _ARRAY and key.endswith(_SHAPE)):
             reader.skip_value(kind)
             continue
         if key in kept:
@@ -140,7 +154,7 @@ def parse_gguf(file: BinaryIO) -> GgufMetadata:
 
 
 def _wanted(key: str) -> bool:
-    return key.endswith(".context_length") or key in (
+    return key.endswith((".context_length", *_SHAPE)) or key in (
         "general.architecture",
         "general.file_type",
         "general.name",
@@ -160,7 +174,20 @@ def _metadata(version: int, kept: dict[str, bytes | int | float]) -> GgufMetadat
         quantisation=FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
         has_chat_template="tokenizer.chat_template" in kept,
         template_words=_template_words(kept.get("tokenizer.chat_template", b"")),
+        cache_bytes=_cache_bytes({name: kept.get(architecture + name, 0) for name in _SHAPE}),
     )
+
+
+def _cache_bytes(shape: dict[str, bytes | int | float]) -> int:
+    """Keys and values of all layers, two bytes each; 0 where the file does not say enough."""
+    layers, width, heads, kept, key, value = (
+        found if isinstance(found, int) and 0 <= found <= _MAX_SHAPE else 0
+        for found in shape.values()
+    )
+    if heads and kept:  # fewer keys than queries
+        own = width // heads
+        return 2 * layers * kept * ((key or own) + (value or own))
+    return 2 * layers * 2 * width
 
 
 def _template_words(template: bytes | int | float) -> frozenset[str]:

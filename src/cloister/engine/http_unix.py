@@ -10,6 +10,7 @@ slice and one wake-up.
 from __future__ import annotations
 
 import asyncio
+import select
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,6 +64,17 @@ class _Connection(asyncio.Protocol):
         self._client.forget(self)
         if self.exchange is not None:
             self.exchange.ended("the engine closed the connection before its answer was complete")
+
+    def quiet(self) -> bool:
+        """Whether it is open and nothing has arrived that nobody has read yet.
+
+        What waits there was sent before the next request: it cannot be the answer to it.
+        """
+        if self.lost or self.transport is None:
+            return False
+        waiting = select.poll()
+        waiting.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not waiting.poll(0)
 
     def abort(self) -> None:
         """Close the connection now."""
@@ -284,8 +296,9 @@ class HttpClient:
             head += "Connection: close\r\n"
         message = head.encode("ascii") + b"\r\n" + body
         while True:
-            reused = bool(self._idle)
-            connection = self._idle.pop() if reused else await self._connect()
+            idle = self._take_idle()
+            reused = idle is not None
+            connection = idle or await self._connect()
             exchange = _Exchange(self, connection)
             try:
                 answer = await exchange.exchange(message)
@@ -301,6 +314,14 @@ class HttpClient:
                 chunks=exchange,
                 close=exchange.aclose,
             )
+
+    def _take_idle(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.quiet():
+                return connection
+            connection.abort()
+        return None
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()

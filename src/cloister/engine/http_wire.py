@@ -54,6 +54,8 @@ def parse_head(data: bytes) -> Head:
     if status < 200:
         raise MalformedError("informational responses are not expected here")
     fields = _parse_fields(lines)
+    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise MalformedError("the response is compressed, which nobody asked for")
     coding = fields.get(b"transfer-encoding")
     length = fields.get(b"content-length")
     if coding is not None:

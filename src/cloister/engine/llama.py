@@ -20,8 +20,10 @@ from typing import Any, Final
 
 from cloister.engine import llama_child, llama_fields
 from cloister.engine.assemble import assemble
+from cloister.engine.budget import Budget, Spend
 from cloister.engine.confined import DESCRIPTORS, Confined, Isolation, Program
 from cloister.engine.http_unix import HttpClient, UnixAddress
+from cloister.engine.llama_memory import Sizes, addresses_for, memory_for, threads_for
 from cloister.engine.llama_parts import check_parts
 from cloister.engine.llama_values import check_values
 from cloister.engine.models import sha256_descriptor
@@ -44,6 +46,8 @@ from cloister.errors import ConfigurationError, EngineError
 from cloister.model_digest import Role
 
 DEFAULT_CONTEXT: Final = 4_096
+_MAX_ANSWERS: Final = 1 << 30  # memory of all answers being put together, those of siblings too
+_DESCRIPTORS: Final = 64  # besides one for each connection
 _LIBRARY: Final = "xllamacpp"
 _SPARE_CONNECTIONS: Final = 8
 
@@ -59,8 +63,9 @@ class LlamaSettings:
 
     `context` tokens per request (None: the model's own, at most 4096), `parallel` requests
     computed at a time, `connections` accepted at a time (more wait), `threads` (None: all
-    cores but one, which is the worker's), `memory` limits the engine's address space in bytes
-    (0: no limit), `start_timeout` in seconds. With `embeddings` it also serves those: the mean
+    cores but one, which is the worker's), `memory` bounds what the engine may fill, in bytes
+    (None: by the model's size, see `cloister.engine.llama_memory`),
+    `start_timeout` in seconds. With `embeddings` it also serves those: the mean
     over the tokens, of inputs up to 512 tokens.
     """
 
@@ -68,13 +73,16 @@ class LlamaSettings:
     parallel: int = 8
     connections: int = 128
     threads: int | None = None
-    memory: int = 0
+    memory: int | None = None
     start_timeout: float = 300.0
     embeddings: bool = True
 
     def __post_init__(self) -> None:
-        sizes = (self.parallel, self.connections, self.context or 1, self.threads or 1)
-        if min(sizes) < 1 or self.parallel > 256 or self.connections > 1024 or self.memory < 0:
+        sizes = (
+            *(self.parallel, self.connections),
+            *(1 if size is None else size for size in (self.context, self.threads, self.memory)),
+        )
+        if min(sizes) < 1 or self.parallel > 256 or self.connections > 1024:
             raise ConfigurationError("the engine's sizes are out of bounds", code="engine.sizes")
 
     @property
@@ -93,6 +101,7 @@ class LlamaEngine:
         isolation: Isolation,
         settings: LlamaSettings | None = None,
         cores: int | None = None,
+        answers: Budget | None = None,
     ) -> None:
         if Role.MODEL not in model.files:
             raise ConfigurationError("the embedded engine needs a model file", code="engine.model")
@@ -107,6 +116,7 @@ class LlamaEngine:
         }
         self._isolation = isolation
         self._embedding = asyncio.Lock()
+        self._answers = answers or Budget(_MAX_ANSWERS)
         self._cores = cores if cores is not None else len(os.sched_getaffinity(0))
         self._confined: Confined | None = None
         self._client: HttpClient | None = None
@@ -131,7 +141,11 @@ class LlamaEngine:
     def sibling(self) -> LlamaEngine:
         """A new engine for the same files, in a sandbox of its own."""
         return LlamaEngine(
-            self._model, isolation=self._isolation, settings=self._settings, cores=self._cores
+            self._model,
+            isolation=self._isolation,
+            settings=self._settings,
+            cores=self._cores,
+            answers=self._answers,
         )
 
     @property
@@ -219,13 +233,24 @@ class LlamaEngine:
 
     def _program(self, opened: Mapping[Role, int]) -> Program:
         package = _package()
+        computing = self._settings.threads or max(1, self._cores - 1)
+        sizes = Sizes(
+            files=sum(os.fstat(one).st_size for one in opened.values()),
+            cache=self._model.cache_bytes,
+            tokens=self.context * self._settings.parallel,
+            threads=threads_for(connections=self._settings.server_threads, computing=computing),
+        )
+        memory = self._settings.memory or memory_for(sizes, physical=_physical_memory())
         program = Program(
             script=Path(llama_child.__file__),
             packages=tuple(p for p in (package, package.parent / f"{_LIBRARY}.libs") if p.is_dir()),
             files={_inside(role): DESCRIPTORS / str(one) for role, one in opened.items()},
             inherited=tuple(opened.values()),
             native=tuple(sorted(package.glob("*.so"))),
-            memory=self._settings.memory,
+            memory=memory,
+            addresses=addresses_for(sizes, memory),
+            threads=sizes.threads,
+            descriptors=self._settings.server_threads + _DESCRIPTORS,
         )
         settings = {
             "files": {
@@ -236,7 +261,7 @@ class LlamaEngine:
             "parallel": self._settings.parallel,
             "connections": self._settings.server_threads,
             "embeddings": self._settings.embeddings,
-            "threads": self._settings.threads or max(1, self._cores - 1),
+            "threads": computing,
         }
         return replace(program, arguments=(json.dumps(settings),))
 
@@ -256,7 +281,10 @@ class LlamaEngine:
                 refused, answer = await embed(client.request, decode_body(body), self._embedding)
                 return refused or _answer(200, answer)
             response = await client.request(method, NATIVE.get(request.path, request.path), body)
-            return await _whole(response) if whole and response.status == 200 else response
+            if not whole or response.status != 200:
+                return response
+            with self._answers.share() as spend:
+                return await _whole(response, spend)
         except EngineError as error:
             if error.code == TRUNCATED:
                 raise EngineError("the engine stopped", code=STOPPED) from None
@@ -317,6 +345,10 @@ def _hashed(opened: Mapping[Role, int]) -> Mapping[Role, str]:
     return {role: sha256_descriptor(descriptor) for role, descriptor in opened.items()}
 
 
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _package() -> Path:
     found = importlib.util.find_spec(_LIBRARY)
     if found is None or found.origin is None:
@@ -327,10 +359,10 @@ def _package() -> Path:
     return Path(found.origin).parent
 
 
-async def _whole(response: EngineResponse) -> EngineResponse:
+async def _whole(response: EngineResponse, spend: Spend) -> EngineResponse:
     """Collect a stream into one answer; being cancelled meanwhile frees the engine's slot."""
     async with response:
-        status, body = await assemble(response.chunks)
+        status, body = await assemble(response.chunks, spend)
     return _answer(status, body)
 
 

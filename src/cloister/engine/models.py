@@ -126,6 +126,7 @@ def model_of_files(files: Mapping[Role, ModelFile], *, name: str | None = None) 
         path=weights.path,
         context_length=metadata.context_length,
         quantisation=metadata.quantisation,
+        cache_bytes=metadata.cache_bytes,
         files=files,
         template_words=metadata.template_words,
     )

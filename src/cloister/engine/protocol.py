@@ -56,6 +56,8 @@ class ModelInfo:
     """Its weights."""
     context_length: int
     quantisation: str
+    cache_bytes: int = 0
+    """What one token takes in the engine's cache, at most; 0 where unknown."""
     files: Mapping[Role, ModelFile] = field(default_factory=dict)
     """Everything it is made of; empty where it is not proven, or only its weights are known."""
     template_words: frozenset[str] = frozenset()
@@ -112,8 +114,11 @@ class EngineResponse:
         """Stop the generation and free its slot; harmless when it has ended."""
         await self.close()
 
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body; ValueError when it is longer than `limit` bytes."""
+    async def read(self, limit: int, spend: Callable[[int], None] = lambda _: None) -> bytes:
+        """Return the whole body; ValueError when it is longer than `limit` bytes.
+
+        `spend` is told of each piece before it is kept, and may raise.
+        """
         parts: list[bytes] = []
         size = 0
         try:
@@ -121,6 +126,7 @@ class EngineResponse:
                 size += len(part)
                 if size > limit:
                     raise ValueError("the engine's answer is longer than the limit")
+                spend(len(part))
                 parts.append(part)
         finally:
             await self.aclose()

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
+from cloister.engine.budget import Spend
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
@@ -31,7 +32,7 @@ from cloister.worker.formats.fields import DOCUMENTED, check_fields
 from cloister.worker.formats.messages_answer import MessagesTelling
 from cloister.worker.formats.responses_answer import ResponsesTelling
 from cloister.worker.formats.translation import ChatTranslation, Lines, Telling
-from cloister.worker.generation import Generation, check_generation
+from cloister.worker.generation import Generation, check_generation, check_whole
 from cloister.worker.pool import AT_CAPACITY, EnginePool
 from cloister.worker.problems import Problem, RefusedError
 from cloister.worker.replay import Admission
@@ -280,8 +281,9 @@ async def _run(
             if problem is problems.ENGINE_BUSY:
                 _release(exchange)
             raise RefusedError(problem)
-        is_stream = response.content_type.encode("latin-1").startswith(EVENT_STREAM)
-        if exchange.translation is not None and is_stream is not generation.stream:
+        kind = response.content_type.partition(";")[0].strip().lower()
+        is_stream = kind.encode("latin-1") == EVENT_STREAM
+        if is_stream is not generation.stream:
             raise RefusedError(problems.ENGINE_FAILED)
         if is_stream:
             await _stream(exchange, response, engine.model)
@@ -290,17 +292,33 @@ async def _run(
 
 
 async def _stream(exchange: Exchange, response: EngineResponse, model: ModelInfo) -> None:
+    with exchange.context.answers.share() as spend:
+        kept = exchange.translation is not None or exchange.writer.collects
+        await _pass_on(exchange, response, model, spend if kept else None)
+
+
+async def _pass_on(
+    exchange: Exchange, response: EngineResponse, model: ModelInfo, spend: Spend | None
+) -> None:
+    """Pass a stream on; `spend` is told of it where it is kept in memory meanwhile."""
     context = exchange.context
     limits = context.settings.limits
-    assembler = LineAssembler(limits.max_line_bytes)
     translation = exchange.translation
+    assembler = LineAssembler(limits.max_line_bytes, text=translation is None)
     lines: Lines = assembler if translation is None else translation.lines(assembler)
     bucket = context.settings.padding.stream_bucket
     pad = StreamPadding(bucket).pad
     feed, data = lines.feed, exchange.writer.data
     problem: Problem | None = None
+    left = limits.max_answer_bytes
     try:
         async for read in response.chunks:
+            left -= len(read)
+            if left < 0:
+                problem = problems.ENGINE_FAILED
+                break
+            if spend is not None:
+                spend(len(read))
             ready = feed(read)
             if ready or lines.opening:
                 if not exchange.writer.status:
@@ -341,15 +359,18 @@ def _start_stream(exchange: Exchange, model: ModelInfo) -> None:
 
 async def _whole(exchange: Exchange, response: EngineResponse, model: ModelInfo) -> None:
     context = exchange.context
-    try:
-        body = await response.read(context.settings.limits.max_answer_bytes)
-        if exchange.translation is not None:
-            body = exchange.translation.whole(body)
-    except EngineError as error:
-        raise RefusedError(_engine_problem(error)) from None
-    except ValueError:
-        raise RefusedError(problems.ENGINE_FAILED) from None
-    await exchange.answer(200, body, _JSON_HEADERS, model=model)
+    with context.answers.share() as spend:
+        try:
+            body = await response.read(context.settings.limits.max_answer_bytes, spend)
+            if exchange.translation is not None:
+                body = exchange.translation.whole(body)
+            else:
+                check_whole(body)
+        except EngineError as error:
+            raise RefusedError(_engine_problem(error)) from None
+        except ValueError:
+            raise RefusedError(problems.ENGINE_FAILED) from None
+        await exchange.answer(200, body, _JSON_HEADERS, model=model)
 
 
 async def _refusal(response: EngineResponse) -> Problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
+from cloister.engine.budget import Budget
 from cloister.engine.protocol import Engine
 from cloister.evidence.report import TEE_TYPE_TPM, EvidenceItem
 from cloister.strictjson import JsonObject
@@ -256,6 +257,7 @@ def build_worker(
         rates=RateLimiter(settings.rate, max_names=_MAX_CREDENTIALS),
         cache_domains=CacheDomains(random),
         places=Places(settings.limits.max_generations),
+        answers=Budget(settings.limits.max_buffered_bytes),
         started_at=int(clocks.wall()),
     )
     reports = ReportService(

@@ -23,6 +23,8 @@ class AnswerWriter(Protocol):
 
     sealed: bool
     """Whether the answer ends in a trailer that carries its receipt, and holds a nonce."""
+    collects: bool
+    """Whether pieces are kept until the end, instead of being sent at once."""
     status: int
     """0 before `head`."""
     ended: bool

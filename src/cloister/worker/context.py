@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cloister.engine.budget import Budget
 from cloister.worker.api_keys import Gatekeeper
 from cloister.worker.cache_domain import CacheDomains
 from cloister.worker.engine_set import EngineSet
@@ -36,6 +37,8 @@ class Context:
     cache_domains: CacheDomains = field(repr=False)
     places: Places = field(repr=False)
     """Of requests inside the engine, or waiting for it."""
+    answers: Budget = field(repr=False)
+    """Memory for whole answers."""
     started_at: int = 0
     """Unix time; what /v1/models says as `created`."""
     stopping: bool = False

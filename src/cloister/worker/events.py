@@ -1,67 +1,117 @@
 """Server-sent events on their way from the engine to the seal.
 
-Events pass as bytes. Three things happen to them: only whole lines go on (so that a comment
-may be put in front), an error event of the engine is cut off (its text may repeat the prompt),
-and the size is padded by a comment line, so that the length of a token does not show.
+Events pass as bytes. Four things happen to them: only whole lines go on (so that a comment
+may be put in front), and of these only data (what else an engine says is not for the client);
+an error event of the engine is cut off (its text may repeat the prompt), as is everything after
+``[DONE]``; and the size is padded by a comment line, so that the length of a token does not show.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Final
 
 COMMENT_LIMIT: Final = 16384
 _TWO_BYTE_VARINT: Final = 1 << 14
 """Binary HTTP lengths below this take two bytes (from 64 on), and four from here."""
 
+_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]*"
+"""What a line may hold. Control characters have no place in JSON; \r would end a line."""
+_DATA: Final = re.compile(rb"data:" + _TEXT)
+_PLAIN: Final = re.compile(rb"(?:(?:data:" + _TEXT + rb")?\n)*")
+_DONE: Final = b"[DONE]"
+
 
 class LineAssembler:
     """Whole lines out of arbitrary reads.
 
-    `feed` returns what may go on now, maybe nothing. `failed` is set when the engine reported
-    an error in the stream; that event and all after it are dropped.
+    `feed` returns what may go on now, maybe nothing: lines of data and the empty lines between
+    them. `failed` is set when the engine reported an error in the stream, or sent data that is no
+    `text` (UTF-8 without control characters); that line and all after it are dropped. A reader
+    that puts cut characters together looks at the text itself.
     """
 
-    __slots__ = ("_held", "_limit", "failed")
+    __slots__ = ("_ended", "_held", "_limit", "_size", "_text", "failed")
 
     opening = b""
     """What is said before the first event: nothing of our own."""
 
-    def __init__(self, max_line: int) -> None:
-        self._held = b""
+    def __init__(self, max_line: int, *, text: bool = True) -> None:
+        self._text = text
+        self._held: list[bytes] = []  # pieces of a line: joined once, however many there are
+        self._size = 0
         self._limit = max_line
+        self._ended = False
         self.failed = False
 
     def feed(self, data: bytes) -> bytes:
         """Take one read; return whole lines. OverflowError when a line exceeds the limit."""
         if self.failed:
             return b""
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._hold(data)
+            return b""
+        whole = data[:end]
         if self._held:
-            data = self._held + data
-            self._held = b""
-        if not data.endswith(b"\n"):
-            end = data.rfind(b"\n") + 1
-            self._held = data[end:]
-            if len(self._held) > self._limit:
-                raise OverflowError("a line of the stream is too long")
-            data = data[:end]
-        # One search for each read; text that speaks of errors is then looked at properly.
-        return self._cut(data) if b"error" in data else data
+            whole = b"".join([*self._held, whole])
+            self._held.clear()
+            self._size = 0
+        if end < len(data):
+            self._hold(data[end:])
+        return self._passed(whole)
 
     def rest(self) -> bytes:
         """At the end of the stream: an unfinished last line, if any."""
-        held, self._held = self._held, b""
-        return b"" if self.failed or not held else self._cut(held)
+        held = b"".join(self._held)
+        self._held.clear()
+        return b"" if self.failed or not held else self._passed(held)
+
+    def _hold(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._limit:
+            raise OverflowError("a line of the stream is too long")
+        self._held.append(data)
+
+    def _passed(self, data: bytes) -> bytes:
+        # One look at each read; text that speaks of errors is then looked at properly.
+        plain = b"error" not in data and _DONE not in data and _PLAIN.fullmatch(data) is not None
+        if plain and not self._ended and (not self._text or _is_utf8(data)):
+            return data
+        return self._cut(data)
 
     def _cut(self, data: bytes) -> bytes:
-        at = 0
+        kept: list[bytes] = []
         for line in data.splitlines(keepends=True):
-            if _is_error(line):
+            if self._ended:
+                break
+            content = line.rstrip(b"\r\n")
+            is_data = content.startswith(b"data:")
+            if _is_error(line) or (is_data and self._text and not _is_text(content)):
                 self.failed = True
-                self._held = b""
-                return data[:at]
-            at += len(line)
-        return data
+                self._held.clear()
+                break
+            if is_data or not content:
+                kept.append(content if content == line else content + b"\n")
+            if is_data and content[5:].strip() == _DONE:
+                kept.append(b"\n")
+                self._ended = True
+        return b"".join(kept)
+
+
+def _is_text(line: bytes) -> bool:
+    return _DATA.fullmatch(line) is not None and _is_utf8(line)
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_error(line: bytes) -> bool:

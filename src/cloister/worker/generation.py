@@ -67,6 +67,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return document
 
 
+def check_whole(body: bytes) -> None:
+    """ValueError unless an engine's whole answer is one JSON object, and reports no error.
+
+    What it says goes to whoever asked as it is; what is no answer does not go on.
+    """
+    try:
+        document = json.loads(body.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("too deep") from None
+    if not isinstance(document, dict) or document.get("error") is not None:
+        raise ValueError("not an answer")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # The engine has a reader of its own; where a member comes twice, the two could differ.
     result = dict(pairs)

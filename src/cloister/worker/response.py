@@ -35,6 +35,7 @@ class ResponseWriter:
         "_send",
         "_unsent",
         "blocked_since",
+        "collects",
         "ended",
         "pieces",
         "sealed",
@@ -54,6 +55,7 @@ class ResponseWriter:
         self._collected: list[bytes] = []
         self._now = asyncio.get_running_loop().time
         self.sealed = True
+        self.collects = not chunked
         self.started = False
         self.ended = False
         self.status = 0

@@ -55,7 +55,8 @@ class Limits:
     max_request_bytes: int = 32 * MIB
     """Sealed request body, refused by its declared length already."""
     max_buffered_bytes: int = 512 * MIB
-    """Sum over all requests still arriving or waiting for the engine."""
+    """Sum over all requests still arriving or waiting for the engine; as much again for answers
+    that are held until they are whole."""
     max_header_bytes: int = 32 * KIB
     max_headers: int = 100
     """Of the inner request; SDKs send about twenty."""
@@ -83,7 +84,7 @@ class Limits:
     drain_s: float = 30.0
     """A graceful stop waits this long for answers in flight."""
     max_answer_bytes: int = 64 * MIB
-    """An answer that is not streamed is held in memory up to this size."""
+    """Of an engine's answer; one that is not streamed is held in memory up to this size."""
     max_line_bytes: int = MIB
     """Longest line of a stream held back until its end has come."""
     date_window_s: float = 300.0

@@ -23,6 +23,7 @@ class TlsResponseWriter:
         "_pending",
         "_send",
         "blocked_since",
+        "collects",
         "ended",
         "pieces",
         "sealed",
@@ -37,6 +38,7 @@ class TlsResponseWriter:
         self._head: list[tuple[bytes, bytes]] = []
         self._now = asyncio.get_running_loop().time
         self.sealed = False
+        self.collects = False
         self.started = False
         self.ended = False
         self.status = 0

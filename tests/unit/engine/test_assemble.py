@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from cloister.engine import assemble as module
 from cloister.engine.assemble import assemble
+from cloister.engine.budget import Budget
 from cloister.errors import EngineError
 
 
@@ -107,3 +109,40 @@ async def test_an_endless_stream_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "MAX_ANSWER", len(data) - 1)
     with pytest.raises(EngineError, match="too long"):
         await whole(data)
+
+
+async def test_answers_that_are_put_together_have_one_bound() -> None:
+    data = stream(*[event(content="x" * 100)] * 10)
+    budget = Budget(3 * len(data))
+    with budget.share() as spend:
+        assert (await assemble(cut(data, 100), spend))[0] == 200
+        assert budget.held > 2 * len(data)  # its values count besides its bytes
+        with budget.share() as other, pytest.raises(EngineError, match="more memory"):
+            await assemble(cut(data, 100), other)
+    assert budget.held == 0
+    with budget.share() as spend:
+        assert (await assemble(cut(data, 100), spend))[0] == 200
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00"])
+async def test_half_a_character_stays_an_escape(half: str) -> None:
+    raw = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % half.encode()
+    status, body = await assemble(cut(raw + b"data: [DONE]\n\n", 50))
+    assert status == 200
+    assert half.encode() in body
+    assert json.loads(body)
+
+
+@pytest.mark.parametrize("data", [b'{"choices":[],"a":NaN}', b'{"choices":[{"index":{}}]}'])
+async def test_events_that_have_no_way_back_into_json_are_refused(data: bytes) -> None:
+    with pytest.raises(EngineError):
+        await assemble(cut(b"data: " + data + b"\n\ndata: [DONE]\n\n", 50))
+
+
+async def test_a_line_in_many_pieces_is_joined_once() -> None:
+    """Adding each piece to what is there would copy 32 MiB here a million times over."""
+    text = b"x" * (1 << 20)
+    raw = b'data: {"choices":[{"index":0,"delta":{"content":"' + text + b'"}}]}\n\n'
+    async with asyncio.timeout(60):
+        status, _ = await assemble(cut(raw + b"data: [DONE]\n\n", 1))
+    assert status == 200

@@ -68,6 +68,36 @@ def test_a_good_file() -> None:
     assert parse(file(version=2)).context_length == 0
 
 
+SHAPE = (
+    string(b"general.architecture", b"llama"),
+    number(b"llama.block_count", 6),
+    number(b"llama.embedding_length", 256),
+    number(b"llama.attention.head_count", 4),
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ((), 2 * 6 * 2 * 256),  # every head has keys of its own
+        ((number(b"llama.attention.head_count_kv", 2),), 2 * 6 * 2 * 2 * 64),
+        (
+            (
+                number(b"llama.attention.head_count_kv", 2),
+                number(b"llama.attention.key_length", 128),
+                number(b"llama.attention.value_length", 96),
+            ),
+            2 * 6 * 2 * (128 + 96),
+        ),
+        ((array(b"llama.attention.head_count_kv", 4, 6, bytes(24)),), 2 * 6 * 2 * 256),
+        ((number(b"llama.attention.head_count_kv", 1 << 31),), 2 * 6 * 2 * 256),
+    ],
+)
+def test_the_size_of_a_cache(more: tuple[bytes, ...], expected: int) -> None:
+    assert parse(file(*SHAPE, *more)).cache_bytes == expected
+    assert parse(file(*PAIRS)).cache_bytes == 0
+
+
 @pytest.mark.parametrize(
     "data",
     [

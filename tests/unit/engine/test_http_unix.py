@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -229,6 +231,36 @@ async def test_an_answer_nobody_asked_for_is_not_taken_for_the_next(
         assert await (await client.request("GET", "/")).read(LIMIT) == b"a"
         assert server.connections == 2
     assert caplog.text == ""
+
+
+async def test_what_waits_on_an_idle_connection_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    """The bytes lie in the kernel when the next request is sent; the loop has not seen them."""
+    writers = []
+
+    async def handle(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(OK + b"Content-Length: 1\r\n\r\na")
+
+    async with serving(tmp_path, handle, max_idle=2) as (client, server):
+        for _ in range(2):
+            assert await (await client.request("GET", "/")).read(LIMIT) == b"a"
+        assert server.connections == 1
+        with socket.socket(fileno=os.dup(writers[0].get_extra_info("socket").fileno())) as raw:
+            raw.send(OK + b"Content-Length: 6\r\n\r\nstolen")
+        assert await (await client.request("GET", "/")).read(LIMIT) == b"a"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize(("coding", "taken"), [(b"identity", True), (b"gzip", False)])
+async def test_what_is_compressed_is_refused(tmp_path: Path, coding: bytes, *, taken: bool) -> None:
+    handler = answering(OK + b"Content-Encoding: " + coding + b"\r\nContent-Length: 1\r\n\r\na")
+    async with serving(tmp_path, handler) as (client, _):
+        if taken:
+            assert await (await client.request("GET", "/")).read(LIMIT) == b"a"
+            return
+        with pytest.raises(EngineError, match="compressed") as caught:
+            await client.request("GET", "/")
+        assert caught.value.code == PROTOCOL
 
 
 async def test_nobody_there_and_closed(tmp_path: Path) -> None:

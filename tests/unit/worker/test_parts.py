@@ -61,17 +61,74 @@ def test_padding_can_be_off() -> None:
     assert StreamPadding(1).pad(b"data: 1\n\n") == b"data: 1\n\n"
 
 
-@settings(deadline=None)
-@given(st.lists(st.binary(max_size=30)))
-def test_lines_are_neither_lost_nor_reordered(reads: list[bytes]) -> None:
+LINES = st.sampled_from(
+    [
+        b"data: 1\n",
+        b"\n",
+        b"data: \xc3\xa9\r\n",
+        b"data:",
+        b"no error",
+        b" [DONE]",
+        b"id: 7\n",
+        b"\r",
+    ]
+)
+
+
+def passed(reads: list[bytes]) -> tuple[bytes, bool]:
     lines = LineAssembler(1 << 20)
     out = [lines.feed(read) for read in reads]
     assert all(piece == b"" or piece.endswith(b"\n") for piece in out)
-    whole = b"".join(out) + lines.rest()
-    if lines.failed:
-        assert b"".join(reads).startswith(whole)
-    else:
-        assert whole == b"".join(reads)
+    return b"".join(out) + lines.rest(), lines.failed
+
+
+@settings(deadline=None)
+@given(st.lists(LINES | st.binary(max_size=30)))
+def test_lines_are_the_same_however_they_arrive(reads: list[bytes]) -> None:
+    whole, failed = passed(reads)
+    assert passed([b"".join(reads)]) == (whole, failed)
+    assert passed([bytes([one]) for one in b"".join(reads)]) == (whole, failed)
+    for line in whole.splitlines():
+        assert line == b"" or line.startswith(b"data:")
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"]))))
+def test_lines_of_data_are_neither_lost_nor_changed(texts: list[str]) -> None:
+    reads = [f"data: {text}\n\n".encode() for text in texts if "[DONE]" not in text]
+    assert passed(reads) == (b"".join(reads), False)
+
+
+@pytest.mark.parametrize(
+    ("stream", "kept", "failed"),
+    [
+        (b"data: 1\n\ndata: [DONE]\n\n", b"data: 1\n\ndata: [DONE]\n\n", False),
+        (b"data: [DONE]\n\ndata: 2\n\n", b"data: [DONE]\n\n", False),
+        (b"data: [DONE]\r\ndata: 2\r\n", b"data: [DONE]\n\n", False),
+        (b": c\nid: 1\nretry: 0\nevent: x\nX: y\ndata: 1\n\n", b"data: 1\n\n", False),
+        (b"data: 1\rid: 2\n\n", b"data: 1\n\n", False),
+        (b"data: 1\n\ndata: \x00\n\n", b"data: 1\n\n", True),
+        (b"data: 1\n\ndata: \xff\n\n", b"data: 1\n\n", True),
+        (b"data: 1\n\ndata: \x1b[2J\n\n", b"data: 1\n\n", True),
+    ],
+)
+def test_what_of_a_stream_goes_on(stream: bytes, kept: bytes, *, failed: bool) -> None:
+    assert passed([stream]) == (kept, failed)
+
+
+def test_translations_see_texts_whose_characters_are_cut() -> None:
+    lines = LineAssembler(64, text=False)
+    assert lines.feed(b"data: \xf0\x9f\n") == b"data: \xf0\x9f\n"
+    assert lines.feed(b"data: \x98\x80\n") == b"data: \x98\x80\n"
+
+
+def test_a_line_may_be_as_long_as_the_limit() -> None:
+    lines = LineAssembler(8)
+    assert lines.feed(b"data:") == b""
+    assert lines.feed(b"123") == b""
+    assert lines.feed(b"\n") == b"data:123\n"
+    with pytest.raises(OverflowError):
+        lines.feed(b"data:1234")
 
 
 # -- wire ---------------------------------------------------------------------------------------
