@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
+import cloister
 from cloister.client.connect import connect
 from cloister.client.connection import Connection
 from cloister.endorsements.artefact import Artefact, ArtefactRequest
@@ -139,6 +140,20 @@ def test_the_real_client_verifies_it_and_streams_through_it(
     assert {tuple(sorted(headers)) for headers in seen.headers} == {
         ("content-length", "content-type", "host")
     }
+
+
+def test_openais_client_streams_through_it(
+    sealed: tuple[Served, Seen], hardware: SimulatedHardware
+) -> None:
+    served, _ = sealed
+    with cloister.OpenAI(
+        base_url=f"{served.url}/v1", api_key="none", trust_env=False, **believing(hardware)
+    ) as client:
+        stream = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "a b c"}], stream=True
+        )
+        said = [event.choices[0].delta.content or "" for event in stream]
+    assert "".join(said) == "a b c "
 
 
 def test_the_strict_policy_refuses_it(
