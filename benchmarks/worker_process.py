@@ -25,6 +25,7 @@ from cloister.engine.models import describe_model
 from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
 from cloister.engine.protocol import Engine
 from cloister.engine.sandbox import Sandbox
+from cloister.worker.hardening import harden_process
 from cloister.worker.server import HttpServer, listen_tcp
 
 
@@ -79,6 +80,7 @@ async def _run(spec: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Serve until ended."""
+    harden_process()
     spec = read_spec()
     uvloop.run(_run(spec))
     sys.exit(0)

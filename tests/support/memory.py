@@ -1,26 +1,14 @@
-"""How often a text stands in the memory of processes, read from the kernel.
-
-Only pages that a process has, and may write, are searched: nothing else can hold what it was
-sent.
-"""
+"""What stands in the memory of this test's child processes."""
 
 from __future__ import annotations
 
-import array
-import contextlib
-import itertools
 import os
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
 import pytest
+from benchmarks.memory import count_in
 
 from support.processes import processes
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_THERE = 0b11 << 62
-"""In an entry of pagemap: the page is in memory, or swapped out (proc_pid_pagemap(5))."""
 
 
 def children() -> set[int]:
@@ -28,51 +16,12 @@ def children() -> set[int]:
     return processes(os.getpid()).keys() - {os.getpid()}
 
 
-def count_in(pid: int, marker: bytes) -> int:
-    """How often `marker` stands in the writable memory of `pid`; 0 once it is gone.
+def count_in_all(pids: Iterable[int], marker: bytes) -> int:
+    """How often `marker` stands in the writable memory of processes, those gone not counted.
 
     Skips the test where this user may not look: that it is not there would be no finding.
     """
     try:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-        with (
-            Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory,
-            Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pages,
-        ):
-            return sum(
-                _read(memory.fileno(), start, end).count(marker)
-                for region in re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) rw", maps, re.MULTILINE)
-                for start, end in _runs(pages.fileno(), int(region[1], 16), int(region[2], 16))
-            )
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return sum(count_in(pid, marker) for pid in pids)
     except PermissionError:
         pytest.skip("reading another process's memory needs CAP_SYS_PTRACE: run as root")
-
-
-def count_in_all(pids: Iterable[int], marker: bytes) -> int:
-    """The same, over several processes."""
-    return sum(count_in(pid, marker) for pid in pids)
-
-
-def _runs(pages: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts from `start` to `end` whose pages are there."""
-    size = (end - start) // _PAGE * 8
-    entries = array.array("Q", os.pread(pages, size, start // _PAGE * 8))
-    at = start
-    for there, run in itertools.groupby(entries, key=lambda entry: bool(entry & _THERE)):
-        length = len(list(run)) * _PAGE
-        if there:
-            yield at, at + length
-        at += length
-
-
-def _read(memory: int, start: int, end: int) -> bytes:
-    read = bytearray()
-    with contextlib.suppress(OSError):  # unmapped meanwhile
-        while start + len(read) < end:
-            part = os.pread(memory, end - start - len(read), start + len(read))
-            if not part:
-                break
-            read += part
-    return bytes(read)

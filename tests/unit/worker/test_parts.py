@@ -36,6 +36,7 @@ from cloister.worker.metrics import Metrics
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
 from cloister.worker.settings import KeySettings, Separation, SeparationMode, WorkerSettings
+from support.memory import count_in_all
 
 # -- padding ------------------------------------------------------------------------------------
 
@@ -271,6 +272,37 @@ assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert "no_core=True, undumpable=True" in done.stdout
+    assert "freed_memory_overwritten=True" in done.stdout
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+def test_what_a_worker_has_freed_is_overwritten(hardened: bool) -> None:
+    code = f"""
+import os, sys
+from cloister.worker.hardening import harden_process
+if {hardened}:
+    harden_process(lock_memory=False)
+halves = [os.urandom(8).hex(), os.urandom(8).hex()]
+prompts = ["".join(halves * count) for count in (40, 400, 40_000)]
+print(*halves, flush=True)
+sys.stdin.readline()
+del prompts
+print("freed", flush=True)
+sys.stdin.readline()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child:
+        marker = "".join(child.stdout.readline().split()).encode()
+        assert count_in_all({child.pid}, marker) >= 40_440
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "freed\n"
+        assert (count_in_all({child.pid}, marker) == 0) is hardened
+        child.stdin.write("\n")
 
 
 # -- operator socket ------------------------------------------------------------------------------
