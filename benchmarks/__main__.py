@@ -30,6 +30,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 BENCHMARKS = {
     "sealed_vs_plain": 3600,
     "ehbp_peer": 900,
+    "neighbours": 1800,
+    "recycling": 900,
     "verification": 600,
     "reports": 400,
     "growth": 1200,

@@ -73,10 +73,11 @@ class UnsafeNoVerifier:
         )
 
 
-def bench_worker(engine: Engine) -> Worker:
+def bench_worker(engine: Engine, separation: Separation | None = None) -> Worker:
     """A worker around `engine` with its defaults, but for two that would be in our way.
 
-    Rate limits would stop us, and the plain arm needs the sealed arm's process: it stays.
+    Rate limits would stop us, and the plain arm needs the sealed arm's process: it stays, unless
+    `separation` says otherwise.
     """
     model = engine.model
     claims = ClaimsDocument(
@@ -91,6 +92,8 @@ def bench_worker(engine: Engine) -> Worker:
         tee_type="benchmark",
         claims=claims,
         log=EventLog(io.StringIO()),
-        settings=WorkerSettings(rate=no_limit, separation=Separation.of_one_process()),
+        settings=WorkerSettings(
+            rate=no_limit, separation=separation or Separation.of_one_process()
+        ),
         open_when_empty=True,
     )

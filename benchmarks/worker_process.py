@@ -1,7 +1,8 @@
 """The worker under measurement, in a process of its own: ``python -m benchmarks.worker_process``.
 
 The spec names the engine: ``{"engine": "llama", "model": PATH, "parallel": 32, "context": 512}``
-or ``{"engine": "upstream", "socket": PATH, "name": NAME}``. The ready line says the port, this
+or ``{"engine": "upstream", "socket": PATH, "name": NAME}``. With ``separation`` its processes are
+exchanged. The ready line says the port, this
 process's id, and where the engine itself listens, for the plain arm.
 """
 
@@ -27,6 +28,7 @@ from cloister.engine.protocol import Engine
 from cloister.engine.sandbox import Sandbox
 from cloister.worker.hardening import harden_process
 from cloister.worker.server import HttpServer, listen_tcp
+from cloister.worker.settings import Separation
 
 
 def _engine(spec: Mapping[str, Any]) -> Engine:
@@ -63,7 +65,8 @@ async def serve(application: Any, listener: socket.socket) -> None:
 
 async def _run(spec: Mapping[str, Any]) -> None:
     engine = _engine(spec)
-    worker = bench_worker(engine)
+    separation = spec.get("separation")
+    worker = bench_worker(engine, None if separation is None else Separation(**separation))
     await worker.start()
     listener = listen_tcp("127.0.0.1", 0)
     say(
