@@ -4,7 +4,7 @@ Two clients of one worker with the embedded engine and the demo model. One asks 
 the other asks something that begins with the same words, or with others of the same length, and
 the time until its whole answer of one token is measured. The third arm leaves the common words
 out: that is what a cache would save, and shows that this measurement would see it. Every prefix is
-a new one. The client that measures is the attacker: what the difference hides among is what it sees.
+a new one. The client that measures is the attacker, and sees no more than this.
 """
 
 from __future__ import annotations

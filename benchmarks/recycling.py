@@ -2,8 +2,8 @@
 
 The same worker with the embedded engine and the demo model, three times: its process stays, is
 exchanged after each ten requests, or each request has one to itself. Whole answers of 16 tokens,
-one after the other, so that every start that was not done ahead shows. The processes start on the same
-cores on which the others compute: on two cores this is the worst case.
+one after the other, so that every start that was not done ahead shows. Processes start on
+the cores on which the others compute: on two cores this is the worst case.
 """
 
 from __future__ import annotations
