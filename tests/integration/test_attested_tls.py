@@ -309,6 +309,19 @@ async def test_bodies_are_bounded_with_and_without_a_length(tmp_path: Path) -> N
         await until(lambda: pinned.bench.worker.open_requests == 0)
 
 
+async def test_heads_are_bounded_as_inside_the_seal(tmp_path: Path) -> None:
+    bounded = settings(limits=Limits(max_header_bytes=1000, max_headers=20))
+    async with listening(tmp_path, settings=bounded) as pinned, client(pinned) as http:
+        for twin, headers in (
+            ({"a": "x"}, {"a": "x" * 1000}),
+            ({"a": "x"}, {f"a{number}": "x" for number in range(20)}),
+        ):
+            assert (await http.get("/v1/models", headers=twin)).status_code == 200
+            refused = await http.get("/v1/models", headers=headers)
+            assert refused.status_code == 413
+        assert (await http.get("/v1/models?" + "x" * 1000)).status_code == 413
+
+
 async def test_a_body_that_stops_coming_is_given_up(tmp_path: Path) -> None:
     slow = settings(limits=Limits(first_byte_s=0.2))
     async with listening(tmp_path, settings=slow) as pinned:

@@ -171,9 +171,9 @@ async def test_heads_are_bounded(tmp_path: Path, head: bytes) -> None:
 async def test_a_head_that_drips_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.3)
     async with listening(tmp_path) as pinned:
         assert await served(pinned)
+        monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.3)
         for start in (b"", b"GET / HT"):
             async with connected(pinned) as (reader, writer):
                 writer.write(start)

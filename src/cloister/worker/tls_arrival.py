@@ -72,7 +72,11 @@ class TlsArrival:
         return self._generation
 
     def begin(self) -> None:
-        """Check who asks before a byte of the body is taken."""
+        """Bound the head, and check who asks, before a byte of the body is taken."""
+        limits, headers = self._context.settings.limits, self._head.headers
+        size = len(self._head.path) + sum(len(name) + len(value) for name, value in headers)
+        if size > limits.max_header_bytes or len(headers) > limits.max_headers:
+            raise RefusedError(problems.REQUEST_TOO_LARGE)
         fields = read_fields(self._head, sealed=False)
         self.credential = credential_of(self._context, fields)
         self.fields = fields
