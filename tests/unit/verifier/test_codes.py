@@ -46,6 +46,7 @@ CLI = (
     "cli/image.py",
     "cli/verify.py",
     "cli/verify_evidence.py",
+    "client/certificate.py",
     "image",
 )
 """Whose codes are in ``cli.md``, besides."""
