@@ -145,14 +145,21 @@ def _tls_server(worker: Worker, listener: socket.socket) -> TlsServer:
     context = worker.context
     if context.keys.tls_key is None:
         raise RuntimeError("a listener of attested TLS needs a key")
-    return TlsServer(
-        worker.inside_tls,
-        listener,
-        key=context.keys.tls_key,
-        keys=context.keys,
-        log=context.log,
-        metrics=context.metrics,
-    )
+    try:
+        return TlsServer(
+            worker.inside_tls,
+            listener,
+            key=context.keys.tls_key,
+            keys=context.keys,
+            log=context.log,
+            metrics=context.metrics,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"the key of attested TLS cannot be loaded (errno {error.errno}); that takes /proc "
+            "and a free file descriptor",
+            code="configuration.tls",
+        ) from None
 
 
 def _listen(host: str, port: int) -> socket.socket:
