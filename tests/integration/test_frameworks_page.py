@@ -1,12 +1,13 @@
 """`docs/how-to/frameworks.md`: every example there is run as it stands, against the demo model.
 
-Only the addresses and the directory of pins are exchanged for those of the test.
+Only the addresses and the directory of pins are exchanged for those of the test. The one with
+LlamaIndex runs with its other tests (`test_sdk_llama_index.py`).
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,16 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from support import llama_index
-from support.endpoints import Ground, embedded, write_kit
+from support.endpoints import Ground, embedded
+from support.examples import LLAMA_INDEX, NODE, PYTHON, placed
 from support.node import installed
 
 pytestmark = pytest.mark.sandbox
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "frameworks.md"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXAMPLES = [(kind, text) for kind, text in BLOCK.findall(PAGE.read_text()) if kind != "sh"]
 QUIET = {"NO_PROXY": "127.0.0.1", "LANGSMITH_TRACING": "false"}
+ONE_AFTER_ANOTHER = """
+import json, sys
+for text in json.loads(sys.argv[1]):
+    exec(compile(text, "<example>", "exec"), {"__name__": "example"})
+    print("\\x1e")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,59 +36,42 @@ def ground() -> Iterator[Ground]:
         yield made
 
 
-def marks(kind: str, text: str) -> list[pytest.MarkDecorator]:
-    needs = (
-        (pytest.mark.node, kind == "js"),
-        (pytest.mark.langchain, "langchain" in text),
-        (pytest.mark.llama_index, "llama_index" in text),
-    )
-    return [mark for mark, needed in needs if needed]
+@pytest.mark.langchain
+def test_the_examples_in_python(ground: Ground, tmp_path: Path) -> None:
+    examples = [placed(text, ground, tmp_path) for text in PYTHON]
+    command = [sys.executable, "-W", "ignore", "-c", ONE_AFTER_ANOTHER, json.dumps(examples)]
+    checked(ground, command, tmp_path, count=len(examples))
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [pytest.param(kind, text, marks=marks(kind, text)) for kind, text in EXAMPLES],
-    ids=[f"{number}-{kind}" for number, (kind, _) in enumerate(EXAMPLES)],
-)
-def test_an_example(ground: Ground, kind: str, text: str, tmp_path: Path) -> None:
-    for written, real in (
-        ("http://127.0.0.1:8440", ground.worker),
-        ("http://127.0.0.1:8788", ground.proxied),
-        ("kit/", str(write_kit(ground, tmp_path))),
-    ):
-        text = text.replace(written, real)
+@pytest.mark.node
+def test_the_examples_for_node(ground: Ground, tmp_path: Path) -> None:
+    packages = installed("sdk.mjs")
+    for text in NODE:
+        example = placed(text, ground, tmp_path)
+        checked(ground, ["node", "--input-type=module", "--eval", example], packages, count=1)
+
+
+def checked(ground: Ground, command: list[str], directory: Path, *, count: int) -> None:
+    """Run `count` examples: each prints the model's words, and what passes by is sealed."""
     watched = ground.scene.proxy
     before = len(watched.sealed)
-    done = run(kind, text, tmp_path)
+    done = subprocess.run(
+        command, cwd=directory, env={**os.environ, **QUIET}, capture_output=True, text=True,
+        check=False, timeout=100,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip()) > 10  # the model's words; examples leave them to chance
-    assert len(watched.sealed) > before
+    shown = done.stdout.removesuffix("\x1e\n").split("\x1e")
+    assert len(shown) == count
+    assert all(len(one.strip()) > 10 for one in shown)  # which words, examples leave to chance
+    assert len(watched.sealed) - before >= count
     for request in watched.seen:
         assert b"What is a TEE?" not in request.body
 
 
-def run(kind: str, text: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run an example as a program of its own."""
-    if "llama_index" in text:
-        return llama_index.python("-W", "ignore", "-c", text)
-    command = [sys.executable, "-W", "ignore", "-c", text]
-    if kind == "js":
-        directory = installed("sdk.mjs")
-        command = ["node", "--input-type=module", "--eval", text]
-    return subprocess.run(
-        command,
-        cwd=directory,
-        env={**os.environ, **QUIET},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-
-
 def test_there_are_examples_for_all() -> None:
     """Of the SDKs that the page names, none is without one."""
-    imported = " ".join(re.findall(r"(?:import|from) .*", "\n".join(text for _, text in EXAMPLES)))
-    for name in ("cloister", "openai", "anthropic", "langchain_openai", "llama_index"):
-        assert name in imported
-    assert sum(kind == "js" for kind, _ in EXAMPLES) == 2
+    text = "\n".join(PYTHON)
+    for name in ("cloister", "openai", "anthropic", "langchain_openai"):
+        assert f"import {name}\n" in text or f"from {name} import" in text
+    assert ["openai" in NODE[0], "@anthropic-ai/sdk" in NODE[1]] == [True, True]
+    assert (len(NODE), len(LLAMA_INDEX)) == (2, 1)

@@ -15,6 +15,7 @@ from cloister.testing.fake_engine import Answer
 from cloister.testing.fake_formats import ToolCall
 from support import llama_index
 from support.endpoints import WAYS, Ground, Way, embedded, scripted, write_kit
+from support.examples import LLAMA_INDEX, placed
 
 pytestmark = pytest.mark.llama_index
 
@@ -32,19 +33,27 @@ def place(ground: Ground, way: Way, kit: Path, *tasks: str) -> dict[str, Any]:
 
 @pytest.mark.sandbox
 def test_an_agent_a_chat_and_a_question_about_documents(tmp_path: Path) -> None:
-    """An agent on the scripted engine; the rest on the embedded one. In one process: it is slow."""
-    with scripted() as acting, embedded() as thinking:
+    """An agent on the scripted engine; the rest, and the page's example, on the embedded one.
+
+    All in one process: importing LlamaIndex is what takes long.
+    """
+    with scripted() as acting, embedded(watched=True) as thinking:
         assert acting.script is not None
         acting.script.turns(Answer(tokens=(), calls=(WEATHER, TIME)), Answer(tokens=WORDS))
         places = [place(acting, way, tmp_path, "agent") for way in WAYS]
         places += [place(thinking, way, tmp_path, "chat", "retrieval") for way in WAYS]
+        [example] = (placed(text, thinking, tmp_path / "page") for text in LLAMA_INDEX)
+        places.append({"tasks": ["example"], "example": example})
         done = llama_index.run("asks.py", places)
         for way, answer in zip(WAYS, done[:3], strict=True):
             called = [["time", "CET"], ["weather", "Oslo"]]
             assert answer["agent"] == {"final": TEXT, "called": called}
             turns = acting.script.asked(way)["messages"]
             assert [turn["role"] for turn in turns][-3:] == ["assistant", "tool", "tool"]
-    bare, sealed, proxied = done[3:]
+        assert len(thinking.scene.proxy.sealed) > 10
+        for request in thinking.scene.proxy.seen:
+            assert b"What is a TEE?" not in request.body
+    bare, sealed, proxied, shown = done[3:]
     said, found = bare["chat"], bare["retrieval"]
     assert said["whole"].startswith("No protection is perfect")
     assert "".join(said["pieces"]) == "".join(said["aside"]) == said["whole"]
@@ -52,3 +61,4 @@ def test_an_agent_a_chat_and_a_question_about_documents(tmp_path: Path) -> None:
     assert found["answer"]
     assert sealed == bare
     assert proxied == bare
+    assert shown["example"].strip()

@@ -1,13 +1,16 @@
 """LlamaIndex as a program would use it: a chat, an agent, and a question about documents.
 
 Run in LlamaIndex's own environment (see `tests/support/llama_index.py`) with one JSON argument, a
-list of objects: `tasks`; `url`, a root without a path; `model`; and, for the sealed way, `kit`, a
-directory of pins. Prints one line of JSON, the answers in the same order.
+list of objects: `tasks`; `url`, a root without a path; `model`; for the sealed way `kit`, a
+directory of pins; and for the task of that name `example`, a program. Prints one line of JSON, the
+answers in the same order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import sys
 from typing import Any
@@ -133,7 +136,14 @@ def retrieval(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-TASKS = {"chat": chat, "agent": agent, "retrieval": retrieval}
+def example(settings: dict[str, Any]) -> str:
+    """Run a program, and say what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(settings["example"], "<example>", "exec"), {"__name__": "example"})
+    return output.getvalue()
+
+
+TASKS = {"chat": chat, "agent": agent, "retrieval": retrieval, "example": example}
 
 
 def main() -> None:
