@@ -203,6 +203,13 @@ def _shared_file(targets: dict[str, Any]) -> object:
     return "written"
 
 
+def _write_here(_: dict[str, Any]) -> object:
+    path = Path(f"leak-{os.getpid()}")  # in its working directory: inside, that is the root
+    path.write_text("leak")
+    path.unlink()
+    return "written"
+
+
 def _locked(_: dict[str, Any]) -> object:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x2000  # MAP_LOCKED
     with mmap.mmap(-1, 4096, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE) as memory:
@@ -275,6 +282,7 @@ PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
     "list_home": lambda t: _listed(str(Path(t["secret"]).parent)),
     "write_host_tmp": lambda t: Path(t["host_tmp"], "leak").write_text("leak"),
     "write_shm": _shared_file,
+    "write_here": _write_here,
     "write_model": lambda t: Path(t["model"]).open("r+b").close(),
     "write_beside_model": lambda t: Path(t["model"]).with_name("leak").write_text("leak"),
     "write_socket_dir": lambda t: Path(t["sockets"], "leak").write_text("leak"),

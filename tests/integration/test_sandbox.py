@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloister.engine import landlock, sandbox, seccomp, spawning
-from cloister.engine.confined import Isolation, Program
+from cloister.engine.confined import DESCRIPTORS, Isolation, Program
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from support.sandbox_table import probes_stopped_by, sandbox_probe
 from support.sandbox_targets import host_targets
@@ -54,9 +55,15 @@ def plain(targets: dict[str, Any], **changed: str) -> str:
 
 async def findings(isolation: Isolation, targets: dict[str, Any]) -> dict[str, Any]:
     """Run the hostile program under `isolation` and return what it reports."""
-    bare = Program(script=PROBE, files={"model.gguf": Path(targets["model"])})
+    # Opened beforehand, as the real engine's model is: the descriptor must not come along.
+    model = os.open(targets["model"], os.O_RDONLY)
+    files = {"model.gguf": DESCRIPTORS / str(model)}
+    bare = Program(script=PROBE, files=files, inherited=(model,))
     arguments = (plain(targets, model=isolation.path_of(bare, "model.gguf")),)
-    confined = await isolation.spawn(Program(script=PROBE, files=bare.files, arguments=arguments))
+    try:
+        confined = await isolation.spawn(replace(bare, arguments=arguments))
+    finally:
+        os.close(model)
     try:
         assert await confined.word() == b"ready"
         reader, writer = await asyncio.open_unix_connection(confined.open_socket("engine.sock"))

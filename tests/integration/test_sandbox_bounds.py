@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,61 @@ async def test_a_bomb_of_threads_is_stopped(tmp_path: Path) -> None:
         assert found is not None
         assert found[1] == "EAGAIN"
         assert found[0] <= 100
+
+
+@pytest.fixture
+def everybodys() -> Iterator[Path]:
+    """Cloister and the program where every user may read them."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        shutil.copytree(SOURCE / "cloister", directory / "cloister")
+        shutil.copy(GLUTTON, directory)
+        for path in directory.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield directory
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other test already runs unprivileged")
+def test_threads_of_an_ordinary_users_engine_are_bound_by_the_kernel(everybodys: Path) -> None:
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    suits = "import sys; assert sys.version_info >= (3, 11); open(sys._base_executable).close()"
+    found = [
+        python
+        for python in (sys.executable, "/usr/bin/python3")
+        if subprocess.run([*drop, python, "-c", suits], capture_output=True, check=False).returncode
+        == 0
+    ]
+    if not found:
+        pytest.skip("THREADS OF ORDINARY USERS NOT TRIED: no Python 3.11 that one may run")
+    code = (
+        "import asyncio\n"
+        "from pathlib import Path\n"
+        "from cloister.engine.confined import Program\n"
+        "from cloister.engine.sandbox import Sandbox\n"
+        "async def take(limit):\n"
+        f"    program = Program(script=Path({str(everybodys / GLUTTON.name)!r}),\n"
+        "        arguments=('threads', str(limit)), threads=100)\n"
+        "    confined = await Sandbox().spawn(program)\n"
+        "    await confined.word()\n"
+        "    path = confined.open_socket('engine.sock')\n"
+        "    reader, writer = await asyncio.open_unix_connection(path)\n"
+        "    print((await reader.read()).decode())\n"
+        "    await confined.aclose()\n"
+        "asyncio.run(take(50))\n"
+        "asyncio.run(take(1000))\n"
+    )
+    done = subprocess.run(
+        [*drop, found[0], "-B", "-c", code],
+        env={"PYTHONPATH": str(everybodys)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    few, many = (json.loads(line) for line in done.stdout.splitlines())
+    assert few == [50, "limit"]
+    assert many[0] < 100
+    assert many[1] == "EAGAIN"
 
 
 async def test_a_flood_of_sockets_is_stopped_before_it_is_ready(tmp_path: Path) -> None:
