@@ -44,6 +44,7 @@ GRANTED = {
     "prlimit64", "ioctl", "capset", "setresuid",
     "unlink", "symlink", "link", "rename", "mkdir", "mknod", "chmod", "chown", "setxattr",
     "truncate", "fallocate", "inotify_init", "write_shm",
+    "write_here",  # its working directory is its own bounded tmpfs
     "shmget", "semget", "msgget", "mq_open",
     "read_passwd", "read_maps", "read_memory", "read_dev",
 }  # fmt: skip
