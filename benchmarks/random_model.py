@@ -2,14 +2,18 @@
 
 Sealing costs the same for every token, so what matters is how much computing stands beside it.
 The demo model computes very little; this one is of the size people serve on small machines. It
-talks nonsense, at exactly the speed of a trained one. The quantised blocks are drawn at random
-directly instead of quantising random floats: only their distribution matters for speed.
+talks nonsense, at exactly the speed of a trained one. In Q4_0 the blocks are drawn at random
+directly instead of quantising random floats: only their distribution matters for speed. In F16 the
+weights are drawn as they are initialised for training, for comparing quantised copies with it.
 """
 
 from __future__ import annotations
 
+import argparse
+import enum
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,9 +30,15 @@ _BLOCK_WEIGHTS = 32
 _BLOCK_BYTES = 18
 # Standard deviation of q - 8 for q uniform in 0..15.
 _Q_DEVIATION = float(np.sqrt((16**2 - 1) / 12))
-# What llama.cpp calls LLAMA_FTYPE_MOSTLY_Q4_0.
-_FILE_TYPE_Q4_0 = 2
+_ROWS_AT_A_TIME = 1024
 _TOKEN_TYPE_NORMAL = 1
+
+
+class Weights(enum.Enum):
+    """How weights are stored; the value is llama.cpp's number for such a file (LLAMA_FTYPE)."""
+
+    F16 = 1
+    Q4_0 = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +115,15 @@ def random_q4_0(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np
     return blocks.reshape(rows, columns // _BLOCK_WEIGHTS * _BLOCK_BYTES)
 
 
+def random_f16(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float16]:
+    """Return `rows` rows of normal weights that deviate by 1/sqrt(columns)."""
+    made = np.empty((rows, columns), dtype=np.float16)
+    for begin in range(0, rows, _ROWS_AT_A_TIME):
+        part = made[begin : begin + _ROWS_AT_A_TIME]
+        part[:] = rng.standard_normal(part.shape, dtype=np.float32) / np.sqrt(columns)
+    return made
+
+
 def _copy_tokenizer(writer: Any, source: Path, vocabulary: int) -> None:
     """Take the tokenizer of the GGUF at `source`, and pad its vocabulary with words."""
     fields = gguf.GGUFReader(source).fields
@@ -125,8 +144,8 @@ def _copy_tokenizer(writer: Any, source: Path, vocabulary: int) -> None:
     writer.add_chat_template(fields["tokenizer.chat_template"].contents())
 
 
-def write_model(path: Path, shape: Shape, tokenizer: Path) -> None:
-    """Write a GGUF (Q4_0) of `shape` to `path`, always the same bytes for the same inputs."""
+def write_model(path: Path, shape: Shape, tokenizer: Path, weights: Weights = Weights.Q4_0) -> None:
+    """Write a GGUF of `shape` to `path`, always the same bytes for the same inputs."""
     rng = np.random.default_rng(SEED)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(shape.name)
@@ -140,11 +159,14 @@ def write_model(path: Path, shape: Shape, tokenizer: Path) -> None:
     writer.add_rope_dimension_count(shape.head_width)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(shape.vocabulary)
-    writer.add_file_type(_FILE_TYPE_Q4_0)
+    writer.add_file_type(weights.value)
     writer.add_quantization_version(2)
     _copy_tokenizer(writer, tokenizer, shape.vocabulary)
 
     def matrix(name: str, rows: int, columns: int) -> None:
+        if weights is Weights.F16:
+            writer.add_tensor(f"{name}.weight", random_f16(rng, rows, columns))
+            return
         data = random_q4_0(rng, rows, columns)
         writer.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
 
@@ -163,25 +185,30 @@ def write_model(path: Path, shape: Shape, tokenizer: Path) -> None:
     writer.close()
 
 
-def random_model(shape: Shape, tokenizer: Path, cache: Path = CACHE) -> Path:
+def random_model(
+    shape: Shape, tokenizer: Path, cache: Path = CACHE, weights: Weights = Weights.Q4_0
+) -> Path:
     """Return the model file of `shape`, writing it first unless the cache holds it."""
     # The demo model's tokenizer changes when that model is trained anew.
     mark = hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:12]
-    path = cache / f"{shape.name}-q4_0-{mark}.gguf"
+    path = cache / f"{shape.name}-{weights.name.lower()}-{mark}.gguf"
     if path.exists():
         return path
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    write_model(partial, shape, tokenizer)
+    write_model(partial, shape, tokenizer, weights)
     return partial.replace(path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the one-billion model and say how long it took."""
     from cloister.engine.demo_model import demo_model_path
 
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.random_model", description=__doc__)
+    parser.add_argument("--type", choices=[one.name for one in Weights], default="Q4_0")
+    weights = Weights[parser.parse_args(arguments).type]
     started = time.monotonic()
-    path = random_model(ONE_BILLION, demo_model_path())
+    path = random_model(ONE_BILLION, demo_model_path(), weights=weights)
     size = path.stat().st_size / 1e6
     print(
         f"{path}: {size:.0f} MB, {ONE_BILLION.parameters / 1e9:.2f} billion parameters, "

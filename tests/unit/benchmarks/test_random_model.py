@@ -6,7 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.random_model import MINIATURE, ONE_BILLION, random_model, random_q4_0
+from benchmarks.random_model import (
+    MINIATURE,
+    ONE_BILLION,
+    Weights,
+    random_f16,
+    random_model,
+    random_q4_0,
+)
 
 from cloister.engine.demo_model import demo_model_path
 from cloister.engine.models import describe_model
@@ -38,3 +45,12 @@ def test_the_model_is_written_once_and_always_the_same(tmp_path: Path) -> None:
     info = describe_model(first)
     assert info.context_length == MINIATURE.context
     assert info.quantisation == "Q4_0"
+
+
+def test_unquantised_weights_have_the_spread_of_an_initialised_model(tmp_path: Path) -> None:
+    # More rows than are drawn at a time, and none of them left as it was.
+    drawn = random_f16(np.random.default_rng(1), 2_500, 256).astype(np.float64)
+    for part in (drawn[:1_000], drawn[2_100:]):
+        assert np.std(part) == pytest.approx(1 / np.sqrt(256), rel=0.05)
+    path = random_model(MINIATURE, demo_model_path(), tmp_path, weights=Weights.F16)
+    assert describe_model(path).quantisation == "F16"
