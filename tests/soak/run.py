@@ -270,8 +270,9 @@ def _more(before: Census, after: Census) -> list[str]:
 def judge(outcome: Outcome) -> list[str]:
     """What must not be, in sentences; empty if all is as it should be."""
     plan, tally, counters = outcome.plan, outcome.tally, outcome.counters
-    found = [f"{tally.counts['problems']} problems: {'; '.join(tally.problems[:10])}"]
-    found = found if tally.problems else []
+    found = []
+    if tally.problems:
+        found.append(f"{tally.counts['problems']} problems: {'; '.join(tally.problems[:10])}")
     if tally.foreign:
         found.append(f"{tally.foreign} answers held somebody else's marker")
     if not tally.answers:

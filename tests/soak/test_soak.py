@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from soak.__main__ import ENGINES, soak
-from soak.people import BEHAVIOURS, Tally
+from soak.people import Tally
 from soak.run import Outcome, Plan, figures, judge
 from soak.watch import MIB, Census, Sample, trend
 from support.software_tpm import HAVE_SWTPM
@@ -186,4 +186,3 @@ def test_a_sample_with_real_people() -> None:
     for outcome_ in outcomes:
         assert judge(outcome_) == [], figures(outcome_)
         assert outcome_.tally.answers >= SAMPLE_STREAMS
-    assert len(BEHAVIOURS) == 7

@@ -88,8 +88,10 @@ def places_for(streams: int) -> int:
     return streams + streams // 7 + 1
 
 
-def open_arm(arm: Arm, serving: Serving, state: Path) -> Any:
-    """A context manager that starts `arm`, gives a `Running`, and ends all of it.
+def open_arm(
+    arm: Arm, serving: Serving, state: Path
+) -> contextlib.AbstractAsyncContextManager[Running]:
+    """Start `arm` for the time of the context, and end all of it then.
 
     `state` is a directory of the operator's for the software TPM of sealed arms.
     """

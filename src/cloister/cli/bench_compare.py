@@ -72,13 +72,14 @@ class Compared:
 
 
 Progress = Callable[[int, int], None]
+Opener = Callable[[Arm, Serving, Path], contextlib.AbstractAsyncContextManager[Running]]
 
 
 async def compare(
     comparison: Comparison,
     progress: Progress = lambda _done, _of: None,
     *,
-    opened: Callable[[Arm, Serving, Path], Any] = open_arm,
+    opened: Opener = open_arm,
 ) -> list[Compared]:
     """Start every arm, run them by turns, and end them."""
     from cloister.cli.bench_serve import ServerCpu
