@@ -286,9 +286,8 @@ def judge(outcome: Outcome) -> list[str]:
     for name in _more(outcome.before, outcome.after):
         was, now = getattr(outcome.before, name), getattr(outcome.after, name)
         found.append(f"{name} grew from {was} to {now}")
-    for name in ("cloister_open_requests", "cloister_generations"):
-        if counters[name]:
-            found.append(f"{name} is {counters[name]:g} when nobody asks")
+    left = [one for one in ("cloister_open_requests", "cloister_generations") if counters[one]]
+    found += [f"{name} is {counters[name]:g} when nobody asks" for name in left]
     if not counters["cloister_cancelled_total"]:
         found.append("the worker noticed nobody who left")
     if not outcome.engine_idle:
