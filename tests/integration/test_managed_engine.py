@@ -134,12 +134,14 @@ async def test_a_stream_given_up_reaches_the_engine(
         assert text.count(b"word") == 3
         assert text.endswith(b"data: [DONE]\n\n")
         assert (await told(engine, chat("how many?")))["given_up"] == 0
-        response = await engine.send(chat("hello", stream=True, max_tokens=100_000))
-        await anext(response.chunks.__aiter__())
-        await response.aclose()
-        async with asyncio.timeout(20):
-            while (await told(engine, chat("how many?")))["given_up"] != 1:
-                await asyncio.sleep(0.05)
+        for count, silent in ((1, False), (2, True)):
+            fields: dict[str, Any] = {"stream": True, "max_tokens": 100_000, "silent": silent}
+            response = await engine.send(chat("hello", **fields))
+            await anext(response.chunks.__aiter__())
+            await response.aclose()
+            async with asyncio.timeout(20):
+                while (await told(engine, chat("how many?")))["given_up"] != count:
+                    await asyncio.sleep(0.05)
 
 
 async def test_a_killed_engine_ends_its_streams_and_starts_again(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cloister.engine import landlock, managed_sandbox
+from cloister.engine import landlock, managed_sandbox, managed_seccomp
 from cloister.engine.control_group import ControlGroup
 from cloister.engine.managed_sandbox import ManagedProgram, ManagedSandbox
 from cloister.errors import EngineError, SandboxError
@@ -56,6 +56,16 @@ BY_SECCOMP = {
     "swapon", "reboot", "syslog", "settimeofday", "finit_module", "clock_settime", "sethostname",
     "new_user_namespace", "netlink_socket", "packet_socket", "vsock_socket", "crypto_socket",
     "interfaces", "tiocsti", "mergeable", "peer_pidfd",
+}  # fmt: skip
+#: What the namespaces and the root must stop by themselves. (Probes of mounting ask with empty
+#: arguments, at which the kernel looks first; `unshare` it answers with another error than most.)
+BY_NAMESPACES = {
+    "tcp", "dns", "abstract_socket", "unix_datagram", "path_socket", "raw_socket", "packet_socket",
+    "read_secret", "list_home", "read_sys", "list_processes", "read_environ", "read_descriptors",
+    "write_host_tmp", "write_model", "write_beside_model", "write_usr", "write_installation",
+    "write_home", "add_to_dev", "core_pattern", "sysrq", "own_oom_score", "parents_memory",
+    "other_device", "make_device", "become_root", "raise_core_limit", "fill_scratch",
+    "fill_shared", "new_user_namespace", "pivot_root",
 }  # fmt: skip
 #: Parts that a kernel may be without: a probe that fails on such a machine proves nothing there.
 MAY_BE_ABSENT = {"vsock_socket", "crypto_socket", "sysrq", "finit_module"}
@@ -175,6 +185,36 @@ async def test_everything_works_outside_and_only_what_is_granted_inside(
     assert sorted(path.name for path in installation.iterdir()) == sorted(
         [PROBE, "sandbox_probe.py"]
     )
+
+
+class AllowingLandlock(ManagedSandbox):
+    """The same, with a Landlock that allows everything: what is left stands by itself."""
+
+    def _plan(self, program: ManagedProgram, view: Any) -> dict[str, object]:
+        return {**super()._plan(program, view), "rights": {"/": landlock.ALL}}
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="there is no Landlock to leave out")
+async def test_without_landlock_nothing_but_copied_programs_gets_through(
+    targets: dict[str, Any], installation: Path
+) -> None:
+    allowing = AllowingLandlock(scratch=16 * MIB, shared=16 * MIB)
+    inside = await asked(allowing, targets, installation)
+    through = {name for name, error in inside["probes"].items() if error is None}
+    assert through - GRANTED == {"run_a_copy"}
+
+
+async def test_namespaces_and_the_root_stop_by_themselves_what_leads_out(
+    targets: dict[str, Any], installation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow = (0x06).to_bytes(2, "little") + bytes(2) + (0x7FFF0000).to_bytes(4, "little")
+    monkeypatch.setattr(managed_seccomp, "assemble", lambda *_, **__: allow)
+    allowing = AllowingLandlock(scratch=16 * MIB, shared=16 * MIB)
+    inside = await asked(allowing, targets, installation)
+    through = {name for name, error in inside["probes"].items() if error is None}
+    assert "netlink_socket" in through  # so the filter really was wide open
+    assert through & BY_NAMESPACES == set()
+    assert not received(targets["udp"])
 
 
 def received(listener: socket.socket) -> bool:

@@ -192,6 +192,9 @@ def _vllm(sizes: Sizes) -> Command:
             "--no-enable-prompt-tokens-details",
             # Embeddings instead of a prompt crash some releases, and need torch.load.
             "--no-enable-prompt-embeds",
+            # Nor is an image that somebody else sent processed sooner. What the encoder made of it
+            # vLLM keeps all the same, until it needs the room: no word switches that off.
+            "--mm-processor-cache-gb", "0",
             # Nothing of a request is printed.
             "--no-enable-log-requests",
             "--no-enable-log-outputs",
@@ -252,6 +255,8 @@ def _sglang(sizes: Sizes) -> Command:
             # The radix tree reuses prefixes whoever sent them. This release can divide it by a
             # field of the request; it is off all the same until that has been tried.
             "--disable-radix-cache",
+            # Nor is an image that somebody else sent processed sooner.
+            "--mm-preprocess-cache-size-mb", "0",
             "--log-level", "error",
             "--log-level-http", "critical",
             "--file-storage-path", f"{HOME}/files",
@@ -261,6 +266,8 @@ def _sglang(sizes: Sizes) -> Command:
         ),
         environment={
             **_QUIET,
+            "SGLANG_VLM_CACHE_SIZE_MB": "0",
+            "SGLANG_MM_FEATURE_CACHE_MB": "0",
             "SGLANG_LOG_REQUEST_EXCEEDED_MS": "-1",
             "SGLANG_PLUGINS": "none",  # an empty list would mean all that are installed
             "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",

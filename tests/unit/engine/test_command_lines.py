@@ -86,6 +86,7 @@ def test_vllm_keeps_prefixes_apart_and_prints_nothing() -> None:
     assert has(command, "--enable-prefix-caching")
     assert has(command, "--prefix-caching-hash-algo", "sha256")
     assert has(command, "--load-format", "safetensors")
+    assert has(command, "--mm-processor-cache-gb", "0")
     for word in (
         "--no-trust-remote-code",
         "--no-trust-request-chat-template",
@@ -116,6 +117,8 @@ def test_sglang_reuses_nothing_and_prints_nothing() -> None:
     assert has(command, "--load-format", "safetensors")
     assert has(command, "--log-level-http", "critical")
     assert has(command, "--allowed-media-domains", "none.invalid")
+    assert has(command, "--mm-preprocess-cache-size-mb", "0")
+    assert command.environment["SGLANG_VLM_CACHE_SIZE_MB"] == "0"
     for word in ("--trust-remote-code", "--log-requests", "--enable-metrics", "--enable-trace"):
         assert word not in command.arguments
     assert not any("crash-dump" in word or "hicache" in word for word in command.arguments)
