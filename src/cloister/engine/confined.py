@@ -138,7 +138,8 @@ class Confined:
         await self._readable()
         word, descriptors, self._program = _first_word(self._control)
         self._descriptors.extend(descriptors)
-        if word != status.DIRECTORY or len(descriptors) != 1:
+        unseen = self._threads and not self._program  # nobody could count its threads
+        if word != status.DIRECTORY or len(descriptors) != 1 or unseen:
             raise EngineError("the confined program did not start", code="engine.start")
         self._keep_early = False
         self._early = b""

@@ -73,8 +73,11 @@ class _Connection(asyncio.Protocol):
         if self.lost or self.transport is None:
             return False
         waiting = select.poll()
-        waiting.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not waiting.poll(0)
+        try:
+            waiting.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+            return not waiting.poll(0)
+        except (OSError, ValueError):  # closed already, though nobody was told yet
+            return False
 
     def abort(self) -> None:
         """Close the connection now."""

@@ -21,6 +21,8 @@ _TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]*"
 _DATA: Final = re.compile(rb"data:" + _TEXT)
 _PLAIN: Final = re.compile(rb"(?:(?:data:" + _TEXT + rb")?\n)*")
 _DONE: Final = b"[DONE]"
+_ESCAPE: Final = b"\\u00"
+"""Letters may be written so, those of "error" too."""
 
 
 class LineAssembler:
@@ -76,8 +78,9 @@ class LineAssembler:
 
     def _passed(self, data: bytes) -> bytes:
         # One look at each read; text that speaks of errors is then looked at properly.
-        plain = b"error" not in data and _DONE not in data and _PLAIN.fullmatch(data) is not None
-        if plain and not self._ended and (not self._text or _is_utf8(data)):
+        suspect = b"error" in data or _ESCAPE in data or _DONE in data
+        plain = not suspect and not self._ended and _PLAIN.fullmatch(data) is not None
+        if plain and (not self._text or _is_utf8(data)):
             return data
         return self._cut(data)
 
@@ -116,7 +119,7 @@ def _is_utf8(data: bytes) -> bool:
 
 def _is_error(line: bytes) -> bool:
     field, _, value = line.partition(b":")
-    if field == b"data" and b'"error"' in value:
+    if field == b"data" and (b'"error"' in value or _ESCAPE in value):
         try:
             event = json.loads(value)
         except (ValueError, RecursionError):

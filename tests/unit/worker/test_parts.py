@@ -108,6 +108,8 @@ def test_lines_of_data_are_neither_lost_nor_changed(texts: list[str]) -> None:
         (b"data: [DONE]\r\ndata: 2\r\n", b"data: [DONE]\n\n", False),
         (b": c\nid: 1\nretry: 0\nevent: x\nX: y\ndata: 1\n\n", b"data: 1\n\n", False),
         (b"data: 1\rid: 2\n\n", b"data: 1\n\n", False),
+        (b'data: {"\\u00e9":1}\n\n', b'data: {"\\u00e9":1}\n\n', False),
+        (b'data: 1\n\ndata: {"\\u0065rror":"x"}\n\n', b"data: 1\n\n", True),
         (b"data: 1\n\ndata: \x00\n\n", b"data: 1\n\n", True),
         (b"data: 1\n\ndata: \xff\n\n", b"data: 1\n\n", True),
         (b"data: 1\n\ndata: \x1b[2J\n\n", b"data: 1\n\n", True),
