@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
+import httpx2
+
 from cloister.client.connect import Options, make_async_transport, make_transport
 from cloister.client.connection import AsyncConnection, Connection
 from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import httpx2
     import openai
 
     from cloister.channel.receipt import Receipt
@@ -128,6 +129,12 @@ def _load_sdk() -> ModuleType:
         raise ConfigurationError(
             "the OpenAI SDK is not installed; install cloister[openai]", code="client.no_sdk"
         ) from error
+    if not issubclass(openai.DefaultHttpxClient, httpx2.Client):
+        raise ConfigurationError(
+            "this release of the OpenAI SDK speaks through httpx; install cloister[openai], or give"
+            " openai.OpenAI a client with cloister.client.httpx_transport.HttpxTransport",
+            code="client.old_sdk",
+        )
     return openai
 
 

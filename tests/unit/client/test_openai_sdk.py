@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import httpx
 import httpx2
 import openai
 import pytest
@@ -376,6 +377,16 @@ def test_without_the_sdk_the_message_says_what_to_install() -> None:
     assert _python(code) == (
         "client.no_sdk the OpenAI SDK is not installed; install cloister[openai]"
     )
+
+
+def test_an_sdk_of_before_httpx2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clients would not take our transports; which they would is said."""
+    worker = FakeWorker(application=openai_like)
+    assert ask(blocking(worker)) == "one two three"
+    monkeypatch.setattr(openai, "DefaultHttpxClient", httpx.Client)
+    with pytest.raises(ConfigurationError, match="HttpxTransport") as refused:
+        blocking(worker)
+    assert refused.value.code == "client.old_sdk"
 
 
 def test_imports_stay_small() -> None:
