@@ -50,7 +50,7 @@ class ControlGroup:
         wanted = {controller: limit for controller, limit in wanted.items() if limit}
         if not wanted:
             return None
-        name = f"cloister-{secrets.token_hex(8)}"
+        name = f"cloister-{os.getpid()}-{secrets.token_hex(8)}"
         places = dict(_places(own))
         if "" in places and (group := _version_2(root, places[""], name, wanted)) is not None:
             return group
@@ -121,7 +121,17 @@ def _version_1(
     return ControlGroup(tuple(made)) if made else None
 
 
+def _sweep(parent: Path) -> None:
+    """Remove what a worker that was killed left; the kernel keeps a group that is in use."""
+    for folder in parent.glob("cloister-*-*"):
+        maker = folder.name.split("-")[1]
+        if maker.isdigit() and not Path("/proc", maker).exists():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def _make(folder: Path) -> bool:
+    _sweep(folder.parent)
     try:
         folder.mkdir()
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_where_none_may_be_made_there_is_none(tmp_path: Path, own: Path) -> None
     # A directory without the kernel's files is none of its groups; nothing is left behind.
     assert ControlGroup.make(memory=1, processes=1, root=tmp_path, own=own) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cgroup.procs", "own"]
+
+
+def test_what_a_killed_worker_left_is_removed_and_nothing_else(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.write_text("1:pids:/b\n")
+    place = tmp_path / "root" / "pids" / "b"
+    place.mkdir(parents=True)
+    left, living, other = (
+        place / name for name in ("cloister-4194305-a", f"cloister-{os.getpid()}-b", "other-1-c")
+    )
+    for folder in (left, living, other):
+        folder.mkdir()
+    kernel(monkeypatch, ("cgroup.procs", "pids.max"))
+    group = ControlGroup.make(memory=0, processes=7, root=tmp_path / "root", own=own)
+    assert group is not None
+    assert not left.exists()  # above the largest number that a process can have
+    assert living.exists()
+    assert other.exists()
 
 
 def test_nothing_is_made_for_no_limit(tmp_path: Path) -> None:
