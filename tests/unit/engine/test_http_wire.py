@@ -131,3 +131,11 @@ def test_any_chunks_decode_or_are_malformed(data: bytes, step: int) -> None:
         decoded(data, step)
     except MalformedError:
         return
+
+
+@pytest.mark.parametrize("status", [100, 101, 103, 199])
+def test_an_informational_response_is_no_answer(status: int) -> None:
+    fields = b"\r\nContent-Length: 2"
+    assert parse_head(b"HTTP/1.1 200 OK" + fields).length == 2
+    with pytest.raises(MalformedError, match="informational"):
+        parse_head(b"HTTP/1.1 %d X" % status + fields)
