@@ -34,8 +34,10 @@ def memory_for(sizes: Sizes, *, physical: int) -> int:
     order; twice the cache, because a draft model has one of its own.
     """
     cache = (sizes.cache or sizes.files // _SMALL) * sizes.tokens
-    wanted = _BASE + 2 * sizes.files + 2 * cache + _PER_THREAD * sizes.threads
-    return min(wanted, physical * 9 // 10)
+    wanted = _BASE + 2 * sizes.files + 2 * cache
+    # The kernel counts a stack whole from the start, though hardly any of it is ever used: with
+    # these in it, a small machine's size would leave no room for the rest.
+    return min(wanted, physical * 9 // 10) + _PER_THREAD * sizes.threads
 
 
 def addresses_for(sizes: Sizes, memory: int) -> int:
