@@ -1,8 +1,10 @@
 """How engines word a chat completion: what of the fake engine's answers is whose.
 
 llama.cpp and vLLM stream tool calls and reasoning in shapes of their own, and clients have to
-understand both. Taken from what llama.cpp's server sent (xllamacpp 2026.10.11549) and from
-vLLM's source (``entrypoints/openai``, 0.11: ``protocol.py``, ``serving_chat.py``).
+understand both. llama.cpp's is what its server sent (xllamacpp 2026.10.11549; its tool calls
+were not compared); vLLM's is that of its records ``ChatMessage``, ``DeltaMessage`` and
+``DeltaToolCall`` (``vllm/entrypoints/openai``), not compared with a running vLLM. For images that
+a model made there is no standard: ``images`` is what several servers call them.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def message(dialect: Dialect, said: Said) -> dict[str, Any]:
     made: dict[str, Any] = {"role": "assistant", "content": said.text}
     if dialect is Dialect.VLLM:
         made |= {"refusal": None, "annotations": None, "audio": None, "function_call": None}
+        made["tool_calls"] = []
     if said.reasoning:
         made[_REASONING.get(dialect, "reasoning_content")] = "".join(said.reasoning)
     if said.images:
