@@ -65,8 +65,9 @@ class Outcome:
     seconds: float
 
     def trend(self, which: str) -> Trend:
-        """The trend of ``worker`` or ``engine``."""
-        points = [(one.at, float(getattr(one, which))) for one in self.samples]
+        """The trend of ``worker`` or ``engine`` while people came: later they only wait."""
+        busy = [one for one in self.samples if one.at <= self.plan.seconds]
+        points = [(one.at, float(getattr(one, which))) for one in busy]
         return watch.trend(points, warm_up=WARM_UP)
 
 
