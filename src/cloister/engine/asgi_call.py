@@ -70,7 +70,9 @@ class AppCall:
         why = "the application ended before its answer was complete"
         try:
             await app(scope, self._receive, self._send)
-        except (Exception, SystemExit, BaseExceptionGroup):
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException:  # what stays in a task is logged when that is collected
             why = "the application failed"
         finally:
             if not self._complete:

@@ -56,6 +56,11 @@ class Lifespan:
             "asgi": {**ASGI, "spec_version": "2.0"},
             "state": self.state,
         }
-        with contextlib.suppress(Exception, SystemExit, BaseExceptionGroup):
+        try:
             await self._app(scope, self._inbox.get, self._outbox.put)
-        await self._outbox.put(None)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException:  # what stays in a task is logged when that is collected
+            return
+        finally:
+            self._outbox.put_nowait(None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 from cloister.engine.protocol import (
@@ -42,18 +42,27 @@ NATIVE: Final[Mapping[str, str]] = {TOKENIZE: "/tokenize"}
 
 
 #: Fields of other engines' own that choose whose cached prefixes are used, or where they are sent,
-#: that name adapters or sessions, or that carry code or pickles.
+#: that name requests, adapters or sessions, that put one request before others, or that carry code
+#: or pickles. A name is more than a name: SGLang, when a request is given up, ends every other one
+#: whose ``rid`` begins with its own.
 REACHING_FIELDS: Final = frozenset(
     {
         # vLLM: vllm/entrypoints/openai/*/protocol.py
-        "cache_salt", "kv_transfer_params", "prompt_embeds", "vllm_xargs",
+        "cache_salt", "ec_transfer_params", "kv_transfer_params", "priority", "prompt_embeds",
+        "request_id", "session_id", "vllm_xargs",
         # SGLang: sglang/srt/entrypoints/openai/protocol.py
-        "bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor", "extra_key",
-        "lora_path", "session_params",
+        "bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor",
+        "data_parallel_rank", "disagg_prefill_dp_rank", "extra_key", "lora_path", "ngram_corpus_id",
+        "rid", "routed_dp_rank", "session_params",
         # Text Generation Inference
         "adapter_id",
     }
 )  # fmt: skip
+
+
+MEDIA_NAME: Final = "uuid"
+"""By this field of a message's part vLLM finds an image or sound that was sent earlier, whoever
+sent it, and takes it for the one that comes along (vllm/entrypoints/chat_utils.py)."""
 
 
 def method_of(path: str, served: Collection[str] = METHODS.keys()) -> str:
@@ -97,10 +106,23 @@ def encode_salted(
     """
     decoded = decode_body(request.body)
     for name in sorted(REACHING_FIELDS & decoded.keys()):
-        raise refuse(f"the field '{name}' is not accepted here")
+        raise refuse(f"the field '{name}' is not accepted here", field=name)
+    if any(MEDIA_NAME in part for part in _parts(decoded)):
+        raise refuse(f"the field '{MEDIA_NAME}' of a message's part is not accepted here")
     if salted:
         decoded["cache_salt"] = request.cache_domain or random_bytes(32).hex()
     return encode_body(decoded)
+
+
+def _parts(decoded: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every part of every message, and of what is ranked, whatever else is in there."""
+    for name in ("messages", "query", "documents"):
+        held = decoded.get(name)
+        for holder in held if isinstance(held, list) else (held,):
+            content = holder.get("content") if isinstance(holder, dict) else None
+            for part in content if isinstance(content, list) else ():
+                if isinstance(part, dict):
+                    yield part
 
 
 def refuse(message: str, *, field: str | None = None) -> EngineError:

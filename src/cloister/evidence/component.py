@@ -96,6 +96,11 @@ CONFIGURATION_MANAGED: Final = "managed"
 that it hands prompts to, held as `CONFIGURATION_ISOLATION` says. Otherwise one of them is somebody
 else's."""
 
+CONFIGURATION_ENGINES: Final = "engines"
+"""Member of the effective configuration: a list with a description of each engine. What one of them
+says by the name of a member above has to be what the configuration says there; otherwise the
+configuration says nothing."""
+
 CONFIGURATION_SEPARATION: Final = "separation"
 """Member of the effective configuration: how people who use one worker are kept apart, one of
 `SEPARATIONS`, or an object whose ``mode`` is that text."""
@@ -184,18 +189,18 @@ def configuration_digest(configuration: JsonObject) -> str:
 
 def isolation_mode(configuration: JsonObject) -> str | None:
     """How `configuration` says that the engine is held, or ``None`` if it does not say."""
-    return _mode(configuration.get(CONFIGURATION_ISOLATION))
+    return _mode(_agreed(configuration, CONFIGURATION_ISOLATION))
 
 
 def termination(configuration: JsonObject) -> str | None:
     """Where `configuration` says that the seal ends, or ``None`` if it does not say."""
-    place = configuration.get(CONFIGURATION_TERMINATION)
+    place = _agreed(configuration, CONFIGURATION_TERMINATION)
     return place if isinstance(place, str) else None
 
 
 def is_managed(configuration: JsonObject) -> bool:
     """Whether `configuration` says that the worker starts all its engines itself."""
-    return configuration.get(CONFIGURATION_MANAGED) is True
+    return _agreed(configuration, CONFIGURATION_MANAGED) is True
 
 
 def separation_mode(configuration: JsonObject) -> str | None:
@@ -207,6 +212,20 @@ def takes_attested_tls(configuration: JsonObject) -> bool:
     """Whether `configuration` says that the worker takes requests over attested TLS."""
     worker = configuration.get(CONFIGURATION_WORKER)
     return isinstance(worker, dict) and worker.get(WORKER_ATTESTED_TLS) is True
+
+
+def _agreed(configuration: JsonObject, name: str) -> Json:
+    """The member `name`, or ``None`` if the description of an engine says otherwise, or is none.
+
+    A worker repeats there what its engines say, and refuses to start if they differ. Whoever reads
+    only the summary must not be told another story by a worker that does not.
+    """
+    said = configuration.get(name)
+    engines = configuration.get(CONFIGURATION_ENGINES, [])
+    if not isinstance(engines, list):
+        return None
+    agree = all(isinstance(one, dict) and one.get(name, said) == said for one in engines)
+    return said if agree else None
 
 
 def _mode(value: Json) -> str | None:

@@ -311,6 +311,14 @@ async def groups(_scope: Scope, receive: Receive, _send: Send) -> None:
     raise BaseExceptionGroup(text, [ValueError(text), SystemExit(text)])
 
 
+class Stray(BaseException):
+    """Neither an error nor the end of a process, such as test runners and some libraries raise."""
+
+
+async def strays(_scope: Scope, receive: Receive, _send: Send) -> None:
+    raise Stray(str((await receive())["body"]))
+
+
 async def raises_midway(scope: Scope, receive: Receive, send: Send) -> None:
     await half(scope, receive, send)
     await raises(scope, receive, send)
@@ -351,6 +359,7 @@ async def websocket(_scope: Scope, _receive: Receive, send: Send) -> None:
         (raises, TRUNCATED),
         (exits, TRUNCATED),
         (groups, TRUNCATED),
+        (strays, TRUNCATED),
         (raises_midway, TRUNCATED),
         (body_first, PROTOCOL),
         (two_heads, PROTOCOL),
@@ -380,6 +389,23 @@ async def test_what_goes_wrong_says_nothing_of_the_prompt(
     assert task is not None
     assert task.done()
     assert task.cancelled() or task.exception() is None
+    assert SECRET not in caplog.text
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("ending", [Stray(SECRET), ValueError(SECRET), asyncio.CancelledError()])
+async def test_an_application_that_ends_at_its_start_takes_no_part(
+    ending: BaseException, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            raise ending
+        await bare(half)(scope, receive, send)
+
+    async with asyncio.timeout(60):  # it would wait for an answer that never comes
+        engine = await started(app)
+        await engine.aclose()
+    gc.collect()
     assert SECRET not in caplog.text
     assert SECRET not in "".join(capfd.readouterr())
 

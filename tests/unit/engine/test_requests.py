@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from cloister.engine.llama import REFUSED_FIELDS, private_body
 from cloister.engine.protocol import PATH_REFUSED, REQUEST_REFUSED, EngineRequest
-from cloister.engine.requests import METHODS, decode_body, encode_body, method_of
+from cloister.engine.requests import (
+    METHODS,
+    REACHING_FIELDS,
+    decode_body,
+    encode_body,
+    encode_salted,
+    method_of,
+)
 from cloister.errors import EngineError
 
 
@@ -84,6 +93,60 @@ def test_fields_that_reach_into_the_engine_are_refused_by_name(field: str) -> No
     assert field in refused(json.dumps({"model": "m", field: 0}).encode())
     escaped = f"\\u{ord(field[0]):04x}{field[1:]}"
     assert field in refused(f'{{"{escaped}":0}}'.encode())
+
+
+def sent_on(body: dict[str, Any], *, salted: bool = False) -> dict[str, Any]:
+    request = EngineRequest(path="/v1/chat/completions", body=json.dumps(body).encode())
+    sent: dict[str, Any] = json.loads(encode_salted(request, salted=salted, random_bytes=bytes))
+    return sent
+
+
+@pytest.mark.parametrize("field", sorted(REACHING_FIELDS))
+@pytest.mark.parametrize("salted", [False, True])
+def test_fields_that_reach_other_peoples_requests_are_refused(field: str, salted: bool) -> None:
+    sent_on({"model": "m"}, salted=salted)
+    with pytest.raises(EngineError, match=field) as caught:
+        sent_on({"model": "m", field: "x"}, salted=salted)
+    assert (caught.value.code, caught.value.field) == (REQUEST_REFUSED, field)
+
+
+def test_what_names_requests_and_sessions_is_among_them() -> None:
+    """vLLM and SGLang, as their protocol.py have them."""
+    assert {"rid", "request_id", "session_id", "session_params", "priority"} <= REACHING_FIELDS
+    assert {"ngram_corpus_id", "routed_dp_rank", "data_parallel_rank"} <= REACHING_FIELDS
+    assert {"ec_transfer_params", "disagg_prefill_dp_rank"} <= REACHING_FIELDS
+
+
+@pytest.mark.parametrize("salted", [False, True])
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda part: {"messages": [{"role": "user", "content": [part]}]},
+        lambda part: {"messages": [1, {"role": "tool", "content": ["text", {}, part]}]},
+        lambda part: {"query": {"content": [part]}, "documents": ["a"]},
+        lambda part: {"query": "a", "documents": {"content": [part]}},
+        lambda part: {"query": "a", "documents": ["b", {"content": [part]}]},
+    ],
+)
+def test_nobody_names_an_image_that_another_may_have_sent(
+    holder: Callable[[dict[str, Any]], dict[str, Any]], salted: bool
+) -> None:
+    """vLLM would find it again by that name, for whoever says it."""
+    part: dict[str, Any] = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    assert sent_on(holder(part)) == holder(part)
+    for named in ({**part, "uuid": "x"}, {"type": "image_url", "uuid": "x"}, {"uuid": None}):
+        with pytest.raises(EngineError, match="uuid") as caught:
+            sent_on(holder(named), salted=salted)
+        assert caught.value.code == REQUEST_REFUSED
+
+
+def test_the_same_word_elsewhere_is_nobodys_image() -> None:
+    schema = {"type": "object", "properties": {"uuid": {"type": "string"}}}
+    body = {
+        "messages": [{"role": "user", "content": "uuid"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+    }
+    assert sent_on(body) == body
 
 
 def test_a_refusal_and_a_request_show_nothing_of_the_body() -> None:

@@ -21,7 +21,7 @@ from cloister.evidence.component import (
     separation_mode,
     termination,
 )
-from cloister.strictjson import JsonObject
+from cloister.strictjson import Json, JsonObject
 
 DIGEST = "sha256:" + "0a" * 32
 PACKAGE = Component(
@@ -175,3 +175,38 @@ def test_how_a_worker_serves_is_read_in_one_place(
     assert termination(configuration) == place
     assert is_managed(configuration) is managed
     assert separation_mode(configuration) == separation
+
+
+SUMMARY: JsonObject = {
+    "termination": "worker",
+    "managed": True,
+    "isolation": {"mode": "sandbox", "layers": ["namespaces"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("engines", "agree"),
+    [
+        ([], True),
+        ([SUMMARY], True),
+        ([SUMMARY, SUMMARY], True),
+        ([{}], True),
+        ([SUMMARY, {**SUMMARY, "managed": False}], False),
+        ([{**SUMMARY, "termination": "in-engine"}], False),
+        ([{**SUMMARY, "isolation": {"mode": "sandbox"}}], False),
+        ([SUMMARY, None], False),
+        ([[SUMMARY]], False),
+        ({"0": SUMMARY}, False),
+        (None, False),
+    ],
+)
+def test_a_summary_that_an_engines_description_denies_says_nothing(
+    engines: Json, agree: bool
+) -> None:
+    configuration: JsonObject = {**SUMMARY, "engines": engines}
+    said = (
+        termination(configuration),
+        is_managed(configuration),
+        isolation_mode(configuration),
+    )
+    assert (said == ("worker", True, "sandbox")) is agree

@@ -14,7 +14,7 @@ from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.roots import Roots
 from cloister.evidence import items
 from cloister.evidence.report import AttestationReport, EvidenceItem
-from cloister.strictjson import Json
+from cloister.strictjson import Json, JsonObject
 from cloister.testing.simulated_hardware import MEASUREMENT, SimulatedHardware
 from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier import policy
@@ -394,6 +394,27 @@ def test_somebody_elses_engine(worker: SimulatedHardware, managed: Json) -> None
     assert result.verdict is Finding.AFFIRMING
     assert serving.NOT_PROVEN_UNMANAGED in result.not_proven
     assert serving.NOT_PROVEN_UNMANAGED not in verify(worker).not_proven
+
+
+def test_two_engines_one_of_them_somebody_elses(worker: SimulatedHardware) -> None:
+    """Under members that speak well of both."""
+    before = worker.worker.claims_document
+    own: Json = {name: before.configuration[name] for name in ("managed", "isolation")}
+
+    def described(*engines: Json) -> SimulatedHardware:
+        configuration: JsonObject = {**before.configuration, "engines": [*engines]}
+        return documented(worker, dataclasses.replace(before, configuration=configuration))
+
+    assert verify(described(own, own)).verdict is Finding.AFFIRMING
+    assert codes(verify(described(own, {"managed": False}))) == {
+        "software.model": "model_unmeasured",
+        "configuration.managed": "engine_unmanaged",
+    }
+    assert codes(verify(described(own, {"termination": "in-engine"}))) == {
+        "configuration.termination": "termination_refused"
+    }
+    unheld = verify(described(own, {"isolation": {"mode": "none (unsafe)", "layers": []}}))
+    assert codes(unheld)["configuration.isolation"] == "sandbox_unsafe"
 
 
 def test_a_seal_that_ends_in_the_engine(worker: SimulatedHardware) -> None:
