@@ -108,6 +108,12 @@ def _parents_memory(_: dict[str, Any]) -> None:
     _opens(f"/proc/{os.getppid()}/mem", os.O_RDONLY)
 
 
+#: What the kernel tells of the whole machine.
+ACCOUNTS = (
+    "interrupts", "kallsyms", "key-users", "keys", "kpagecgroup", "kpagecount", "kpageflags",
+    "pagetypeinfo", "slabinfo", "softirqs", "timer_list", "vmallocinfo",
+)  # fmt: skip
+
 PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
     **COMMON,
     "crypto_socket": lambda _: socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET).close(),
@@ -127,6 +133,10 @@ PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
     "fill_scratch": lambda t: _fill(t["scratch"], t["too_much"]),
     "fill_shared": lambda t: _fill(t["shared"], t["too_much"]),
     "new_user_namespace": _new_user_namespace,
+    **{
+        f"account_{name}": lambda _, name=name: _opens(f"/proc/{name}", os.O_RDONLY)
+        for name in ACCOUNTS
+    },
     **{name: _call(name) for name in _CALLS},
 }
 #: These change the process that tries them: a traced one stops at its child's end.

@@ -69,6 +69,8 @@ BY_NAMESPACES = {
 }  # fmt: skip
 #: Parts that a kernel may be without: a probe that fails on such a machine proves nothing there.
 MAY_BE_ABSENT = {"vsock_socket", "crypto_socket", "sysrq", "finit_module"}
+#: The kernel's accounts of the whole machine, of which no kernel has all.
+ACCOUNT = "account_"
 
 
 @pytest.fixture
@@ -162,7 +164,10 @@ async def test_everything_works_outside_and_only_what_is_granted_inside(
     before = await asyncio.to_thread(outside, targets)
     stopped = {name for name, error in before.items() if error is not None}
     if os.geteuid() == 0:
-        assert stopped <= MAY_BE_ABSENT
+        absent = {name for name in stopped if name.startswith(ACCOUNT)}
+        assert stopped <= MAY_BE_ABSENT | absent
+        assert not any(Path("/proc", name.removeprefix(ACCOUNT)).exists() for name in absent)
+    assert before[f"{ACCOUNT}interrupts"] is None
     assert not stopped & GRANTED
     for place in ("host_tmp", "usr", "dev", "installation", "sockets"):
         shutil.rmtree(Path(targets[place]) / "folder", ignore_errors=True)
@@ -214,6 +219,7 @@ async def test_namespaces_and_the_root_stop_by_themselves_what_leads_out(
     through = {name for name, error in inside["probes"].items() if error is None}
     assert "netlink_socket" in through  # so the filter really was wide open
     assert through & BY_NAMESPACES == set()
+    assert not any(name.startswith(ACCOUNT) for name in through)
     assert not received(targets["udp"])
 
 

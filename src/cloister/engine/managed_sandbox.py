@@ -6,8 +6,9 @@ live in it, so this one gives them what they need and nothing that leads out:
 
 - a network namespace of their own, which holds a loopback and nothing else;
 - as files the system's ``/usr`` and linker cache, the engine's own directories and the model, all
-  read-only; a ``/proc`` of their own processes, read-only; of ``/dev`` null, zero, full, random,
-  urandom and, where named, GPUs; of ``/sys`` the list of processors;
+  read-only; a ``/proc`` of their own processes, read-only and without most of the kernel's accounts
+  of the machine; of ``/dev`` null, zero, full, random, urandom and, where named, GPUs; of ``/sys``
+  the list of processors;
 - as places to write three tmpfs of bounded size: ``/tmp``, ``/dev/shm`` and the socket's directory;
 - no capability, no way to a new user namespace, no core dumps, and a filter that refuses system
   calls by name (`cloister.engine.managed_seccomp`);
@@ -48,6 +49,13 @@ _LINKER: Final = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 _PROCESSORS: Final = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 _INTERCONNECT: Final = ("/sys/devices", "/sys/class/pci_bus", "/sys/bus/pci")
+#: The kernel's accounts of the whole machine. By counts of pages, interrupts and timers one process
+#: learns what others do, and what root may read the engine of a worker run by root may read.
+_ACCOUNTS: Final = (
+    "interrupts", "kallsyms", "kcore", "key-users", "keys", "kpagecgroup", "kpagecount",
+    "kpageflags", "latency_stats", "pagetypeinfo", "sched_debug", "slabinfo", "softirqs",
+    "timer_list", "vmallocinfo",
+)  # fmt: skip
 _PARTS: Final = ("landlock.py", "managed_relay.py")
 _EXTENSIONS: Final = ("_ctypes", "_json")
 _FLAGS: Final = ("-E", "-s", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
@@ -179,7 +187,7 @@ class ManagedSandbox:
                 "--die-with-parent", "--new-session", "--cap-drop", "ALL",
                 "--clearenv", "--setenv", "LD_LIBRARY_PATH", f"{_OURS}/lib",
                 *view.system, *view.ours,
-                "--proc", "/proc", "--remount-ro", "/proc",
+                "--proc", "/proc", *view.hidden, "--remount-ro", "/proc",
                 "--perms", "0755", "--size", "65536", "--tmpfs", "/dev", *view.devices,
                 "--perms", "0700", "--size", str(self.shared), "--tmpfs", "/dev/shm",  # noqa: S108
                 "--perms", "0700", "--size", str(self.scratch), "--tmpfs", "/tmp",  # noqa: S108
@@ -226,6 +234,7 @@ class _View:
     """What of the host is visible inside, as bubblewrap's arguments and as Landlock's paths."""
 
     system: list[str]
+    hidden: list[str]
     ours: list[str]
     engine: list[str]
     devices: list[str]
@@ -264,6 +273,7 @@ class _View:
         shown = {inside.split("/")[1] for inside in (*program.files, *program.texts)}
         return cls(
             system=system,
+            hidden=_hidden(),
             ours=_ours(),
             engine=engine,
             devices=_devices(program.gpus),
@@ -271,6 +281,12 @@ class _View:
             runnable=(*runnable, *roots),
             programs=tuple(f"{root}/bin" for root in roots),
         )
+
+
+def _hidden() -> list[str]:
+    """A device that does not open there, since bubblewrap mounts without any, over each account."""
+    shown = [f"/proc/{name}" for name in _ACCOUNTS if Path("/proc", name).exists()]
+    return [part for path in shown for part in ("--ro-bind", "/dev/null", path)]
 
 
 def _ours() -> list[str]:
