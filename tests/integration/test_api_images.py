@@ -13,7 +13,7 @@ from cloister.engine.models import model_of_files, resolve_model, sha256_file
 from cloister.engine.protocol import CHAT_COMPLETIONS, ModelFile
 from cloister.engine.sandbox import Sandbox
 from cloister.model_digest import Role
-from support.pictures import data_url, png
+from support.pictures import data_url, jpeg_of_scans, png
 from support.sealed import Inner, Peer
 from support.tiny_parts import write_projector
 from support.worker import running
@@ -103,5 +103,8 @@ async def test_what_cannot_be_read_is_refused_by_name(path: str, tmp_path: Path)
     seeing = engine(write_projector(tmp_path / "projector.gguf"))
     async with running(engine=seeing) as bench:  # type: ignore[arg-type]  # as above
         assert await said(bench.peer, path, RED)
+        assert await said(bench.peer, path, jpeg_of_scans(28, 28, scans=2))
+        many = jpeg_of_scans(28, 28, scans=1_000)
+        refused(await bench.peer.ask(path, asked(path, many)), "PNG, JPEG or GIF")
         refused(await bench.peer.ask(path, asked(path, b"canary")), "PNG, JPEG or GIF")
         refused(await bench.peer.ask(path, asked(path, png(8_000, 8_000))), "pixels")

@@ -97,6 +97,11 @@ async def test_penalties_and_biases_keep_it_from_repeating_itself() -> None:
         assert await said(presence_penalty=2, logit_bias=bias) != repeated
 
 
+# These would keep llama.cpp from answering anybody for a minute, or end it.
+SCHEMA_OF_MANY = {
+    "type": "json_schema",
+    "json_schema": {"name": "n", "schema": {"enum": [*range(20_000)]}},
+}
 REFUSED: list[tuple[str, Any]] = [
     ("response_format", "json"),
     ("response_format", {"type": "json_schema", "json_schema": {"name": "no schema"}}),
@@ -106,7 +111,12 @@ REFUSED: list[tuple[str, Any]] = [
     ("temperature", -1),
     ("logit_bias", [[1, 2]]),
     ("stream_options", {"canary": 1}),
+    ("grammar", "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000),
+    ("response_format", SCHEMA_OF_MANY),
+    ("logit_bias", {str(token): 1 for token in range(100_000)}),
+    ("dry_sequence_breakers", ["a"] * 3_000),
     ("messages", []),
+    ("messages", [{"content": "canary"}]),
     ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
 ]
 LACKING: list[tuple[str, Any]] = [
@@ -167,6 +177,8 @@ async def test_what_does_not_fit_into_the_context(path: str, stream: bool) -> No
         b'{"model":"cloister-demo","canary":"\xff"}',
         '{"model":"cloister-demo","canary":1}'.encode("utf-16"),
         b'{"canary":' * 5_000,
+        b'{"model":"cloister-demo","canary":' + b"[" * 200 + b"]" * 200 + b"}",
+        b'{"model":"cloister-demo","canary":1e999}',
     ],
 )
 async def test_what_is_no_json_is_refused_without_being_repeated(broken: bytes) -> None:

@@ -1,12 +1,13 @@
 """How large an image is when it is decoded: PNG, JPEG and GIF.
 
-The engine's decoder (stb_image) takes memory for whatever size a head claims, and inflates all
-that a PNG holds, however much that is. So the worker reads the head first, and counts what a PNG
-inflates to. Only what that decoder would read in the same way is accepted: nothing stands before,
-between or instead of the parts that the formats prescribe.
+The engine's decoder (stb_image) takes memory for whatever size a head claims, inflates all that a
+PNG holds, however much that is, and computes a whole image for each scan of a JPEG, however short
+that is. So the worker reads the head first, counts what a PNG inflates to, and bounds scans. Only
+what that decoder would read in the same way is accepted: nothing stands before, between or instead
+of the parts that the formats prescribe.
 
-PNG: W3C PNG specification, 5 (chunks), 11.2.1 (IHDR comes first), 10.1 (zlib). GIF: GIF89a,
-section 18. JPEG: ITU-T T.81, B.1.1 and B.2.2: segments up to the frame header.
+PNG: W3C PNG specification, 5 (chunks), 5.4 (their names), 11.2.1 (IHDR comes first), 10.1 (zlib).
+GIF: GIF89a, section 18. JPEG: ITU-T T.81, B.1.1 and B.2.2: segments up to the frame header.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ MAX_CHUNKS: Final = 16_384
 MAX_SEGMENTS: Final = 1_024
 """In front of a JPEG's frame: a profile of colours takes some tens."""
 
+MAX_SCANS: Final = 64
+"""Of a JPEG, previews in its profile included: progressive ones have about ten, each costs 0.3 s
+of the decoder's time at the most pixels that are accepted."""
+
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _IHDR: Final = b"\x00\x00\x00\x0dIHDR"
+_CRITICAL: Final = frozenset((b"IHDR", b"PLTE", b"IDAT"))
+"""Chunks that every decoder has to know; others of capital names could change how it inflates
+(Apple's ``CgBI`` does)."""
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Of a PNG's colour types."""
 _GIF: Final = (b"GIF87a", b"GIF89a")
 _JPEG: Final = b"\xff\xd8"
+_SCAN: Final = b"\xff\xda"
 _FRAMES: Final = frozenset((0xC0, 0xC1, 0xC2))
 """Frame headers of baseline, extended and progressive JPEG; the decoder knows no others."""
 _TABLES: Final = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
@@ -86,6 +95,8 @@ def _image_data(data: bytes) -> Iterator[bytes]:
             return
         if place + 12 + length > len(data):
             raise ValueError("it ends too early")
+        if kind[:1].isupper() and kind not in _CRITICAL:
+            raise ValueError("it has a part that decoders need not know")
         if kind == b"IDAT":
             yield data[place + 8 : place + 8 + length]
         place += 12 + length
@@ -93,6 +104,9 @@ def _image_data(data: bytes) -> Iterator[bytes]:
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
+    # Between scans, a decoder may look for the next one anywhere: so wherever it stands, it counts.
+    if data.count(_SCAN) > MAX_SCANS:
+        raise ValueError("it has too many scans")
     place = len(_JPEG)
     for _ in range(MAX_SEGMENTS):
         mark, kind = _unpack(">BB", data, place)

@@ -25,6 +25,10 @@ from cloister.engine.protocol import (
 )
 from cloister.errors import EngineError
 
+MAX_DEPTH: Final = 128
+"""Of objects and lists in each other. What takes JSON apart or makes it may do so by calling
+itself: Python ends that early, a native engine with its process."""
+
 #: The method of each path an engine is asked for. There are no others.
 METHODS: Final[Mapping[str, str]] = {
     CHAT_COMPLETIONS: "POST",
@@ -74,7 +78,10 @@ def method_of(path: str, served: Collection[str] = METHODS.keys()) -> str:
 
 
 def decode_body(body: bytes) -> dict[str, Any]:
-    """Decode a JSON object without repeated names; EngineError (`REQUEST_REFUSED`) otherwise."""
+    """Decode a JSON object without repeated names, at most `MAX_DEPTH` deep.
+
+    EngineError (`REQUEST_REFUSED`) otherwise, as for a number that JSON or a float does not have.
+    """
     try:
         decoded = json.loads(
             body.decode("utf-8"),
@@ -88,6 +95,8 @@ def decode_body(body: bytes) -> dict[str, Any]:
         raise refuse("the body is not JSON") from None
     if not isinstance(decoded, dict):
         raise refuse("the body is not a JSON object")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deep(decoded):
+        raise refuse("the body holds objects or lists too deep in each other")
     return decoded
 
 
@@ -128,6 +137,16 @@ def _parts(decoded: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def refuse(message: str, *, field: str | None = None) -> EngineError:
     """Make the error for a request that is the caller's to change. Never put input into it."""
     return EngineError(message, code=REQUEST_REFUSED, field=field)
+
+
+def _deep(decoded: dict[str, Any]) -> bool:
+    level: list[Any] = [decoded]
+    for _ in range(MAX_DEPTH):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

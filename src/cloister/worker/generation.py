@@ -7,6 +7,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cloister.engine.requests import decode_body
+from cloister.errors import EngineError
 from cloister.worker import problems
 from cloister.worker.problems import RefusedError
 
@@ -52,19 +54,13 @@ def check_generation(body: bytes, *, models: Container[str]) -> Generation:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Decode a body that must be one JSON object without repeated names; RefusedError if not."""
+    """Decode a body as `decode_body` does; RefusedError if it cannot, or holds too much."""
     if len(body) > MAX_COMMAS and body.count(b",") > MAX_COMMAS:
         raise RefusedError(problems.TOO_MANY_VALUES)
     try:
-        # Decoded here, because `json` would also take UTF-16, which no engine does.
-        document = json.loads(
-            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError):
+        return decode_body(body)
+    except EngineError:
         raise RefusedError(problems.BAD_JSON) from None
-    if not isinstance(document, dict):
-        raise RefusedError(problems.BAD_JSON)
-    return document
 
 
 def check_whole(body: bytes) -> None:
@@ -78,14 +74,6 @@ def check_whole(body: bytes) -> None:
         raise ValueError("too deep") from None
     if not isinstance(document, dict) or document.get("error") is not None:
         raise ValueError("not an answer")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # The engine has a reader of its own; where a member comes twice, the two could differ.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError
-    return result
 
 
 def _refuse_constant(_: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.engine.image_size import MAX_CHUNKS, MAX_SEGMENTS, image_size
-from support.pictures import chunk, gif_head, jpeg_head, png
+from cloister.engine.image_size import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS, image_size
+from support.pictures import chunk, gif_head, jpeg_head, jpeg_of_scans, png
 
 COMMENT = b"\xff\xfe" + struct.pack(">H", 6) + b"\xff\xc0\x01\x02"
 
@@ -78,6 +78,20 @@ def test_a_png_that_inflates_to_more_than_its_pixels_is_refused() -> None:
         assert image_size(holding(exact, pieces=pieces)) == (10, 10)
         with pytest.raises(ValueError, match="more than its pixels"):
             image_size(holding(bytes(1 << 26), pieces=pieces))
+
+
+def test_a_png_with_a_part_that_changes_how_it_is_read_is_refused() -> None:
+    whole = png(10, 10)
+    assert image_size(whole[:33] + chunk(b"cgBI", bytes(4)) + whole[33:]) == (10, 10)
+    # After this one Apple's files have no zlib head: stb_image would inflate something else.
+    with pytest.raises(ValueError, match="need not know"):
+        image_size(whole[:33] + chunk(b"CgBI", bytes(4)) + whole[33:])
+
+
+def test_a_jpeg_whose_every_few_bytes_cost_a_whole_image_is_refused() -> None:
+    assert image_size(jpeg_of_scans(64, 64, scans=MAX_SCANS)) == (64, 64)
+    with pytest.raises(ValueError, match="too many scans"):
+        image_size(jpeg_of_scans(64, 64, scans=MAX_SCANS + 1))
 
 
 @given(st.sampled_from((b"", b"\xff\xd8", b"GIF89a", png(1, 1)[:16])), st.binary(max_size=80))

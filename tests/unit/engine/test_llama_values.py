@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from cloister.engine.llama_fields import PATHS
-from cloister.engine.llama_values import check_values
+from cloister.engine.llama_restrictions import MAX_MEMBERS, MAX_SCHEMA, MAX_VALUES
+from cloister.engine.llama_values import MAX_BREAKERS, MAX_LISTED, check_values
 from cloister.engine.protocol import CHAT_COMPLETIONS, COMPLETIONS, REQUEST_REFUSED
 from cloister.errors import EngineError
 
 ASKED = [{"role": "user", "content": "canary"}]
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+MANY = list(range(MAX_VALUES + 1))
 
 
 def tool(name: str) -> dict[str, Any]:
@@ -24,16 +26,56 @@ def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
+def calling(call: object) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
 CHAT: dict[str, tuple[list[Any], list[Any]]] = {
     "chat_template_kwargs": ([{}, {"enable_thinking": False}], ["canary", []]),
+    "dry_sequence_breakers": (
+        [[], ["\n", ":"]],
+        ["canary", ["\n"] * (MAX_BREAKERS + 1), ["a" * 65], [1]],
+    ),
     "frequency_penalty": ([-2, 0.5, 2], ["canary", 2.1, True]),
-    "grammar": (['root ::= "a"'], [1, {}]),
-    "json_schema": ([{"const": 1}], ["canary", [], True]),
-    "logit_bias": ([{}, {"5": -100}, {" the": 1.5}], ["canary", [[5, 1]], {"5": "1"}, {"5": 101}]),
+    "grammar": (
+        ['root ::= "a"', "(" * MAX_VALUES, "|" * MAX_VALUES, "a" * MAX_SCHEMA],
+        [1, {}, "(" * (MAX_VALUES + 1), "|" * (MAX_VALUES + 1), "a" * (MAX_SCHEMA + 1)],
+    ),
+    "json_schema": (
+        [
+            {"const": 1},
+            {"enum": MANY[1:]},
+            {"properties": {str(one): True for one in range(MAX_MEMBERS)}},
+        ],
+        [
+            *("canary", [], True),
+            {"enum": MANY},
+            {"anyOf": [{"enum": MANY}]},
+            {"properties": {str(one): True for one in range(MAX_MEMBERS + 1)}},
+            {"const": "a" * MAX_SCHEMA},
+        ],
+    ),
+    "logit_bias": (
+        [{}, {"5": -100}, {" the": 1.5}, {str(one): 1 for one in range(MAX_LISTED)}],
+        [
+            *("canary", [[5, 1]], {"5": "1"}, {"5": 101}, {"a" * 65: 1}),
+            {str(one): 1 for one in range(MAX_LISTED + 1)},
+        ],
+    ),
     "logprobs": ([True, False], [1, "canary"]),
     "max_completion_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
-    "max_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
-    "messages": ([ASKED], [[], "canary", ["canary"], {}]),
+    "max_tokens": ([1, (1 << 31) - 1], [0, -1, 1.5, "9", True]),
+    "messages": (
+        [ASKED, calling({"function": {"name": "f", "arguments": "{}"}})],
+        [
+            *([], "canary", ["canary"], {}),
+            [{"content": "canary"}],
+            [{"role": 5, "content": "canary"}],
+            [{"role": "user", "content": {}}],
+            calling("canary"),
+            calling({"function": {"name": "f", "arguments": {}}}),
+        ],
+    ),
     "min_p": ([0, 1], [-0.1, "canary"]),
     "n": ([1, 4], [0, 5, "2", True]),
     "parallel_tool_calls": ([True, False], ["canary", 1]),
@@ -50,10 +92,15 @@ CHAT: dict[str, tuple[list[Any], list[Any]]] = {
             {"type": "json_schema", "json_schema": "canary"},
             {"type": "json_schema", "json_schema": {"schema": "canary"}},
             {"type": "json_object", "json_schema": {"schema": {}}},
+            {"type": "json_schema", "json_schema": {"schema": {"enum": MANY}}},
         ],
     ),
-    "seed": ([0, -1, 1 << 40], [1.5, "canary", True]),
-    "stop": (["a", ["a", "b"], []], [1, [1], "", ["a", ""], {}]),
+    "samplers": ([["top_k", "temperature"]], ["canary", ["top_k"] * 33, [1]]),
+    "seed": ([0, -1, 1 << 40], [1.5, "canary", True, 1 << 63]),
+    "stop": (
+        ["a", ["a", "b"], [], ["a"] * MAX_LISTED],
+        [1, [1], "", ["a", ""], {}, ["a"] * (MAX_LISTED + 1)],
+    ),
     "stream_options": (
         [{}, {"include_usage": True}],
         ["canary", {"include_usage": 1}, {"canary": True}],
@@ -65,7 +112,12 @@ CHAT: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "tools": (
         [[], [tool("f")], [named("f")]],
-        ["canary", ["canary"], [{"type": "function"}], [{**tool("f"), "type": "canary"}]],
+        [
+            *("canary", ["canary"], [{"type": "function"}]),
+            [{**tool("f"), "type": "canary"}],
+            [tool("f")] * 129,
+            [{"type": "function", "function": {"name": "f", "parameters": {"enum": MANY}}}],
+        ],
     ),
     "top_logprobs": ([0, 20], [21, -1, "canary"]),
     "top_p": ([0, 1], [1.1, "canary"]),
@@ -108,6 +160,13 @@ def test_a_completions_fields(name: str) -> None:
 def test_every_field_that_is_checked_is_one_that_the_engine_reads() -> None:
     assert CHAT.keys() <= (PATHS[CHAT_COMPLETIONS] or set())
     assert COMPLETION.keys() <= (PATHS[COMPLETIONS] or set())
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict", "top_k"])
+def test_what_32_bits_do_not_hold_is_refused(name: str) -> None:
+    check_values({"messages": ASKED, name: (1 << 31) - 1}, chat=True, parallel=1)
+    for value in (1 << 31, (1 << 32) + 1, -(1 << 32), 10**30):
+        assert "too large" in str(refused({"messages": ASKED, name: value}))
 
 
 def test_null_is_as_good_as_nothing() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cloister.engine.llama import REFUSED_FIELDS, private_body
 from cloister.engine.protocol import PATH_REFUSED, REQUEST_REFUSED, EngineRequest
 from cloister.engine.requests import (
+    MAX_DEPTH,
     METHODS,
     REACHING_FIELDS,
     decode_body,
@@ -61,6 +62,19 @@ def test_bodies_that_could_be_read_in_two_ways_are_refused(body: bytes) -> None:
     with pytest.raises(EngineError) as caught:
         decode_body(body)
     assert caught.value.code == REQUEST_REFUSED
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"a":', "}")])
+def test_a_body_is_only_so_deep(open_: str, close: str) -> None:
+    def body(depth: int) -> bytes:
+        within = open_ * (depth - 1) + "1" + close * (depth - 1)
+        return f'{{"b":[],"a":{within},"c":{{"d":1}}}}'.encode()
+
+    assert decode_body(body(MAX_DEPTH)).keys() == {"a", "b", "c"}
+    with pytest.raises(EngineError, match="too deep"):
+        decode_body(body(MAX_DEPTH + 1))
+    wide = b'{"a":[' + b"[]," * (2 * MAX_DEPTH) + b"[]]}"
+    assert len(decode_body(wide)["a"]) == 2 * MAX_DEPTH + 1
 
 
 def test_what_is_sent_says_what_was_read() -> None:
