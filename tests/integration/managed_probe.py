@@ -108,6 +108,10 @@ def _parents_memory(_: dict[str, Any]) -> None:
     _opens(f"/proc/{os.getppid()}/mem", os.O_RDONLY)
 
 
+def _account(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda _: _opens(f"/proc/{name}", os.O_RDONLY)
+
+
 #: What the kernel tells of the whole machine.
 ACCOUNTS = (
     "interrupts", "kallsyms", "key-users", "keys", "kpagecgroup", "kpagecount", "kpageflags",
@@ -133,10 +137,7 @@ PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
     "fill_scratch": lambda t: _fill(t["scratch"], t["too_much"]),
     "fill_shared": lambda t: _fill(t["shared"], t["too_much"]),
     "new_user_namespace": _new_user_namespace,
-    **{
-        f"account_{name}": lambda _, name=name: _opens(f"/proc/{name}", os.O_RDONLY)
-        for name in ACCOUNTS
-    },
+    **{f"account_{name}": _account(name) for name in ACCOUNTS},
     **{name: _call(name) for name in _CALLS},
 }
 #: These change the process that tries them: a traced one stops at its child's end.
@@ -185,6 +186,7 @@ def answer(targets: dict[str, Any]) -> dict[str, Any]:
         "probes": run(targets),
         "descriptors": open_descriptors(),
         "environment": sorted(os.environ),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
     }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -185,6 +186,9 @@ async def test_everything_works_outside_and_only_what_is_granted_inside(
     assert not received(targets["udp"])  # it was sent, on a network that leads nowhere
     assert inside["descriptors"] == [0, 1, 2, 3, 4]  # its listener and our connection
     assert set(inside["environment"]) <= {"HOME", "TMPDIR", "LANG", "PATH", "PWD", "LC_CTYPE"}
+    # At one byte the kernel hands a core to no program either (core_pattern), at none it does.
+    allowed = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    assert inside["core"] == ([1, 1] if allowed else [0, 0])
     for place in ("host_tmp", "usr", "dev"):
         assert not list(Path(targets[place]).iterdir())
     assert sorted(path.name for path in installation.iterdir()) == sorted(

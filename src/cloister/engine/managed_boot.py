@@ -34,7 +34,10 @@ _LOOK_EVERY = 0.05  # seconds between tries to connect while the engine loads
 
 def confine(plan: dict[str, Any]) -> int:
     """Give up what no engine needs; return the Landlock ABI that is enforced."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What is executed is dumpable again. One byte is too little for a file, and the only limit at
+    # which the kernel hands nothing to a program that ``core_pattern`` names (fs/coredump.c).
+    core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
     if plan["processes"]:
         limit = plan["processes"]
         resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))

@@ -55,10 +55,13 @@ def harden_process(*, lock_memory: bool = True) -> Hardening:
 def forbid_core_files() -> bool:
     """Have the kernel write no core file of this process, and of those it starts; whether it does.
 
-    All that can be asked for in a process that is somebody else's program as well.
+    All that can be asked for in a process that is somebody else's program as well. The limit is
+    one byte, which is too little for any file: where ``core_pattern`` names a program, the kernel
+    hands it the memory whatever the limit is, but for this one (Linux ``fs/coredump.c``).
     """
     try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limit = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
+        resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
     except (OSError, ValueError):
         return False
     return True
