@@ -122,15 +122,24 @@ async def test_a_handshake_has_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
         assert handshakes(pinned, "failed") == 2
 
 
-async def test_handshakes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handshakes_are_bounded_and_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tls_server, "MAX_HANDSHAKES", 3)
     async with listening(tmp_path) as pinned, contextlib.AsyncExitStack() as stack:
         assert await served(pinned)
-        for _ in range(3):
-            await stack.enter_async_context(connected(pinned, tls=False))
+        idle = [await stack.enter_async_context(connected(pinned, tls=False)) for _ in range(3)]
         await until(lambda: len(pinned.server._handshakes) == 3)
-        assert not await served(pinned)
-        assert handshakes(pinned, "refused") >= 1
+        assert handshakes(pinned, "refused") == 0
+        assert await served(pinned)
+        assert handshakes(pinned, "refused") == 1
+        assert await closed(idle[0][0])
+        assert len(pinned.server._handshakes) == 2
+        for _ in range(4):
+            await stack.enter_async_context(connected(pinned, tls=False))
+        await until(lambda: handshakes(pinned, "refused") == 4)
+        assert len(pinned.server._handshakes) == 3
+        assert await closed(idle[1][0]) and await closed(idle[2][0])
         await stack.aclose()
         await until(lambda: not pinned.server._handshakes)
         assert await served(pinned)

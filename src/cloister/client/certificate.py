@@ -264,7 +264,7 @@ def _connected(
 ) -> Iterator[ssl.SSLSocket]:
     try:
         plain = connect(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that DNS has no room for
         raise FetchError(
             f"{address} cannot be reached ({type(error).__name__})", code="tls.unreachable"
         ) from None

@@ -17,7 +17,9 @@ from cloister.worker.server import BoundedHttpProtocol, HttpServer
 from cloister.worker.tls_key import TlsKey, server_context
 
 MAX_HANDSHAKES: Final = 256
-"""At a time; one more is cut off. They cost a signature each, and hold no request."""
+"""At a time; for one more the oldest is cut off. They cost a signature each, and hold no request.
+Whoever wants to come in needs a moment, and whoever wants to keep others out would have to bring
+as many as this in every such moment."""
 HANDSHAKE_S: Final = 10.0
 """As for the head of a request."""
 GOODBYE_S: Final = 5.0
@@ -46,7 +48,8 @@ class TlsServer(HttpServer):
         self._keys = keys
         self._log = log
         self._shown = ""
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+        """In progress, the oldest first."""
         self._accepting: asyncio.Task[None] | None = None
         self._counted = metrics.tls_handshakes
         self._show_newest()
@@ -93,11 +96,15 @@ class TlsServer(HttpServer):
                 continue
             if len(self._handshakes) >= MAX_HANDSHAKES:
                 self._counted.labels(outcome="refused").inc()
-                connection.close()
-                continue
+                oldest = next(iter(self._handshakes))
+                self._forget(oldest)
+                oldest.cancel()
             task = asyncio.create_task(self._shake_hands(connection))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._handshakes[task] = None
+            task.add_done_callback(self._forget)
+
+    def _forget(self, handshake: asyncio.Task[None]) -> None:
+        self._handshakes.pop(handshake, None)
 
     async def _shake_hands(self, connection: socket.socket) -> None:
         try:

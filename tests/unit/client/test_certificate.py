@@ -23,7 +23,7 @@ from cloister.client.certificate import (
     fetch_pin,
     write_pin,
 )
-from cloister.errors import AuthenticationError, CloisterError, ConfigurationError
+from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, FetchError
 from cloister.verifier.result import AffirmedAttester
 from cloister.worker.tls_key import TlsKey, server_context
 
@@ -268,3 +268,11 @@ def test_a_file_is_written_whole_or_not_at_all(worker: TlsWorker, tmp_path: Path
     with pytest.raises(ConfigurationError):
         write_pin(pin, tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pin.pem"]
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+def test_a_name_that_dns_has_no_room_for_cannot_be_reached(worker: TlsWorker, host: str) -> None:
+    address = TlsAddress(host=host, port=worker.address.port)
+    with pytest.raises(FetchError) as caught:
+        fetch_pin(worker.attester, address, at=datetime.now(UTC))
+    assert caught.value.code == "tls.unreachable"
