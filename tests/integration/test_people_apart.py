@@ -212,3 +212,13 @@ async def test_those_who_leave_the_queue_leave_nothing() -> None:
         assert engine.running == 0
         engine.script = story
         assert await said(bench, "short", cache_secret=ALICE) == "short"
+
+
+async def test_what_comes_whole_is_said_to_whoever_judges_an_engine_by_its_silence() -> None:
+    engine = FakeEngine()
+    async with running(engine=engine) as bench:
+        for stream in (True, False):
+            assert (await bench.peer.ask(document=chat("hello", stream=stream))).status == 200
+        embedding = {"model": "fake", "input": "hello"}
+        assert (await bench.peer.ask("/v1/embeddings", document=embedding)).status == 200
+        assert [request.whole for request in engine.requests] == [False, True, True]

@@ -10,12 +10,19 @@ slice and one wake-up.
 from __future__ import annotations
 
 import asyncio
+import errno
 import select
 from dataclasses import dataclass
 from typing import Final
 
 from cloister.engine.http_wire import MAX_HEAD, ChunkedDecoder, Head, parse_head
-from cloister.engine.protocol import PROTOCOL, STOPPED, TRUNCATED, EngineResponse
+from cloister.engine.protocol import (
+    NO_DESCRIPTOR,
+    PROTOCOL,
+    STOPPED,
+    TRUNCATED,
+    EngineResponse,
+)
 from cloister.errors import EngineError, MalformedError
 
 _HIGH_WATER: Final = 1 << 18  # unread body bytes at which the engine is asked to wait
@@ -341,6 +348,9 @@ class HttpClient:
                 case LoopbackAddress(host=host, port=port):
                     _, connection = await loop.create_connection(make, host, port)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                message = "no file descriptor is free for a connection to the engine"
+                raise EngineError(message, code=NO_DESCRIPTOR) from None
             message = f"the engine does not accept connections (errno {error.errno})"
             raise EngineError(message, code=STOPPED) from None
         self._open.add(connection)

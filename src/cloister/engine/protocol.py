@@ -29,6 +29,7 @@ NOT_RUNNING: Final = "engine.not_running"  # not started, or stopped: nothing wa
 STOPPED: Final = "engine.stopped"  # it went away while it answered
 TRUNCATED: Final = "engine.truncated"  # the connection ended before the answer did
 PROTOCOL: Final = "engine.protocol"  # what came back is not HTTP as we accept it
+NO_DESCRIPTOR: Final = "engine.no_descriptor"  # it could not be asked: this process has too many
 REQUEST_REFUSED: Final = "engine.request_refused"  # the caller's request; message may be shown
 PATH_REFUSED: Final = "engine.path_refused"  # the engine does not serve this path
 
@@ -87,12 +88,16 @@ class EngineRequest:
 
     `client` is an opaque name of whoever asks, by which the worker chooses the process that
     answers; None is somebody who will not be recognised again. It never leaves the worker.
+
+    `whole` says that the answer does not come in pieces, so that until it is there the engine says
+    nothing of it.
     """
 
     path: str
     body: bytes = field(default=b"", repr=False)
     cache_domain: str | None = field(default=None, repr=False)
     client: str | None = field(default=None, repr=False)
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -266,7 +266,11 @@ async def _run(
     exchange: Exchange, path: str, generation: Generation, engine: EnginePool, caller: Caller
 ) -> None:
     request = EngineRequest(
-        path=path, body=generation.body, cache_domain=caller.domain, client=caller.client
+        path=path,
+        body=generation.body,
+        cache_domain=caller.domain,
+        client=caller.client,
+        whole=not generation.stream,
     )
     try:
         response = await engine.send(request, asker=caller.asker)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from enum import StrEnum
 
-from cloister.engine.protocol import HEALTH, Engine, EngineRequest, EngineResponse
+from cloister.engine.protocol import (
+    HEALTH,
+    NO_DESCRIPTOR,
+    Engine,
+    EngineRequest,
+    EngineResponse,
+)
 from cloister.errors import EngineError
+from cloister.worker.hearing import Hearing
 
 PROBE_EVERY_S = 2.0
 """Between two looks at an engine's health."""
@@ -28,6 +34,8 @@ class End(StrEnum):
 
     OVERDUE = "overdue"
     """It was to end, and an answer went on for longer than answers may."""
+    ROOM = "room"
+    """It was to end, and everybody waited for the room that its last answers took."""
     STOPPED = "stopped"
     FROZEN = "frozen"
     SILENT = "silent"
@@ -47,13 +55,11 @@ class Member:
     """
 
     __slots__ = (
-        "_heard_at",
-        "_listening",
-        "_loop",
         "asker",
         "ending",
         "engine",
         "first_at",
+        "hearing",
         "idle_since",
         "key",
         "limit",
@@ -63,7 +69,7 @@ class Member:
     )
 
     def __init__(self, engine: Engine) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self.engine = engine
         self.key: Hashable = None
         self.asker: Hashable = None
@@ -73,10 +79,9 @@ class Member:
         self.first_at = 0.0
         self.idle_since = 0.0
         self.retired_at: float | None = None
-        self.ending: asyncio.Future[End] = self._loop.create_future()
+        self.ending: asyncio.Future[End] = loop.create_future()
         """Set once, to end the process."""
-        self._listening = 0
-        self._heard_at = 0.0
+        self.hearing = Hearing(loop.time)
 
     @property
     def usable(self) -> bool:
@@ -115,29 +120,10 @@ class Member:
         if not self.ending.done():
             self.ending.set_result(why)
 
-    def silent_for(self) -> float:
-        """Seconds since it was heard, while somebody waits to hear it; else 0."""
-        return self._loop.time() - self._heard_at if self._listening else 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """While this lasts, the engine owes something: a head, or a piece of an answer.
-
-        What waits because a client does not read is not the engine's silence.
-        """
-        if not self._listening:
-            self._heard_at = self._loop.time()
-        self._listening += 1
-        try:
-            yield
-            self._heard_at = self._loop.time()
-        finally:
-            self._listening -= 1
-
     async def send(self, request: EngineRequest, ended: Callable[[], None]) -> EngineResponse:
         """Pass `request` on; `ended` is called when its answer has ended, at least once."""
         try:
-            with self.listening():
+            with self.hearing.listening(whole=request.whole):
                 response = await self.engine.send(request)
         except BaseException:
             ended()
@@ -152,7 +138,7 @@ class Member:
         return EngineResponse(
             status=response.status,
             content_type=response.content_type,
-            chunks=_Heard(self, response.chunks, ended),
+            chunks=_Heard(self.hearing, response.chunks, ended, whole=request.whole),
             close=close,
         )
 
@@ -172,7 +158,9 @@ class Member:
             async with asyncio.timeout(probe_s):
                 response = await self.engine.send(EngineRequest(path=HEALTH))
                 await response.aclose()
-        except (EngineError, TimeoutError):
+        except EngineError as error:
+            return error.code == NO_DESCRIPTOR  # which says nothing of the engine
+        except TimeoutError:
             return False
         return True
 
@@ -180,21 +168,27 @@ class Member:
 class _Heard:
     """An answer passed on, while noting when the engine was heard."""
 
-    __slots__ = ("_ended", "_member", "_source")
+    __slots__ = ("_ended", "_hearing", "_source", "_whole")
 
     def __init__(
-        self, member: Member, chunks: AsyncIterator[bytes], ended: Callable[[], None]
+        self,
+        hearing: Hearing,
+        chunks: AsyncIterator[bytes],
+        ended: Callable[[], None],
+        *,
+        whole: bool,
     ) -> None:
-        self._member = member
+        self._hearing = hearing
         self._source = aiter(chunks)
         self._ended = ended
+        self._whole = whole
 
     def __aiter__(self) -> _Heard:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            with self._member.listening():
+            with self._hearing.listening(whole=self._whole):
                 return await anext(self._source)
         except BaseException:  # its regular end too
             self._ended()

@@ -22,7 +22,7 @@ from cloister.engine.protocol import (
     ModelInfo,
     Paths,
 )
-from cloister.errors import CloisterError, ConfigurationError, EngineError
+from cloister.errors import ConfigurationError, EngineError
 from cloister.worker.fairness import FairQueue, Ticket
 from cloister.worker.logs import EventLog
 from cloister.worker.member import End, Member
@@ -225,7 +225,7 @@ class EnginePool:
         now = self._steady()
         due = False
         for member in tuple(self._members):
-            if member.silent_for() > self._limits.stall_s:
+            if self._silent(member):
                 member.end(End.SILENT)
             elif member.retired_at is not None:
                 if now - member.retired_at > self._limits.generation_s + self._limits.send_s:
@@ -237,8 +237,43 @@ class EnginePool:
                     due = True
                 else:
                     self._retire(member, why)
+        self._end_for_others(now)
         self._queue.pump()
         self._start_wanted(due=due)
+
+    def _silent(self, member: Member) -> bool:
+        """Whether it has said nothing for so long that it must hang.
+
+        An answer that comes whole may be computed for as long as answers may take; then it is
+        given up. Only where others are owed all the while, longer silence says something.
+        """
+        limits, hearing = self._limits, member.hearing
+        return (
+            hearing.silent_for(whole=False) > limits.stall_s
+            or hearing.silent_for(whole=True) > limits.generation_s + limits.stall_s
+        )
+
+    def _end_for_others(self, now: float) -> None:
+        """In shared mode: end what finishes its last answers, where that keeps everybody waiting.
+
+        A process that has had its requests is given nothing more, successor or not. While those
+        before it have long answers to finish, there is no room for another, and one client with
+        a few long answers and many short ones would bring the worker to a standstill. Whoever
+        waits has waited for half of the time then, and keeps the other half.
+        """
+        retired = [one for one in self._members if one.retired_at is not None]
+        full = len(retired) >= self._separation.max_processes
+        # With fewer requests than places it is no standstill that all are given out.
+        if not self._shared or self._separation.recycle_requests < self._engine.slots:
+            return
+        if not full or not any(self._queue.waiting()):
+            return
+        retired.sort(key=lambda one: one.retired_at or 0.0)
+        waited = now - (retired[-1].retired_at or 0.0)
+        if waited > self._limits.queue_s / 2 and not retired[0].ending.done():
+            self._metrics.engine_recycled.labels(self.model.name, End.ROOM.value).inc()
+            self._log.event("engine.recycled", why=End.ROOM.value)
+            retired[0].end(End.ROOM)
 
     def _due(self, member: Member, now: float) -> End | None:
         bounds = self._separation
@@ -321,10 +356,11 @@ class EnginePool:
         engine = self._engine.sibling() or self._engine
         try:
             await engine.start()
-        except (CloisterError, OSError) as error:
+        except Exception as error:  # a fault of ours too: it must not be tried without a pause
             self._log.failure("engine.start_failed", error)
             self._down = True
             self._wait_before_next()
+            await self._end_engine(engine)
         except BaseException:
             await engine.aclose()
             raise
@@ -362,13 +398,16 @@ class EnginePool:
             del self._current[member.key]
         if why.unasked and not self._closing:
             self._failed(why, lasted_s=loop.time() - began)
-        try:
-            await member.engine.aclose()
-        except (CloisterError, OSError) as error:
-            self._log.failure("engine.end_failed", error)
+        await self._end_engine(member.engine)
         self._members.discard(member)
         self._metrics.engine_processes.labels(self.model.name).dec()
         self._wake.set()
+
+    async def _end_engine(self, engine: Engine) -> None:
+        try:
+            await engine.aclose()
+        except Exception as error:  # whatever it is, the place in the pool is free again
+            self._log.failure("engine.end_failed", error)
 
     def _failed(self, why: End, *, lasted_s: float) -> None:
         self._missing += 1

@@ -21,7 +21,7 @@ from cloister.worker.hardening import harden_process
 from cloister.worker.logs import EventLog, silence_loop, silence_process
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
-from cloister.worker.server import HttpServer, listen_tcp
+from cloister.worker.server import HttpServer, allow_connections, listen_tcp
 from cloister.worker.settings import WorkerSettings
 from cloister.worker.tls_key import TlsKey
 from cloister.worker.tls_server import TlsServer
@@ -63,6 +63,8 @@ async def _serve(handover: Handover, log: EventLog) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     operation = Operation.from_json(handover.operator)
+    if not allow_connections(listeners=1 if operation.tls_port is None else 2):
+        log.event("worker.few_descriptors")
     worker = _build(handover, operation, log)
     async with contextlib.AsyncExitStack() as stack:
         listener = _listen(operation.host, operation.port)

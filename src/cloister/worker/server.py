@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any, Final
@@ -26,6 +27,8 @@ UNREAD_S: Final = 60
 """A peer that takes nothing of what was sent for this long is cut off by the kernel; closing
 alone would wait for it for ever. As `Limits.send_s`, for what is not an answer."""
 BACKLOG: Final = 1024
+_OTHER_DESCRIPTORS: Final = 1024
+"""For handshakes, requests inside engines, engine processes, and files."""
 
 
 class _TooManyHeadersError(Exception):
@@ -167,6 +170,21 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Do not: the worker ends its answers first."""
         yield
+
+
+def allow_connections(listeners: int) -> bool:
+    """Raise this process's limit on descriptors to what the bounds above need; whether it is.
+
+    Connections that nobody has to authenticate for must not take those with which engines are
+    asked. The usual limit is 1024, and the kernel lets everybody raise it to the hard one.
+    """
+    wanted = listeners * MAX_CONNECTIONS + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < wanted:
+        soft = wanted if hard == unlimited else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft == unlimited or soft >= wanted
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

@@ -68,8 +68,9 @@ class Limits:
     queue_s: float = 120.0
     """Time a request may wait for the engine; then a sealed 503, and nothing was computed."""
     stall_s: float = 300.0
-    """An engine that owes answers and says nothing for this long counts as hanging, and is
-    started again. Reading a long prompt is silent too: this is what a slow machine may take."""
+    """An engine that owes streams and says nothing for this long counts as hanging, and is
+    started again. Reading a long prompt is silent too: this is what a slow machine may take.
+    One that owes answers which come whole may be silent for `generation_s` longer."""
     probe_s: float = 5.0
     """Time the engine's server may take to say that it is there; three times in vain, and it is
     started again. It answers from threads that compute nothing."""

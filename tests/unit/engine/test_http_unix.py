@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloister.engine.http_unix import HttpClient, LoopbackAddress, UnixAddress
-from cloister.engine.protocol import PROTOCOL, STOPPED, TRUNCATED
+from cloister.engine.protocol import NO_DESCRIPTOR, PROTOCOL, STOPPED, TRUNCATED
 from cloister.errors import EngineError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
@@ -288,3 +289,20 @@ async def test_over_loopback_and_within_a_limit() -> None:
     client.close()
     listening.close()
     await server.aclose()
+
+
+async def test_a_process_without_a_free_descriptor_says_nothing_of_the_engine(
+    tmp_path: Path,
+) -> None:
+    client = HttpClient(UnixAddress(path=str(tmp_path / "nobody")))
+    with pytest.raises(EngineError) as caught:
+        await client.request("GET", "/")
+    assert caught.value.code == STOPPED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        with pytest.raises(EngineError) as caught:
+            await client.request("GET", "/")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.code == NO_DESCRIPTOR

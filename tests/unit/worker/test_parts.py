@@ -280,6 +280,30 @@ assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0
     assert "freed_memory_overwritten=True" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("soft", "hard", "granted", "left"),
+    [
+        (64, 9999, True, 9216),
+        (9216, 9216, True, 9216),
+        (9999, 9999, True, 9999),
+        (64, 99, False, 99),
+    ],
+)
+def test_connections_leave_descriptors_for_engines(
+    soft: int, hard: int, granted: bool, left: int
+) -> None:
+    code = f"""
+import resource
+from cloister.worker.server import allow_connections
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+print(allow_connections(listeners=2), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == f"{granted} ({left}, {hard})\n"
+
+
 @pytest.mark.parametrize("hardened", [False, True])
 def test_what_a_worker_has_freed_is_overwritten(hardened: bool) -> None:
     code = f"""

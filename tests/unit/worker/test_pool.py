@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from cloister.engine.protocol import CHAT_COMPLETIONS, EngineRequest, EngineResponse
+from cloister.engine.protocol import (
+    CHAT_COMPLETIONS,
+    HEALTH,
+    NO_DESCRIPTOR,
+    STOPPED,
+    EngineRequest,
+    EngineResponse,
+)
 from cloister.errors import ConfigurationError, EngineError
 from cloister.testing.fake_engine import Answer, FakeEngine
 from cloister.worker import member as member_module
@@ -291,6 +298,90 @@ async def test_a_bound_holds_when_no_successor_can_be_started() -> None:
         await bench.ask()
 
 
+async def test_a_fault_of_our_own_at_a_start_is_a_start_that_failed() -> None:
+    class Faulty(Noting):
+        async def start(self) -> None:
+            if self is not self.family[0] and not mended:
+                self.starts += 1
+                raise RuntimeError("a fault")
+            await super().start()
+
+        async def aclose(self) -> None:
+            await super().aclose()
+            if not mended:
+                raise RuntimeError("another")
+
+    mended = False
+    async with running(
+        dataclasses.replace(OFF, recycle_idle_s=60), engine=Faulty(recyclable=True, slots=4)
+    ) as bench:
+        await bench.ask()
+        bench.clock.ahead += 61
+        await until(lambda: len(bench.events("engine.start_failed")) >= 2)
+        assert not bench.pool.ready
+        with pytest.raises(EngineError):
+            await bench.open()
+        mended = True
+        await until(lambda: bench.pool.ready)
+        await until(lambda: bench.pool.processes == 1)
+        await bench.ask()
+
+
+async def test_long_answers_in_processes_that_were_retired_keep_nobody_waiting_for_ever() -> None:
+    """A few long answers and many short ones, of one client, would be enough for that."""
+    engine = Noting(script=_long_or_short, recyclable=True, slots=4)
+    separation = dataclasses.replace(OFF, recycle_requests=4)
+    async with running(separation, engine=engine, queue_s=100) as bench:
+        long = [await _long(bench)]
+        for _ in range(3):
+            assert await bench.ask() == 0
+        long.append(await _long(bench))
+        for _ in range(3):
+            assert await bench.ask() == 1
+        waiting = asyncio.create_task(bench.ask())
+        await quiet(lambda: bench.alive == [0, 1] and not waiting.done())
+        bench.clock.ahead += 51
+        assert await waiting == 2
+        assert bench.alive == [1, 2]  # that which was retired last still has its time
+        assert [event["why"] for event in bench.events("engine.recycled")][-1] == "room"
+        assert not bench.events("engine.stopped")
+        with pytest.raises(EngineError):
+            await long[0].read(1 << 20)
+
+
+async def test_where_nobody_waits_long_answers_have_their_time() -> None:
+    engine = Noting(script=_long_or_short, recyclable=True, slots=4)
+    async with running(dataclasses.replace(OFF, recycle_requests=4), engine=engine) as bench:
+        for process in (0, 1):
+            bench.answers.append(await _long(bench))
+            assert [await bench.ask() for _ in range(3)] == [process] * 3
+        bench.clock.ahead += 600
+        await quiet(lambda: bench.alive == [0, 1])
+
+
+async def test_long_answers_with_processes_of_their_own_have_their_time() -> None:
+    engine = Noting(script=_long_or_short, recyclable=True, slots=4)
+    async with running(dataclasses.replace(OFF, recycle_requests=1), engine=engine) as bench:
+        for asker in ("a", "b"):
+            bench.answers.append(await _long(bench, asker))
+        waiting = asyncio.create_task(bench.ask(asker="c"))
+        await asyncio.sleep(0.05)
+        bench.clock.ahead += 600
+        await quiet(lambda: bench.alive == [0, 1])
+        await bench.answers[0].aclose()
+        assert await waiting == 2
+
+
+def _long_or_short(_: str, body: Any) -> Answer:
+    return Answer(stall_after=1) if body.get("long") else Answer()
+
+
+async def _long(bench: Bench, asker: str = "someone") -> EngineResponse:
+    body = b'{"stream":true,"long":true}'
+    request = EngineRequest(path=CHAT_COMPLETIONS, body=body)
+    return await bench.pool.send(request, asker=asker)
+
+
 class Slow(Noting):
     """Siblings start when `hold` is set."""
 
@@ -509,6 +600,59 @@ async def test_an_engine_that_owes_answers_and_says_nothing_is_replaced() -> Non
                 pass
         await until(lambda: bench.alive == [1])
         assert [event["why"] for event in bench.events("engine.stopped")] == ["silent"]
+
+
+async def _one_answer(bench: Bench, *, whole: bool) -> bytes:
+    request = EngineRequest(path=CHAT_COMPLETIONS, body=b"{}", whole=whole)
+    return await (await bench.pool.send(request)).read(1 << 20)
+
+
+@pytest.mark.parametrize("late", ["head", "body"])
+async def test_an_answer_that_comes_whole_is_no_silence_while_it_is_computed(late: str) -> None:
+    class Late(Noting):
+        async def send(self, request: EngineRequest) -> EngineResponse:
+            if request.path == CHAT_COMPLETIONS and late == "head":
+                await asyncio.sleep(0.5)
+            return await super().send(request)
+
+    delay = 0.5 if late == "body" else 0.0
+    engine = Late(script=lambda *_: Answer(delay=delay), recyclable=True, slots=4)
+    async with running(engine=engine, stall_s=0.1) as bench:
+        assert b"word31" in await _one_answer(bench, whole=True)
+        assert bench.alive == [0]
+        with pytest.raises(EngineError):  # the same silence of an engine that owes pieces
+            await _one_answer(bench, whole=False)
+        await until(lambda: 0 not in bench.alive)
+
+
+async def test_an_engine_that_owes_whole_answers_for_longer_than_they_may_take_is_replaced() -> (
+    None
+):
+    engine = Noting(script=lambda *_: Answer(stall_after=0), recyclable=True, slots=4)
+    async with running(engine=engine, stall_s=0.1, generation_s=0.1) as bench:
+        with pytest.raises(EngineError):
+            await _one_answer(bench, whole=True)
+        await until(lambda: bench.alive == [1])
+        assert [event["why"] for event in bench.events("engine.stopped")] == ["silent"]
+
+
+async def test_an_engine_that_could_not_be_asked_is_not_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(member_module, "PROBE_EVERY_S", 0.01)
+
+    class Unasked(Noting):
+        async def send(self, request: EngineRequest) -> EngineResponse:
+            if request.path == HEALTH:
+                raise EngineError("not asked", code=code)
+            return await super().send(request)
+
+    code = NO_DESCRIPTOR
+    async with running(engine=Unasked(recyclable=True, slots=4)) as bench:
+        await quiet(lambda: bench.alive == [0], ticks=30)
+        code = STOPPED
+        await until(lambda: not bench.engine.alive)
+        assert {event["why"] for event in bench.events("engine.stopped")} == {"frozen"}
 
 
 async def test_a_client_that_does_not_read_is_not_the_engines_silence() -> None:
