@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloister.attester.launcher import LaunchedWorker, launch
-from cloister.cli.serve import Upstream, upstream_plan
+from cloister.cli.serve import upstream_plan
+from cloister.cli.upstream_options import Upstream
 from cloister.client.connect import TrustOptions, connect
 from cloister.errors import AppraisalError, EngineError
 from cloister.verifier import policy as policies

@@ -17,7 +17,8 @@ from cloister.attester.measure import reference_values
 from cloister.cli.managed_options import ManagedOptions
 from cloister.cli.measure import EngineOptions
 from cloister.cli.model_options import ModelOptions
-from cloister.cli.serve import sandboxed_plan, to_accept
+from cloister.cli.serve import sandboxed_plan
+from cloister.cli.upstream_options import to_accept
 from cloister.client.connect import TrustOptions, connect
 from cloister.engine.command_lines import ManagedKind
 from cloister.errors import AppraisalError, ConfigurationError, EngineError

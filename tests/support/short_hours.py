@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from cloister.cli import main as cli
-from cloister.cli import measure, serve
+from cloister.cli import measure, upstream_options
 from cloister.worker.settings import (
     KeySettings,
     Limits,
@@ -34,5 +34,5 @@ def settings_for(*given: Any, **named: Any) -> WorkerSettings:
 
 if __name__ == "__main__":
     measure.settings_for = settings_for
-    serve.settings_for = settings_for  # type: ignore[attr-defined]  # it imported the name
+    upstream_options.settings_for = settings_for  # type: ignore[attr-defined]  # it imported the name
     cli.main()

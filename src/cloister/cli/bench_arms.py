@@ -181,7 +181,8 @@ def _launch(
 
 
 def _options(arm: Arm, serving: Serving) -> EngineOptions:
-    from cloister.cli.measure import EngineOptions, ProcessOptions
+    from cloister.cli.measure import EngineOptions
+    from cloister.cli.process_options import ProcessOptions
 
     return EngineOptions(
         context=serving.context,

@@ -23,7 +23,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("cloister.cli.inspect", "Decode evidence of any kind."),
     "chat": ("cloister.cli.chat", "Talk to a worker, after checking it."),
     "proxy": ("cloister.cli.proxy", "A local OpenAI endpoint that checks and seals."),
-    "serve": ("cloister.cli.serve", "Serve a model from a sealed worker."),
+    "serve": (
+        "cloister.cli.serve",
+        "Serve models from a sealed worker.\n\n"
+        "Options that are measured decide what clients have to pin: give `cloister measure` the "
+        "same.",
+    ),
     "measure": ("cloister.cli.measure", "Compute reference values ahead of time."),
     "model": ("cloister.cli.model", "Prepare a model: check its files and record their digests."),
     "quantize": ("cloister.cli.quantize", "Make smaller copies of a GGUF model."),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.model_options import ModelOptions, models_from, written_name
+from cloister.cli.panels import ENGINE
 from cloister.errors import CloisterError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,18 +32,24 @@ EngineName = Annotated[
         "--engine",
         help="llama.cpp, the embedded one; or vllm, sglang, tgi, llama-server or triton as "
         "installed on this machine, started by the worker in a sandbox of their own.",
+        rich_help_panel=ENGINE,
     ),
 ]
 EngineProgram = Annotated[
     Path | None,
-    typer.Option("--engine-program", help="Where the engine's program lies; else it is looked up."),
+    typer.Option(
+        "--engine-program",
+        help="Where the engine's program lies; else it is looked up.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 EngineRoots = Annotated[
     list[Path] | None,
     typer.Option(
         "--engine-root",
-        help="A directory that the engine needs besides its own, read-only. Measured. May be given "
-        "several times.",
+        help="A directory that the engine needs besides its own, read-only. May be given several "
+        "times.",
+        rich_help_panel=ENGINE,
     ),
 ]
 EngineOptionWords = Annotated[
@@ -50,7 +57,8 @@ EngineOptionWords = Annotated[
     typer.Option(
         "--engine-option",
         help="NAME=VALUE: an option of the engine's own, of those that are known to be harmless. "
-        "Measured. May be given several times.",
+        "May be given several times.",
+        rich_help_panel=ENGINE,
     ),
 ]
 EngineServes = Annotated[
@@ -59,10 +67,16 @@ EngineServes = Annotated[
         "--engine-serves",
         help="What the engine serves besides chat and completions: embeddings, rerank or tokenize. "
         "May be given several times.",
+        rich_help_panel=ENGINE,
     ),
 ]
 Gpus = Annotated[
-    str, typer.Option("--gpus", help="Numbers of the NVIDIA GPUs that the engine gets: 0 or 0,1.")
+    str,
+    typer.Option(
+        "--gpus",
+        help="Numbers of the NVIDIA GPUs that the engine gets: 0 or 0,1.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 
 _LABEL: Final = re.compile(r"[^A-Za-z0-9._-]+")

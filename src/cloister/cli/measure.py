@@ -37,6 +37,17 @@ from cloister.cli.model_options import (
     Projectors,
     models_from,
 )
+from cloister.cli.panels import ENGINE, WAYS_IN
+from cloister.cli.process_options import (
+    MaxProcesses,
+    ProcessOptions,
+    RecycleAfter,
+    RecycleAge,
+    RecycleEach,
+    RecycleIdle,
+    SeparationName,
+    Warm,
+)
 from cloister.errors import BuildError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,12 +60,20 @@ if TYPE_CHECKING:
 NATIVE_LIBRARY: Final = "xllamacpp"
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
 
-Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens per request.")]
-Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Requests computed at a time.")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, help="Tokens per request.", rich_help_panel=ENGINE),
+]
+Parallel = Annotated[
+    int,
+    typer.Option("--parallel", min=1, help="Requests computed at a time.", rich_help_panel=ENGINE),
+]
 Unsafe = Annotated[
     bool,
     typer.Option(
-        "--unsafe-without-sandbox", help="Run the engine unconfined. Shows in the measurement."
+        "--unsafe-without-sandbox",
+        help="Run the engine unconfined.",
+        rich_help_panel=ENGINE,
     ),
 ]
 Compat = Annotated[
@@ -62,120 +81,16 @@ Compat = Annotated[
     typer.Option(
         "--compat",
         help="Also serve the paths of servers that Cloister replaces: cosmian, triton, or both "
-        "with a comma between. Shows in the measurement.",
+        "with a comma between.",
+        rich_help_panel=WAYS_IN,
     ),
 ]
-SeparationName = Annotated[
-    str,
-    typer.Option(
-        "--separation",
-        help="shared: one engine process answers everybody. process-per-client: nobody's prompt "
-        "reaches a process that somebody else uses. Shows in the measurement, like all options "
-        "about processes.",
-    ),
-]
-MaxProcesses = Annotated[
-    int | None,
-    typer.Option(
-        "--max-processes",
-        min=1,
-        max=256,
-        help="Engine processes at a time. By default 2, and 4 where clients or requests have "
-        "processes of their own. 1 if only one fits into memory: requests wait while it is "
-        "exchanged.",
-    ),
-]
-RecycleAfter = Annotated[
-    int | None,
-    typer.Option(
-        "--recycle-after", min=0, help="Exchange a process after this many requests. [1000]"
-    ),
-]
-RecycleIdle = Annotated[
-    int | None,
-    typer.Option(
-        "--recycle-idle", min=0, help="... when it was unused for this many seconds. [60]"
-    ),
-]
-RecycleAge = Annotated[
-    int | None,
-    typer.Option(
-        "--recycle-age", min=0, help="... this many seconds after its first request. [3600]"
-    ),
-]
-RecycleEach = Annotated[
-    bool, typer.Option("--recycle-each", help="Give each request a process of its own.")
-]
-Warm = Annotated[
-    int | None,
-    typer.Option(
-        "--warm",
-        min=0,
-        help="Fresh processes kept ready. By default 1 with --recycle-each, else none.",
-    ),
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessOptions:
-    """How people are kept apart, as given on the command line; None where nothing was given."""
-
-    separation: str = "shared"
-    max_processes: int | None = None
-    recycle_after: int | None = None
-    recycle_idle: int | None = None
-    recycle_age: int | None = None
-    recycle_each: bool = False
-    warm: int | None = None
-
-    @property
-    def given(self) -> bool:
-        """Whether anything was asked for."""
-        return self != ProcessOptions()
-
-    def settings(self) -> Separation:
-        """What a worker does with it. ConfigurationError for what cannot be done."""
-        from cloister.worker.settings import Separation, SeparationMode
-
-        try:
-            mode = SeparationMode(self.separation)
-        except ValueError:
-            raise ConfigurationError(
-                f"--separation is {' or '.join(SeparationMode)}", code="configuration.separation"
-            ) from None
-        if self.recycle_each and self.recycle_after not in (None, 1):
-            raise ConfigurationError(
-                "--recycle-each and --recycle-after exclude each other",
-                code="configuration.separation",
-            )
-        each = self.recycle_each or self.recycle_after == 1
-        several = 4 if each or mode is SeparationMode.PER_CLIENT else 2
-        most = several if self.max_processes is None else self.max_processes
-        usual = Separation()
-
-        def chosen(given: int | None, otherwise: int) -> int:
-            return otherwise if given is None else given
-
-        try:
-            return Separation(
-                mode=mode,
-                max_processes=most,
-                recycle_requests=1 if each else chosen(self.recycle_after, usual.recycle_requests),
-                recycle_idle_s=chosen(self.recycle_idle, usual.recycle_idle_s),
-                recycle_age_s=chosen(self.recycle_age, usual.recycle_age_s),
-                warm=chosen(self.warm, min(int(each), most - 1)),
-            )
-        except ValueError:
-            raise ConfigurationError(
-                "--warm has to be less than --max-processes", code="configuration.separation"
-            ) from None
-
-
 AttestedTls = Annotated[
     bool,
     typer.Option(
         "--attested-tls",
         help="The worker also takes requests over attested TLS, as `cloister serve --tls-port`.",
+        rich_help_panel=WAYS_IN,
     ),
 ]
 
@@ -214,7 +129,6 @@ def measure(
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
-    compat: Compat = "",
     separation: SeparationName = "shared",
     max_processes: MaxProcesses = None,
     recycle_after: RecycleAfter = None,
@@ -222,6 +136,7 @@ def measure(
     recycle_age: RecycleAge = None,
     recycle_each: RecycleEach = False,
     warm: Warm = None,
+    compat: Compat = "",
     attested_tls: AttestedTls = False,
     landlock_abi: Annotated[
         int | None,

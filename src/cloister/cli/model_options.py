@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.panels import MODELS
 from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ Models = Annotated[
         "--model",
         help="demo (the default), a GGUF file, an https: address or hf:ORG/REPO/FILE; with "
         "NAME= in front the name it is served under. Several times for several models.",
+        rich_help_panel=MODELS,
     ),
 ]
 ModelDigests = Annotated[
@@ -43,15 +45,20 @@ ModelDigests = Annotated[
     typer.Option(
         "--model-sha256",
         help="Its SHA-256; required if it is fetched. NAME=SHA256 where there are several.",
+        rich_help_panel=MODELS,
     ),
 ]
-ModelName = Annotated[str | None, typer.Option("--model-name", help="The name it is served under.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model-name", help="The name it is served under.", rich_help_panel=MODELS),
+]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter",
         help="NAME=FILE: a LoRA adapter (GGUF), served as the model NAME; NAME@MODEL=FILE where "
         "there are several models. May be given several times.",
+        rich_help_panel=MODELS,
     ),
 ]
 Drafts = Annotated[
@@ -60,6 +67,7 @@ Drafts = Annotated[
         "--draft-model",
         help="A small model (GGUF) of the same vocabulary that guesses tokens ahead. MODEL=FILE "
         "where there are several models.",
+        rich_help_panel=MODELS,
     ),
 ]
 Projectors = Annotated[
@@ -68,6 +76,7 @@ Projectors = Annotated[
         "--projector",
         help="The model's projector (GGUF, mmproj), so that it reads images. MODEL=FILE where "
         "there are several models.",
+        rich_help_panel=MODELS,
     ),
 ]
 

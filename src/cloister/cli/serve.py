@@ -6,10 +6,8 @@ starts; where it listens and whom it serves is the operator's business and is no
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -32,20 +30,11 @@ from cloister.cli.measure import (
     Compat,
     Context,
     EngineOptions,
-    MaxProcesses,
     Parallel,
-    ProcessOptions,
-    RecycleAfter,
-    RecycleAge,
-    RecycleEach,
-    RecycleIdle,
-    SeparationName,
     Unsafe,
-    Warm,
     effective_for,
     managed_engine_for,
     managed_settings_for,
-    settings_for,
     subject_for,
 )
 from cloister.cli.model_options import (
@@ -58,12 +47,31 @@ from cloister.cli.model_options import (
     Projectors,
     models_from,
 )
+from cloister.cli.panels import ADDRESSES, OPERATION, WAYS_IN
+from cloister.cli.process_options import (
+    MaxProcesses,
+    ProcessOptions,
+    RecycleAfter,
+    RecycleAge,
+    RecycleEach,
+    RecycleIdle,
+    SeparationName,
+    Warm,
+)
+from cloister.cli.upstream_options import (
+    Application,
+    CacheSalt,
+    Upstream,
+    UpstreamAddress,
+    UpstreamOptions,
+    UpstreamServes,
+    to_accept,
+    upstream_configuration,
+)
 from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from cloister.attester.launcher import LaunchedWorker, LaunchPlan
-    from cloister.engine.protocol import Engine
-    from cloister.strictjson import JsonObject
     from cloister.worker.operation import Operation
 
 PLATFORM: Final = "development (software TPM)"
@@ -80,29 +88,29 @@ def state_directory() -> Path:
 
 State = Annotated[
     Path | None,
-    typer.Option("--state", help="The operator's private directory.", envvar="CLOISTER_STATE"),
+    typer.Option(
+        "--state",
+        help="The operator's private directory.",
+        envvar="CLOISTER_STATE",
+        rich_help_panel=OPERATION,
+    ),
 ]
-Host = Annotated[str, typer.Option("--host", help="An IP address of this machine.")]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")]
+Host = Annotated[
+    str, typer.Option("--host", help="An IP address of this machine.", rich_help_panel=ADDRESSES)
+]
+Port = Annotated[
+    int,
+    typer.Option("--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=ADDRESSES),
+]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Of the engine; by default all cores but one."),
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Of the engine; by default all cores but one.",
+        rich_help_panel=OPERATION,
+    ),
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
-    """An engine that no sandbox holds, and how it keeps people apart."""
-
-    address: str
-    """Empty where `application` is named instead."""
-    name: str
-    cache_salt: bool
-    application: str | None = None
-    """Imported into the worker's own process."""
-    compat: str = ""
-    attested_tls: bool = False
-    serves: frozenset[str] = frozenset()
 
 
 def serve(
@@ -122,7 +130,6 @@ def serve(
     context: Context = None,
     parallel: Parallel = 8,
     unsafe_without_sandbox: Unsafe = False,
-    compat: Compat = "",
     separation: SeparationName = "shared",
     max_processes: MaxProcesses = None,
     recycle_after: RecycleAfter = None,
@@ -130,42 +137,11 @@ def serve(
     recycle_age: RecycleAge = None,
     recycle_each: RecycleEach = False,
     warm: Warm = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            "--upstream",
-            help="Instead of the embedded engine, an OpenAI-compatible server on this machine: "
-            "unix:/path or http://127.0.0.1:PORT. Its model stays unproven.",
-        ),
-    ] = None,
-    asgi: Annotated[
-        str | None,
-        typer.Option(
-            "--asgi",
-            help="Instead of the embedded engine, an ASGI application, imported into the worker's "
-            "own process: package.module:attribute, installed beside Cloister. The seal then ends "
-            "in the engine, which strict policies refuse; its model stays unproven.",
-        ),
-    ] = None,
-    upstream_cache_salt: Annotated[
-        bool,
-        typer.Option(
-            "--upstream-cache-salt",
-            help="The upstream (or the application) is a vLLM that divides its prefix cache by "
-            "cache_salt. Without this it must have been started without prefix caching.",
-        ),
-    ] = False,
-    upstream_serves: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--upstream-serves",
-            help="What the upstream (or the application) serves besides chat and completions: "
-            "embeddings, rerank or tokenize. May be given several times.",
-        ),
-    ] = None,
-    threads: Threads = None,
-    host: Host = "127.0.0.1",
-    port: Port = DEFAULT_PORT,
+    upstream: UpstreamAddress = None,
+    asgi: Application = None,
+    upstream_cache_salt: CacheSalt = False,
+    upstream_serves: UpstreamServes = None,
+    compat: Compat = "",
     tls_port: Annotated[
         int | None,
         typer.Option(
@@ -173,15 +149,19 @@ def serve(
             min=0,
             max=65535,
             help="Also take requests over attested TLS, for tools that can only pin a "
-            "certificate. Shows in the measurement. 0 takes a free port.",
+            "certificate. 0 takes a free port (which one is not measured).",
+            rich_help_panel=WAYS_IN,
         ),
     ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = DEFAULT_PORT,
     tls_name: Annotated[
         list[str] | None,
         typer.Option(
             "--tls-name",
             help="A DNS name or IP address that clients reach attested TLS by, besides --host. "
             "May be given several times.",
+            rich_help_panel=ADDRESSES,
         ),
     ] = None,
     api_keys: Annotated[
@@ -190,27 +170,48 @@ def serve(
             "--api-keys",
             help="The table that `cloister keys` edits.",
             envvar="CLOISTER_API_KEYS",
+            rich_help_panel=ADDRESSES,
         ),
     ] = None,
     rate_per_minute: Annotated[
-        int, typer.Option("--rate-per-minute", min=0, help="Requests per API key; 0: no limit.")
+        int,
+        typer.Option(
+            "--rate-per-minute",
+            min=0,
+            help="Requests per API key; 0: no limit.",
+            rich_help_panel=ADDRESSES,
+        ),
     ] = 600,
     rate_burst: Annotated[
-        int, typer.Option("--rate-burst", min=1, help="Requests per API key at once.")
+        int,
+        typer.Option(
+            "--rate-burst", min=1, help="Requests per API key at once.", rich_help_panel=ADDRESSES
+        ),
     ] = 120,
+    threads: Threads = None,
     operator_socket: Annotated[
         Path | None,
-        typer.Option("--operator-socket", help="Liveness, readiness and metrics (unix socket)."),
+        typer.Option(
+            "--operator-socket",
+            help="Liveness, readiness and metrics (unix socket).",
+            rich_help_panel=OPERATION,
+        ),
     ] = None,
     kit: Annotated[
         Path | None,
-        typer.Option("--kit", help="Write here what clients pin; by default into the state."),
+        typer.Option(
+            "--kit",
+            help="Write here what clients pin; by default into the state.",
+            rich_help_panel=OPERATION,
+        ),
     ] = None,
     state: State = None,
     prepare_only: Annotated[
         bool,
         typer.Option(
-            "--prepare", help="Make the TPM and compile ahead, so that starting is quick; leave."
+            "--prepare",
+            help="Make the TPM and compile ahead, so that starting is quick; leave.",
+            rich_help_panel=OPERATION,
         ),
     ] = False,
 ) -> None:
@@ -260,64 +261,35 @@ def serve(
         serves=engine_serves or (),
         gpus=gpus,
     )
-    if upstream is None and asgi is None:
-        plan = sandboxed_plan(
-            directory,
-            operation,
-            models=ModelOptions.written(
-                models=model,
-                sha256=model_sha256,
-                name=model_name,
-                adapters=adapter,
-                drafts=draft_model,
-                projectors=projector,
-            ),
-            options=EngineOptions(
-                context=context,
-                parallel=parallel,
-                unsafe_without_sandbox=unsafe_without_sandbox,
-                compat=compat,
-                attested_tls=tls_port is not None,
-                processes=processes,
-                managed=managed,
-            ),
-        )
-    else:
-        if managed.managed:
-            raise ConfigurationError(
-                "one engine answers: --engine, --upstream or --asgi", code="configuration.upstream"
-            )
-        if upstream is not None and asgi is not None:
-            raise ConfigurationError(
-                "one engine answers: --upstream or --asgi", code="configuration.upstream"
-            )
-        if processes.given:
-            raise ConfigurationError(
-                "an upstream or application is one process that the worker cannot start again: "
-                "people cannot be kept apart in it, nor can it be exchanged",
-                code="configuration.separation",
-            )
-        if model or model_sha256 or adapter or draft_model or projector or unsafe_without_sandbox:
-            raise ConfigurationError(
-                "an upstream or application has its own model and no sandbox: --model, what "
-                "belongs to it, and --unsafe-without-sandbox are not for it",
-                code="configuration.upstream",
-            )
-        if model_name is None:
-            raise ConfigurationError(
-                "name the model as the upstream or application does, with --model-name",
-                code="configuration.upstream",
-            )
-        described = Upstream(
-            address=upstream or "",
-            application=asgi,
-            name=model_name,
-            cache_salt=upstream_cache_salt,
-            compat=compat,
-            attested_tls=tls_port is not None,
-            serves=frozenset(f"/v1/{name}" for name in upstream_serves or ()),
-        )
+    options = EngineOptions(
+        context=context,
+        parallel=parallel,
+        unsafe_without_sandbox=unsafe_without_sandbox,
+        compat=compat,
+        attested_tls=tls_port is not None,
+        processes=processes,
+        managed=managed,
+    )
+    others = UpstreamOptions(
+        address=upstream,
+        application=asgi,
+        cache_salt=upstream_cache_salt,
+        serves=upstream_serves or (),
+    )
+    if others.named:
+        of_a_model = model or model_sha256 or adapter or draft_model or projector
+        described = others.described(model_name, options, of_a_model=bool(of_a_model))
         plan = upstream_plan(directory, operation, described)
+    else:
+        models = ModelOptions.written(
+            models=model,
+            sha256=model_sha256,
+            name=model_name,
+            adapters=adapter,
+            drafts=draft_model,
+            projectors=projector,
+        )
+        plan = sandboxed_plan(directory, operation, models=models, options=options)
     if prepare_only:
         prepare(plan)
         return
@@ -403,78 +375,12 @@ def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> Laun
     return LaunchPlan(
         state_dir=state,
         subject=Subject(
-            python=Path(sys.executable), configuration=_upstream_configuration(upstream)
+            python=Path(sys.executable), configuration=upstream_configuration(upstream)
         ),
         entry=ENTRY,
         operator=operation.to_json(),
         compiled=COMPILED,
     )
-
-
-def _upstream_configuration(upstream: Upstream) -> JsonObject:
-    from cloister.worker.configuration import effective_configuration
-    from cloister.worker.settings import Separation
-
-    engine = _server(upstream) if upstream.application is None else _application(upstream)
-    settings = settings_for(
-        upstream.compat, Separation.of_one_process(), attested_tls=upstream.attested_tls
-    )
-    return effective_configuration([engine], settings)
-
-
-def _server(upstream: Upstream) -> Engine:
-    from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
-
-    return OpenAIUpstream(
-        UpstreamSettings(
-            address=upstream.address,
-            name=upstream.name,
-            cache_salt=upstream.cache_salt,
-            prefix_cache_off=not upstream.cache_salt,
-            serves=upstream.serves,
-        )
-    )
-
-
-def _application(upstream: Upstream) -> Engine:
-    """The engine as it describes itself. Only the worker imports the application itself."""
-    from cloister.engine.asgi_app import AsgiEngine, AsgiSettings, unproven_model
-
-    async def not_here(_scope: object, _receive: object, _send: object) -> None:
-        raise RuntimeError("the application runs in the worker")
-
-    return AsgiEngine(
-        not_here,
-        AsgiSettings(
-            application=upstream.application or "",
-            model=unproven_model(upstream.name),
-            cache_salt=upstream.cache_salt,
-            prefix_cache_off=not upstream.cache_salt,
-            serves=upstream.serves,
-        ),
-    )
-
-
-def to_accept(configuration: JsonObject) -> tuple[str, ...]:
-    """Lines of a policy, in TOML, without which the presets refuse a worker so configured.
-
-    They are told, not written: a kit that accepted whatever its worker is would check nothing.
-    """
-    from cloister.evidence.component import is_managed, isolation_mode, termination
-    from cloister.verifier.policy import development
-
-    preset = development()
-    lines: list[str] = []
-    if not is_managed(configuration):
-        # Nor is its model measured by anybody, unless something else says so.
-        lines += ["require_model = false", "require_managed = false"]
-    for name, found in (
-        ("isolation", isolation_mode(configuration)),
-        ("termination", termination(configuration)),
-    ):
-        if found not in getattr(preset, name):
-            lines.append(f"{name} = {json.dumps([found])}")
-    return tuple(lines)
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cloister.cli.main import build_app
-from cloister.cli.serve import Upstream, _upstream_configuration, to_accept
+from cloister.cli.upstream_options import Upstream, to_accept, upstream_configuration
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import ComponentKind
 from cloister.testing.simulated_tpm import (
@@ -52,6 +52,7 @@ def refused(arguments: list[str], state: Path) -> str:
         (["--model-name", "fake", "--upstream", "unix:/run/x.sock"], "configuration.upstream"),
         (["--model-name", "fake", "--model", "demo"], "configuration.upstream"),
         (["--model-name", "fake", "--unsafe-without-sandbox"], "configuration.upstream"),
+        (["--model-name", "fake", "--context", "512"], "configuration.upstream"),
         (
             ["--model-name", "fake", "--separation", "process-per-client"],
             "configuration.separation",
@@ -67,8 +68,15 @@ def test_an_application_is_one_process_with_a_model_of_its_own(
     assert refused([*application, *arguments], tmp_path / "state") == code
 
 
+@pytest.mark.parametrize("option", [["--upstream-cache-salt"], ["--upstream-serves", "rerank"]])
+def test_what_is_for_an_upstream_is_not_dropped_without_one(
+    tmp_path: Path, option: list[str]
+) -> None:
+    assert refused(option, tmp_path / "state") == "configuration.upstream"
+
+
 def test_what_an_application_is_stands_in_what_is_measured() -> None:
-    configuration = _upstream_configuration(
+    configuration = upstream_configuration(
         Upstream(address="", application="a.b:app", name="m", cache_salt=True)
     )
     assert configuration["termination"] == "in-engine"
@@ -103,7 +111,7 @@ def test_operators_are_told_what_their_clients_have_to_accept(
     upstream: Upstream, lines: tuple[str, ...]
 ) -> None:
     """Just that: with these lines the worker is affirmed, and without one of them refused."""
-    configuration = _upstream_configuration(upstream)
+    configuration = upstream_configuration(upstream)
     assert to_accept(configuration) == lines
     assert to_accept(default_configuration()) == ()
     now = datetime.now(UTC)

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from cloister.cli.cases.verdict import READERS
-from cloister.cli.main import build_app
+from cloister.cli.main import COMMANDS, build_app
 from cloister.endorsements.artefact import ArtefactKind
 from cloister.endorsements.status import State
 from cloister.evidence.recognise import Kind
@@ -32,6 +32,11 @@ def options(command: str) -> set[str]:
         for name in parameter.opts
         if name.startswith("--") and name != "--help"
     }
+
+
+def test_every_command_has_a_row() -> None:
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| \[", PAGE, re.MULTILINE)
+    assert sorted(re.findall(r"\w+", " ".join(rows))) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "doctor"])

@@ -8,7 +8,8 @@ import pytest
 
 from cloister.channel.claims import parse_claims
 from cloister.cli.measure import settings_for
-from cloister.cli.serve import Upstream, upstream_plan
+from cloister.cli.serve import upstream_plan
+from cloister.cli.upstream_options import Upstream
 from cloister.errors import ConfigurationError
 from cloister.testing.fake_engine import FakeEngine
 from cloister.worker.configuration import claims_of, effective_configuration, settings_of

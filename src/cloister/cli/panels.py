@@ -1,0 +1,14 @@
+"""Headings under which ``--help`` shows the options of a worker.
+
+Commands that describe a worker share its options, and so these.
+"""
+
+from typing import Final
+
+MODELS: Final = "Models (measured)"
+ENGINE: Final = "Engine (measured)"
+OTHERS_ENGINE: Final = "Somebody else's engine, or an application (measured)"
+APART: Final = "Keeping people apart (measured)"
+WAYS_IN: Final = "Ways in (measured)"
+ADDRESSES: Final = "Addresses and people (not measured)"
+OPERATION: Final = "Running it (not measured)"
