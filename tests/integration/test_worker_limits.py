@@ -166,12 +166,18 @@ async def test_bodies_that_are_not_one_plain_object(body: bytes) -> None:
         assert not bench.engine.requests
 
 
-@pytest.mark.parametrize("filler", [b"{},", b"[],", b"1,"])
+@pytest.mark.parametrize(
+    "filler", [b"{},", b"[],", b"1,", b"[" * 50 + b"]" * 50 + b",", b'{"a":[]},']
+)
 async def test_bodies_of_millions_of_values_are_refused_before_they_are_decoded(
     filler: bytes,
 ) -> None:
-    body = b'{"model":"fake","messages":[' + filler * 1_000_001
+    count = 1_000_000 // sum(filler.count(one) for one in b",[{")
+    start = b'{"model":"fake","messages":['
+    body = start + filler * (count + 1)
     async with running() as bench:
+        inner = await bench.peer.ask(body=start + filler * (count - 4))  # it has no end
+        assert (inner.status, inner.error["code"]) == (400, "bad_json")
         inner = await bench.peer.ask(body=body)
         assert (inner.status, inner.error["code"]) == (400, "too_many_values")
 

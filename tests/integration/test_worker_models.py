@@ -88,6 +88,14 @@ async def test_every_model_is_listed_in_order_with_its_digest() -> None:
     assert unknown.status == 404
 
 
+async def test_a_model_whose_name_has_a_slash_is_found_as_sdks_ask_for_it() -> None:
+    async with running(engine=engine("org/first", "1"), others=[engine("second", "2")]) as bench:
+        for written in ("org/first", "org%2Ffirst"):
+            one = await bench.peer.ask(f"{MODELS}/{written}")
+            assert (one.status, one.json["id"]) == (200, "org/first")
+        assert (await bench.peer.ask(f"{MODELS}/org%252Ffirst")).status == 404
+
+
 async def test_a_path_that_only_one_model_serves() -> None:
     first = engine("first", "1", paths={CHAT_COMPLETIONS: None})
     second = engine("second", "2")
@@ -133,6 +141,15 @@ async def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="another name"):
         async with running(engine=engine("one", "1"), others=[engine("one", "2")]):
             pytest.fail("it started")
+
+
+async def test_a_model_that_is_called_as_others_call_their_first_one() -> None:
+    first, second = engine("first", "1"), engine("ensemble", "2")
+    settings = WorkerSettings(compat=frozenset(Dialect))
+    async with running(settings, engine=first, others=[second]) as bench:
+        inner = await bench.peer.ask("/v2/models/ensemble/generate", {"text_input": "x"})
+    assert inner.json["text_output"] == "I am ensemble"
+    assert (len(first.requests), len(second.requests)) == (0, 1)
 
 
 async def test_other_servers_paths() -> None:

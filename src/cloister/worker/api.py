@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any, Final
+from urllib.parse import unquote
 
 from cloister.engine.budget import Spend
 from cloister.engine.protocol import (
@@ -72,7 +73,8 @@ async def handle(exchange: Exchange) -> None:
         case _ if fields.path == MODELS or fields.path.startswith(MODELS + "/"):
             exchange.route = "models"
             _require(fields.method, "GET")
-            await _models(exchange, fields.path.removeprefix(MODELS).removeprefix("/"))
+            # OpenAI's SDK escapes what a name may hold in a path, slashes too.
+            await _models(exchange, unquote(fields.path.removeprefix(MODELS).removeprefix("/")))
         case _ if fields.path.startswith(wire.RECEIPTS_PREFIX):
             exchange.route = "receipts"
             _require(fields.method, "GET")

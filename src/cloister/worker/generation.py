@@ -12,9 +12,9 @@ from cloister.errors import EngineError
 from cloister.worker import problems
 from cloister.worker.problems import RefusedError
 
-MAX_COMMAS: Final = 1_000_000
-"""In a body, those inside strings counted too. Every value but the first of a container has one
-in front, so this bounds the values; 32 MiB of them would hold the worker up for seconds."""
+MAX_VALUES: Final = 1_000_000
+"""In a body: commas and opening brackets, those inside strings counted too. Every value has one
+of them in front; 32 MiB of them would hold the worker up for half a minute."""
 
 _CONSTRAINT_PREFIX: Final = "aci_"
 _MAX_SESSIONS: Final = 1024
@@ -55,7 +55,7 @@ def check_generation(body: bytes, *, models: Container[str]) -> Generation:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Decode a body as `decode_body` does; RefusedError if it cannot, or holds too much."""
-    if len(body) > MAX_COMMAS and body.count(b",") > MAX_COMMAS:
+    if len(body) > MAX_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise RefusedError(problems.TOO_MANY_VALUES)
     try:
         return decode_body(body)

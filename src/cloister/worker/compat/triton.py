@@ -1,7 +1,8 @@
 """Triton Inference Server's generate extension, with the fields of TensorRT-LLM's ensemble.
 
 Triton's protocol extension "generate" (server, docs/protocol/extension_generate.md). A model is
-called by its own name, the first one also ``ensemble``, as BlindLlama's client does.
+called by its own name, the first one also ``ensemble``, as BlindLlama's client does, unless
+another one has that name.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def translate(fields: RequestFields, body: bytes, *, models: Sequence[str]) -> T
     if fields.method != "POST":
         raise RefusedError(problems.WRONG_METHOD)
     named = unquote(found[1])
-    model = models[0] if named == ENSEMBLE else named
+    model = models[0] if named == ENSEMBLE and named not in models else named
     if model not in models or found[2] not in (None, VERSION):
         raise RefusedError(problems.UNKNOWN_MODEL)
     stream = found[3] == "generate_stream"

@@ -47,6 +47,10 @@ DOCUMENTED: Final = (
         """.split()
     )
 )
+_ECHOED: Final = ("prompt_cache_key", "safety_identifier", "user")
+_MAX_PAIRS, _MAX_NAME, _MAX_TEXT = 16, 64, 512
+"""Of what asks for nothing and is said again in three events of a stream; as the reference has
+them."""
 LOGPROBS: Final = "message.output_text.logprobs"
 
 
@@ -84,12 +88,15 @@ def _repeated(given: Mapping[str, Any]) -> dict[str, Any]:
     """The members of a response object that say what was asked, with their defaults."""
     text = dict(given.get("text", {}))
     text.setdefault("format", {"type": "text"})
-    names = ("instructions", "max_output_tokens", "safety_identifier", "prompt_cache_key", "user")
+    for name in _ECHOED:
+        if len(expect(given.get(name, ""), str, name)) > _MAX_TEXT:
+            raise wrong(name, f"`{name}` has at most {_MAX_TEXT} characters.")
+    names = ("instructions", "max_output_tokens", *_ECHOED)
     return {
         "background": False,
         **{name: given.get(name) for name in names},
         "max_tool_calls": None,
-        "metadata": given.get("metadata", {}),
+        "metadata": _metadata(given.get("metadata", {})),
         "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None} | dict(given.get("reasoning", {})),
@@ -103,6 +110,20 @@ def _repeated(given: Mapping[str, Any]) -> dict[str, Any]:
         "top_p": given.get("top_p"),
         "truncation": "disabled",
     }
+
+
+def _metadata(value: object) -> dict[str, str]:
+    metadata: dict[str, Any] = expect(value, dict, "metadata")
+    short = len(metadata) <= _MAX_PAIRS and all(len(name) <= _MAX_NAME for name in metadata)
+    if not short or any(
+        not isinstance(text, str) or len(text) > _MAX_TEXT for text in metadata.values()
+    ):
+        raise wrong(
+            "metadata",
+            f"`metadata` has at most {_MAX_PAIRS} names of {_MAX_NAME} characters, each with a "
+            f"text of {_MAX_TEXT}.",
+        )
+    return metadata
 
 
 def _check_stream_options(value: object) -> None:
