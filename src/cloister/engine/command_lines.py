@@ -91,10 +91,10 @@ OPTIONS: Final[Mapping[ManagedKind, frozenset[str]]] = {
     ),
     ManagedKind.SGLANG: frozenset(
         {
-            "attention-backend", "chunked-prefill-size", "cpu-offload-gb", "cuda-graph-max-bs",
-            "disable-overlap-schedule", "dtype", "grammar-backend", "kv-cache-dtype",
-            "mem-fraction-static", "quantization", "random-seed", "reasoning-parser",
-            "tool-call-parser",
+            "attention-backend", "chunked-prefill-size", "cpu-offload-gb",
+            "cuda-graph-max-bs-decode", "cuda-graph-max-bs-prefill", "disable-overlap-schedule",
+            "dtype", "grammar-backend", "kv-cache-dtype", "mem-fraction-static", "quantization",
+            "random-seed", "reasoning-parser", "tool-call-parser",
         }
     ),
     ManagedKind.TGI: frozenset(
@@ -225,6 +225,7 @@ def _vllm(sizes: Sizes) -> Command:
             "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "False",
             "VLLM_TRACE_FUNCTION": "0",
             "VLLM_SERVER_DEV_MODE": "0",
+            "VLLM_USE_RUST_FRONTEND": "0",  # another program, which knows these words otherwise
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
             "VLLM_USE_MODELSCOPE": "False",
@@ -270,6 +271,7 @@ def _sglang(sizes: Sizes) -> Command:
             "SGLANG_MM_FEATURE_CACHE_MB": "0",
             "SGLANG_LOG_REQUEST_EXCEEDED_MS": "-1",
             "SGLANG_PLUGINS": "none",  # an empty list would mean all that are installed
+            "SGLANG_RUST_SERVER": "0",  # another program, which knows these words otherwise
             "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
             "SGLANG_CUDA_COREDUMP": "0",
             "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+from cloister.engine.media_parts import refused_medium
 from cloister.engine.protocol import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
@@ -64,11 +65,6 @@ REACHING_FIELDS: Final = frozenset(
 )  # fmt: skip
 
 
-MEDIA_NAME: Final = "uuid"
-"""By this field of a message's part vLLM finds an image or sound that was sent earlier, whoever
-sent it, and takes it for the one that comes along (vllm/entrypoints/chat_utils.py)."""
-
-
 def method_of(path: str, served: Collection[str] = METHODS.keys()) -> str:
     """Return the method for `path`; EngineError (`PATH_REFUSED`) if it is not `served`."""
     method = METHODS.get(path) if path in served else None
@@ -116,22 +112,12 @@ def encode_salted(
     decoded = decode_body(request.body)
     for name in sorted(REACHING_FIELDS & decoded.keys()):
         raise refuse(f"the field '{name}' is not accepted here", field=name)
-    if any(MEDIA_NAME in part for part in _parts(decoded)):
-        raise refuse(f"the field '{MEDIA_NAME}' of a message's part is not accepted here")
+    medium = refused_medium(decoded)
+    if medium is not None:
+        raise refuse(medium)
     if salted:
         decoded["cache_salt"] = request.cache_domain or random_bytes(32).hex()
     return encode_body(decoded)
-
-
-def _parts(decoded: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every part of every message, and of what is ranked, whatever else is in there."""
-    for name in ("messages", "query", "documents"):
-        held = decoded.get(name)
-        for holder in held if isinstance(held, list) else (held,):
-            content = holder.get("content") if isinstance(holder, dict) else None
-            for part in content if isinstance(content, list) else ():
-                if isinstance(part, dict):
-                    yield part
 
 
 def refuse(message: str, *, field: str | None = None) -> EngineError:

@@ -109,6 +109,7 @@ def test_vllm_keeps_prefixes_apart_and_prints_nothing() -> None:
     assert environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "0"
     assert environment["VLLM_SERVER_DEV_MODE"] == "0"
     assert environment["VLLM_DEBUG_LOG_API_SERVER_RESPONSE"] == "False"
+    assert environment["VLLM_USE_RUST_FRONTEND"] == "0"
 
 
 def test_sglang_reuses_nothing_and_prints_nothing() -> None:
@@ -123,6 +124,13 @@ def test_sglang_reuses_nothing_and_prints_nothing() -> None:
         assert word not in command.arguments
     assert not any("crash-dump" in word or "hicache" in word for word in command.arguments)
     assert command.environment["SGLANG_PLUGINS"] == "none"
+    assert command.environment["SGLANG_RUST_SERVER"] == "0"
+    # As the release has it: two options, of which the shorter name is neither.
+    assert "cuda-graph-max-bs" not in OPTIONS[ManagedKind.SGLANG]
+    assert has(
+        made(ManagedKind.SGLANG, options={"cuda-graph-max-bs-decode": "8"}),
+        "--cuda-graph-max-bs-decode=8",
+    )
 
 
 def test_tgi_reports_no_usage_and_reuses_nothing() -> None:
