@@ -241,6 +241,7 @@ def _sglang(sizes: Sizes) -> Command:
     return Command(
         arguments=(
             "serve",
+            "--model-type", "llm",  # no server of another package's that claims the model
             "--model-path", FOLDER,
             "--served-model-name", sizes.name,
             "--host", _LOOPBACK,

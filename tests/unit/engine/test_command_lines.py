@@ -115,6 +115,7 @@ def test_vllm_keeps_prefixes_apart_and_prints_nothing() -> None:
 def test_sglang_reuses_nothing_and_prints_nothing() -> None:
     command = made(ManagedKind.SGLANG)
     assert has(command, "--disable-radix-cache")
+    assert has(command, "--model-type", "llm")
     assert has(command, "--load-format", "safetensors")
     assert has(command, "--log-level-http", "critical")
     assert has(command, "--allowed-media-domains", "none.invalid")
