@@ -163,6 +163,28 @@ async def test_a_key_is_needed_before_a_body_is_read(tmp_path: Path) -> None:
         assert len(pinned.bench.engine.requests) == 2
 
 
+@pytest.mark.parametrize("trailing", [False, True])
+async def test_a_key_behind_the_body_is_none(tmp_path: Path, trailing: bool) -> None:
+    """What a trailer says is not taken for the head's, even where both come at once."""
+    file = ApiKeyFile(tmp_path / "keys.json")
+    _, ann = file.add("ann", at=0)
+    key = f"Authorization: Bearer {ann}\r\n".encode()
+    body = json.dumps(chat("hello")).encode()
+    sent = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n%b\r\n" % (
+        PATH.encode(),
+        b"" if trailing else key,
+    )
+    sent += b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, key if trailing else b"")
+    async with listening(tmp_path, api_keys=tmp_path / "keys.json") as pinned:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", pinned.port, ssl=pinned.context()
+        )
+        writer.write(sent)
+        status = await reader.readline()
+        writer.close()
+        assert status.split()[1] == (b"401" if trailing else b"200")
+
+
 async def test_rates_are_one_for_both_ways_in(tmp_path: Path) -> None:
     file = ApiKeyFile(tmp_path / "keys.json")
     _, ann = file.add("ann", at=0)

@@ -155,6 +155,7 @@ class EnginePool:
                 task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._starting = 0  # a start that was cancelled before it began has not counted itself out
         await self._engine.aclose()
 
     # -- places ------------------------------------------------------------------------------

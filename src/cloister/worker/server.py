@@ -42,6 +42,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Count the connection, and give its first request's head a time to arrive in."""
         super().connection_made(transport)
         self._in_head = True
+        self._fields = 0
         self._without_body = 0
         self._body_seen = False
         self._timer: asyncio.TimerHandle | None = None
@@ -72,15 +73,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A head begins."""
         super().on_message_begin()
         self._in_head = True
+        self._fields = 0
         self._without_body = 0
         if self._timer is None:
             self._arm()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Refuse more fields than anybody needs, trailers among them."""
-        if len(self.headers) >= MAX_HEADERS:
+        """Refuse more fields than anybody needs, and drop trailers.
+
+        uvicorn would put those among the fields of the head, where they came soon enough to
+        be seen there (RFC 9110 section 6.5.1 forbids that).
+        """
+        self._fields += 1
+        if self._fields > MAX_HEADERS:
             raise _TooManyHeadersError
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there."""
