@@ -202,11 +202,12 @@ class EnginePool:
         return self._queue.running(asker) < max(1, slots - max(1, slots // 8))
 
     def _may_have_another(self, asker: Hashable) -> bool:
-        """With processes of clients' own: an asker leaves one of them to others."""
-        if self._shared:
-            return True
+        return self._shared or self._may_have_more(asker) > 0
+
+    def _may_have_more(self, asker: Hashable) -> int:
+        """With processes of clients' own: how many; an asker leaves one of them to others."""
         held = sum(member.asker == asker and member.served > 0 for member in self._members)
-        return held < max(1, self._separation.max_processes - 1)
+        return max(1, self._separation.max_processes - 1) - held
 
     # -- exchange ----------------------------------------------------------------------------
 
@@ -306,12 +307,14 @@ class EnginePool:
     def _needed(self, *, due: bool) -> int:
         """How many fresh processes somebody waits for, or soon will."""
         if not self._shared:
-            waiting = {
-                ticket.key
-                for ticket in self._queue.waiting()
-                if ticket.key not in self._current and self._may_have_another(ticket.asker)
-            }
-            return len(waiting)
+            keys: dict[Hashable, set[Hashable]] = {}
+            for ticket in self._queue.waiting():
+                if ticket.key not in self._current:
+                    keys.setdefault(ticket.asker, set()).add(ticket.key)
+            # More than it may have, an asker would not get; but others would lose theirs for it.
+            return sum(
+                max(0, min(len(own), self._may_have_more(asker))) for asker, own in keys.items()
+            )
         most = self._separation.recycle_requests
         if most == 1:
             return max(1, sum(1 for _ in self._queue.waiting()))

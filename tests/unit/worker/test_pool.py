@@ -482,6 +482,18 @@ async def test_one_asker_with_many_names_leaves_a_process_to_others() -> None:
         await third
 
 
+async def test_what_one_asker_may_not_have_is_taken_from_nobody() -> None:
+    async with running(dataclasses.replace(PER_CLIENT, max_processes=4)) as bench:
+        assert [await bench.ask(name) for name in "bcd"] == [0, 1, 2]
+        many = [asyncio.create_task(bench.open(f"n{number}", "greedy")) for number in range(10)]
+        await until(lambda: sum(one.done() for one in many) == 3)
+        await quiet(lambda: sum(one.done() for one in many) == 3)
+        assert await bench.ask("d") == 2  # used last, so those of the others made room
+        for one in many:
+            one.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+
+
 async def test_a_client_that_brings_its_process_down_delays_nobody() -> None:
     async with running(dataclasses.replace(PER_CLIENT, max_processes=2)) as bench:
         for _ in range(6):
