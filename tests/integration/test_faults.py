@@ -160,10 +160,16 @@ def _changed_since(began: float, root: Path) -> Iterator[Path]:
                     yield path
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[Program]:
+    """One program for all faults: it has to outlive each of them."""
+    with program("--parallel", "4", command=SHORT_HOURS) as started:
+        yield started
+
+
 @pytest.fixture
-def world() -> Iterator[World]:
-    with program("--parallel", "4", command=SHORT_HOURS) as running:
-        yield World(running=running)
+def world(running: Program) -> World:
+    return World(running=running)
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:

@@ -62,7 +62,7 @@ class Served:
 
 
 def planned(state: Path, kind: ManagedKind, model: str, **options: Any) -> LaunchPlan:
-    installation = install(kind, state / "installed" / kind.value)
+    installation = install(kind, installed(state, kind))
     return sandboxed_plan(
         state,
         Operation(),
@@ -74,8 +74,12 @@ def planned(state: Path, kind: ManagedKind, model: str, **options: Any) -> Launc
     )
 
 
+def installed(state: Path, kind: ManagedKind) -> Path:
+    return state / "installed" / kind.value
+
+
 def serving(state: Path, plan: LaunchPlan) -> Iterator[Served]:
-    output = state / "output.log"
+    output = state / f"{secrets.token_hex(4)}.log"
     with (
         output.open("wb") as log,
         launch(dataclasses.replace(plan, output=log.fileno())) as worker,
@@ -85,15 +89,19 @@ def serving(state: Path, plan: LaunchPlan) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    state = tmp_path_factory.mktemp("vllm")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers here: its TPM is made, and the installation compiled, once."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def vllm(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model = folder(tmp_path_factory.mktemp("models") / "tiny-model")
     yield from serving(state, planned(state, ManagedKind.VLLM, f"stand-in={model}"))
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    state = tmp_path_factory.mktemp("llama")
+def llama(state: Path) -> Iterator[Served]:
     yield from serving(state, planned(state, ManagedKind.LLAMA_SERVER, "demo"))
 
 
@@ -156,14 +164,15 @@ def test_model_and_installation_are_measured(vllm: Served) -> None:
 
 
 def test_another_file_in_the_installation_is_another_measurement(vllm: Served) -> None:
-    before = reference_values(vllm.plan.subject)
-    added = vllm.state / "installed" / "vllm" / "bin" / "sitecustomize.py"
+    before = vllm.worker.client_kit(accepting()).reference_values
+    added = installed(vllm.state, ManagedKind.VLLM) / "bin" / "sitecustomize.py"
     added.write_text("print('ran')")
     try:
-        assert reference_values(vllm.plan.subject) != before
+        after = reference_values(vllm.plan.subject)
     finally:
         added.unlink()
-    assert reference_values(vllm.plan.subject) == before
+    (changed,) = set(after.components) - set(before.components)
+    assert (changed.kind, changed.name) == (ComponentKind.NATIVE, "vllm/0")
 
 
 def test_a_real_engine_answers_behind_llama_servers_own_words(llama: Served) -> None:

@@ -22,7 +22,8 @@ import typer
 from cloister.cli.exits import exit_code
 from cloister.cli.measure import EngineOptions
 from cloister.cli.model_options import Model, ModelDigest, ModelOptions
-from cloister.cli.serve import PLATFORM, State, embedded_plan, state_directory
+from cloister.cli.operation_options import State, state_directory
+from cloister.cli.serve import PLATFORM, embedded_plan
 from cloister.errors import AppraisalError, EngineError, UnsupportedError
 
 if TYPE_CHECKING:

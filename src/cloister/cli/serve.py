@@ -6,14 +6,12 @@ starts; where it listens and whom it serves is the operator's business and is no
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from cloister.cli.keys import DEFAULT_FILE
 from cloister.cli.managed_options import (
     EMBEDDED,
     EngineName,
@@ -47,7 +45,22 @@ from cloister.cli.model_options import (
     Projectors,
     models_from,
 )
-from cloister.cli.panels import ADDRESSES, OPERATION, WAYS_IN
+from cloister.cli.operation_options import (
+    ApiKeys,
+    Host,
+    KitFolder,
+    OperatorSocket,
+    Port,
+    Prepare,
+    RateBurst,
+    RatePerMinute,
+    State,
+    Threads,
+    TlsNames,
+    TlsPort,
+    state_directory,
+    table_of_keys,
+)
 from cloister.cli.process_options import (
     MaxProcesses,
     ProcessOptions,
@@ -80,39 +93,6 @@ COMPILED: Final = ("cloister.worker.serve", "uvloop", "httptools")
 """Modules the launcher compiles ahead of the worker's start."""
 
 
-def state_directory() -> Path:
-    """Where an operator's state lies: ``$XDG_STATE_HOME/cloister``."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "cloister"
-
-
-State = Annotated[
-    Path | None,
-    typer.Option(
-        "--state",
-        help="The operator's private directory.",
-        envvar="CLOISTER_STATE",
-        rich_help_panel=OPERATION,
-    ),
-]
-Host = Annotated[
-    str, typer.Option("--host", help="An IP address of this machine.", rich_help_panel=ADDRESSES)
-]
-Port = Annotated[
-    int,
-    typer.Option("--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=ADDRESSES),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        help="Of the engine; by default all cores but one.",
-        rich_help_panel=OPERATION,
-    ),
-]
-
-
 def serve(
     *,
     model: Models = None,
@@ -142,96 +122,30 @@ def serve(
     upstream_cache_salt: CacheSalt = False,
     upstream_serves: UpstreamServes = None,
     compat: Compat = "",
-    tls_port: Annotated[
-        int | None,
-        typer.Option(
-            "--tls-port",
-            min=0,
-            max=65535,
-            help="Also take requests over attested TLS, for tools that can only pin a "
-            "certificate. 0 takes a free port (which one is not measured).",
-            rich_help_panel=WAYS_IN,
-        ),
-    ] = None,
+    tls_port: TlsPort = None,
     host: Host = "127.0.0.1",
     port: Port = DEFAULT_PORT,
-    tls_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tls-name",
-            help="A DNS name or IP address that clients reach attested TLS by, besides --host. "
-            "May be given several times.",
-            rich_help_panel=ADDRESSES,
-        ),
-    ] = None,
-    api_keys: Annotated[
-        Path | None,
-        typer.Option(
-            "--api-keys",
-            help="The table that `cloister keys` edits.",
-            envvar="CLOISTER_API_KEYS",
-            rich_help_panel=ADDRESSES,
-        ),
-    ] = None,
-    rate_per_minute: Annotated[
-        int,
-        typer.Option(
-            "--rate-per-minute",
-            min=0,
-            help="Requests per API key; 0: no limit.",
-            rich_help_panel=ADDRESSES,
-        ),
-    ] = 600,
-    rate_burst: Annotated[
-        int,
-        typer.Option(
-            "--rate-burst", min=1, help="Requests per API key at once.", rich_help_panel=ADDRESSES
-        ),
-    ] = 120,
+    tls_name: TlsNames = None,
+    api_keys: ApiKeys = None,
+    rate_per_minute: RatePerMinute = 600,
+    rate_burst: RateBurst = 120,
     threads: Threads = None,
-    operator_socket: Annotated[
-        Path | None,
-        typer.Option(
-            "--operator-socket",
-            help="Liveness, readiness and metrics (unix socket).",
-            rich_help_panel=OPERATION,
-        ),
-    ] = None,
-    kit: Annotated[
-        Path | None,
-        typer.Option(
-            "--kit",
-            help="Write here what clients pin; by default into the state.",
-            rich_help_panel=OPERATION,
-        ),
-    ] = None,
+    operator_socket: OperatorSocket = None,
+    kit: KitFolder = None,
     state: State = None,
-    prepare_only: Annotated[
-        bool,
-        typer.Option(
-            "--prepare",
-            help="Make the TPM and compile ahead, so that starting is quick; leave.",
-            rich_help_panel=OPERATION,
-        ),
-    ] = False,
+    prepare_only: Prepare = False,
 ) -> None:
     """Serve models from a sealed worker, until SIGTERM or Ctrl-C."""
     from cloister.attester.launcher import prepare, run
     from cloister.worker.operation import Operation
 
     directory = state_directory() if state is None else state
-    if api_keys is not None and not api_keys.expanduser().is_file():
-        # Taking a mistyped name for an empty table would open the worker to everybody.
-        raise ConfigurationError(
-            f"there is no table of API keys at {api_keys}; `cloister keys add` makes one",
-            code="configuration.api_keys",
-        )
     operation = Operation(
         host=host,
         port=port,
         tls_port=tls_port,
         tls_names=tuple(name.lower() for name in tls_name or ()),
-        api_keys=DEFAULT_FILE if api_keys is None else api_keys,
+        api_keys=table_of_keys(api_keys),
         operator_socket=operator_socket,
         threads=threads,
         upstream=upstream,
