@@ -43,32 +43,49 @@ _TABLES: Final = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 _BLOCK: Final = 1 << 20
 
 
-def image_size(data: bytes) -> tuple[int, int]:
+class TooManyPixelsError(ValueError):
+    """Its head says that it is larger than what is asked for; nothing else of it was read."""
+
+
+def image_size(data: bytes, *, most: int) -> tuple[int, int]:
     """Width and height in pixels; ValueError if it is no PNG, JPEG or GIF, or has none.
 
-    Takes time for a PNG, as inflating it does; what is inflated is dropped.
+    TooManyPixelsError for more than `most` of them. Takes time for a PNG, as inflating it does,
+    and in proportion to `most`; what is inflated is dropped.
     """
-    if data.startswith(_PNG):
-        size: tuple[int, ...] = _png(data)
-    elif data.startswith(_GIF):
-        size = _unpack("<HH", data, len(_GIF[0]))
-    elif data.startswith(_JPEG):
-        size = _jpeg(data)
-    else:
-        raise ValueError("it is no PNG, JPEG or GIF")
-    width, height = size
+    width, height = _head(data)
     if not width or not height:
         raise ValueError("it has no pixels")
+    if width * height > most:
+        raise TooManyPixelsError("it has too many pixels")
+    if data.startswith(_PNG):
+        _check_inflated(data)
     return width, height
 
 
-def _png(data: bytes) -> tuple[int, int]:
+def _head(data: bytes) -> tuple[int, ...]:
+    if data.startswith(_PNG):
+        return _png(data)[:2]
+    if data.startswith(_GIF):
+        return _unpack("<HH", data, len(_GIF[0]))
+    if data.startswith(_JPEG):
+        return _jpeg(data)
+    raise ValueError("it is no PNG, JPEG or GIF")
+
+
+def _png(data: bytes) -> tuple[int, int, int]:
+    """Width, height, and the bits of a pixel."""
     if not data.startswith(_IHDR, len(_PNG)):
         raise ValueError("its head does not come first")
     width, height, depth, colour = _unpack(">IIBB", data, len(_PNG) + len(_IHDR))
     if colour not in _CHANNELS or depth not in (1, 2, 4, 8, 16):
         raise ValueError("it has no colours that are known")
-    row = (width * _CHANNELS[colour] * depth + 7) // 8 + 1
+    return width, height, _CHANNELS[colour] * depth
+
+
+def _check_inflated(data: bytes) -> None:
+    width, height, bits = _png(data)
+    row = (width * bits + 7) // 8 + 1
     # Twice, because the passes of an interlaced image have more and shorter rows.
     left = 2 * row * height + 64
     inflater = zlib.decompressobj()
@@ -82,7 +99,6 @@ def _png(data: bytes) -> tuple[int, int]:
                 rest = inflater.unconsumed_tail
     except zlib.error:
         raise ValueError("it does not inflate") from None
-    return width, height
 
 
 def _image_data(data: bytes) -> Iterator[bytes]:

@@ -28,6 +28,8 @@ MAX_LISTED: Final = 1_024
 """Entries of ``stop`` and of ``logit_bias``."""
 MAX_BREAKERS: Final = 4
 """As many as it has by itself; each takes some milliseconds per 1,000 tokens of its vocabulary."""
+MAX_MESSAGES: Final = 8_192
+"""Of a chat: more do not fit into any context, but it would put them through its template."""
 _MAX_SAMPLERS: Final = 32
 _MAX_TOOLS: Final = 128
 _MAX_TEXT: Final = 64  # characters of a bias' token, or a breaker
@@ -187,7 +189,9 @@ def _is_tool_choice(value: object) -> bool:
 
 
 def _is_messages(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+    return (
+        isinstance(value, list) and 1 <= len(value) <= MAX_MESSAGES and all(map(_is_message, value))
+    )
 
 
 def _is_message(value: object) -> bool:
@@ -248,7 +252,7 @@ _CHAT: Final[Mapping[str, Check]] = {
     "max_completion_tokens": _whole(1, _INT),
     "messages": (
         _is_messages,
-        "a list of messages, at least one, each with a role, and a function in each call of a tool",
+        f"a list of 1 to {MAX_MESSAGES} messages, each with a role, and a function in each call",
     ),
     "parallel_tool_calls": _boolean(),
     "reasoning_effort": (lambda value: isinstance(value, str), "a text"),

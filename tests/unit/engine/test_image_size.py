@@ -9,8 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.engine.image_size import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS, image_size
+from cloister.engine import image_size as images
+from cloister.engine.image_size import (
+    MAX_CHUNKS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    TooManyPixelsError,
+)
 from support.pictures import chunk, gif_head, jpeg_head, jpeg_of_scans, png
+
+MOST = 1 << 32
+
+
+def image_size(data: bytes, *, most: int = MOST) -> tuple[int, int]:
+    return images.image_size(data, most=most)
+
 
 COMMENT = b"\xff\xfe" + struct.pack(">H", 6) + b"\xff\xc0\x01\x02"
 
@@ -78,6 +91,20 @@ def test_a_png_that_inflates_to_more_than_its_pixels_is_refused() -> None:
         assert image_size(holding(exact, pieces=pieces)) == (10, 10)
         with pytest.raises(ValueError, match="more than its pixels"):
             image_size(holding(bytes(1 << 26), pieces=pieces))
+
+
+@pytest.mark.parametrize("data", [png(300, 70), gif_head(300, 70), jpeg_head(300, 70)])
+def test_nothing_but_the_head_is_read_of_an_image_that_is_too_large(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert image_size(data, most=300 * 70) == (300, 70)
+
+    def inflate() -> None:
+        pytest.fail("it was inflated")
+
+    monkeypatch.setattr(zlib, "decompressobj", inflate)
+    with pytest.raises(TooManyPixelsError):
+        image_size(data, most=300 * 70 - 1)
 
 
 def test_a_png_with_a_part_that_changes_how_it_is_read_is_refused() -> None:

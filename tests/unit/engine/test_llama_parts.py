@@ -53,6 +53,8 @@ def test_images_pass_where_there_is_a_projector(part: dict[str, Any]) -> None:
         {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
         {"type": "media_marker", "text": "canary"},
         {"type": "file", "file": {"file_id": "canary"}},
+        {"type": "text", "text": 5},
+        {"type": "text"},
         {"type": None},
         {},
         {"type": "image_url"},
@@ -91,4 +93,5 @@ def test_pixels_are_bounded_together() -> None:
 
 def test_images_are_counted() -> None:
     check_parts(messages(*[image()] * MAX_IMAGES), images=True)
-    refused(*[image()] * (MAX_IMAGES + 1))
+    # The one too many is not looked at, nor are those after it.
+    assert str(MAX_IMAGES) in refused(*[image()] * MAX_IMAGES, image("canary"))

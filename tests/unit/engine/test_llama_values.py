@@ -9,7 +9,7 @@ import pytest
 
 from cloister.engine.llama_fields import PATHS
 from cloister.engine.llama_restrictions import MAX_MEMBERS, MAX_SCHEMA, MAX_VALUES
-from cloister.engine.llama_values import MAX_BREAKERS, MAX_LISTED, check_values
+from cloister.engine.llama_values import MAX_BREAKERS, MAX_LISTED, MAX_MESSAGES, check_values
 from cloister.engine.protocol import CHAT_COMPLETIONS, COMPLETIONS, REQUEST_REFUSED
 from cloister.errors import EngineError
 
@@ -66,8 +66,12 @@ CHAT: dict[str, tuple[list[Any], list[Any]]] = {
     "max_completion_tokens": ([1, 10**6], [0, -1, 1.5, "9", True]),
     "max_tokens": ([1, (1 << 31) - 1], [0, -1, 1.5, "9", True]),
     "messages": (
-        [ASKED, calling({"function": {"name": "f", "arguments": "{}"}})],
         [
+            *(ASKED, ASKED * MAX_MESSAGES),
+            calling({"function": {"name": "f", "arguments": "{}"}}),
+        ],
+        [
+            ASKED * (MAX_MESSAGES + 1),
             *([], "canary", ["canary"], {}),
             [{"content": "canary"}],
             [{"role": 5, "content": "canary"}],
