@@ -229,10 +229,10 @@ def description(found: Sequence[Compared], comparison: Comparison) -> str:
         f"{serving.model.name} ({serving.model.quantisation or 'unknown type'}), "
         f"{serving.threads} thread(s), {serving.parallel} requests at a time; "
         f"{comparison.pairs} turns of each arm, every other one in reverse, each "
-        f"{comparison.requests} requests of {comparison.max_tokens} tokens on each stream. Medians "
-        "over the turns; ratios are to the first arm, taken within each turn, with the 95 % "
-        "bootstrap interval of their median. TTFT and CPU of the client include sealing; CPU of "
-        "the server is that of engine, worker and TPM. Decode: tokens after the first, as one "
+        f"{comparison.requests} request(s) of {comparison.max_tokens} tokens on each stream. "
+        "Medians over the turns; ratios are to the first arm, taken within each turn, with the "
+        "95 % bootstrap interval of their median. TTFT and CPU of the client include sealing; CPU "
+        "of the server is that of engine, worker and TPM. Decode: tokens after the first, as one "
         f"stream sees them. Server and load shared {machine()}."
         + (f" Failures: {'; '.join(failed)}." if failed else "")
     )

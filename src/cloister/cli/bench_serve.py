@@ -241,9 +241,10 @@ def _cells(found: Mapping[str, float | int | str | None]) -> list[str]:
 def markdown(levels: Sequence[Level], *, sealed: bool) -> str:
     """The table with how and where it was made."""
     kind = "sealed" if sealed else "plain"
+    requests = len(levels[0].answers) // levels[0].streams
     return (
-        f"{kind}, {len(levels[0].answers) // levels[0].streams} requests on each stream; the load "
-        f"came from {machine()}.\n\n{table_markdown(HEADER, cells(levels))}"
+        f"{kind}, {requests} request(s) on each stream; the load came from {machine()}.\n\n"
+        f"{table_markdown(HEADER, cells(levels))}"
     )
 
 

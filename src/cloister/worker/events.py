@@ -12,7 +12,6 @@ import json
 import re
 from typing import Final
 
-COMMENT_LIMIT: Final = 16384
 _TWO_BYTE_VARINT: Final = 1 << 14
 """Binary HTTP lengths below this take two bytes (from 64 on), and four from here."""
 
