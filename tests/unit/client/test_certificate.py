@@ -7,6 +7,7 @@ import dataclasses
 import os
 import socket
 import ssl
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -268,6 +269,21 @@ def test_a_file_is_written_whole_or_not_at_all(worker: TlsWorker, tmp_path: Path
     with pytest.raises(ConfigurationError):
         write_pin(pin, tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pin.pem"]
+
+
+def test_whoever_asks_may_read_the_file_and_no_link_is_followed(
+    worker: TlsWorker, tmp_path: Path
+) -> None:
+    path, elsewhere = tmp_path / "pin.pem", tmp_path / "elsewhere"
+    elsewhere.write_text("somebody else's")
+    path.symlink_to(elsewhere)
+    mask = os.umask(0o077)
+    try:
+        write_pin(fetched(worker), path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o644
+    assert elsewhere.read_text() == "somebody else's"
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
