@@ -56,9 +56,9 @@ REACHING_FIELDS: Final = frozenset(
         "cache_salt", "ec_transfer_params", "kv_transfer_params", "priority", "prompt_embeds",
         "request_id", "session_id", "vllm_xargs",
         # SGLang: sglang/srt/entrypoints/openai/protocol.py
-        "bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor",
-        "data_parallel_rank", "disagg_prefill_dp_rank", "extra_key", "lora_path", "ngram_corpus_id",
-        "rid", "routed_dp_rank", "session_params",
+        "bootstrap_host", "bootstrap_port", "bootstrap_room", "conversation_id",
+        "custom_logit_processor", "data_parallel_rank", "disagg_prefill_dp_rank", "extra_key",
+        "lora_path", "ngram_corpus_id", "rid", "routed_dp_rank", "session_params",
         # Text Generation Inference
         "adapter_id",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloister.attester.tree import content_paths, hash_files, list_tree, tree_digest
+from cloister.engine import model_folder
 from cloister.engine.model_folder import MAX_FILES, describe_folder, open_folder
 from cloister.engine.prepare import prepare_local
 from cloister.errors import ConfigurationError, MalformedError
@@ -88,6 +89,20 @@ def test_links_and_pipes_are_refused(tmp_path: Path) -> None:
     os.mkfifo(place / "LICENSE")
     with pytest.raises(ConfigurationError, match="LICENSE"):
         describe_folder(place)
+
+
+def test_a_link_that_is_put_there_after_the_look_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = folder(tmp_path / "model")
+    looked_at = sorted(path.name for path in place.iterdir())
+    monkeypatch.setattr(model_folder, "_names", lambda _: looked_at)
+    with open_folder(place) as opened:
+        assert sorted(opened.descriptors) == looked_at
+    (place / "config.json").rename(tmp_path / "elsewhere.json")
+    (place / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ConfigurationError, match=r"config\.json"), open_folder(place):
+        pass
 
 
 def test_a_folder_that_is_prepared_can_be_served(tmp_path: Path) -> None:

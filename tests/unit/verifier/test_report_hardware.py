@@ -447,6 +447,21 @@ def test_what_one_engine_for_all_leaves_open(worker: SimulatedHardware) -> None:
     assert codes(verify(worker, under=under)) == {"configuration.separation": "separation_refused"}
 
 
+def test_what_attested_tls_leaves_open(worker: SimulatedHardware) -> None:
+    before = worker.worker.claims_document
+
+    def taking(attested_tls: Json) -> AttestationResult:
+        configuration: JsonObject = {
+            **before.configuration,
+            "worker": {"attested_tls": attested_tls},
+        }
+        return verify(documented(worker, dataclasses.replace(before, configuration=configuration)))
+
+    assert serving.NOT_PROVEN_TLS not in taking(False).not_proven
+    assert serving.NOT_PROVEN_TLS in taking(True).not_proven
+    assert taking(True).verdict is Finding.AFFIRMING
+
+
 def test_a_claims_document_at_odds_with_itself(worker: SimulatedHardware) -> None:
     document = dataclasses.replace(worker.worker.claims_document, isolation="none (unsafe)")
     found = codes(verify(documented(worker, document)))
