@@ -38,6 +38,10 @@ MINIMAL: Mapping[str, dict[str, Any]] = {
 PNG = "data:image/png;base64,AAAA"
 
 
+TEXT = {"type": "text", "text": "canary"}
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
+
+
 def knowing(*names: str) -> FakeEngine:
     """An engine that would ignore other fields than these and the minimal ones."""
     always = ("stream", "max_tokens", "encoding_format", *names)
@@ -119,6 +123,7 @@ async def test_an_engine_without_a_table_is_handed_everything() -> None:
         (RESPONSES, {"store": False, "background": False, "truncation": "disabled", "user": "u"}),
         (RESPONSES, {"metadata": {str(n): "x" * 512 for n in range(16)}, "user": "u" * 512}),
         (MESSAGES, {"service_tier": "auto", "thinking": {"type": "adaptive"}}),
+        (MESSAGES, {"messages": [{"role": "user", "content": [RESULT, TEXT]}]}),
     ],
 )
 async def test_what_asks_for_nothing_is_accepted(path: str, fields: dict[str, Any]) -> None:
@@ -133,6 +138,7 @@ async def test_what_asks_for_nothing_is_accepted(path: str, fields: dict[str, An
         (RESPONSES, "input", [{"role": "canary", "content": "x"}]),
         (RESPONSES, "input", [{"role": "user", "content": [{"type": "input_file"}]}]),
         (RESPONSES, "input", 5),
+        (RESPONSES, "input", [{"type": "reasoning", "content": [{"type": "canary", "text": "x"}]}]),
         (RESPONSES, "tools", [{"type": "web_search"}]),
         (RESPONSES, "tool_choice", {"type": "allowed_tools"}),
         (RESPONSES, "include", ["reasoning.encrypted_content"]),
@@ -149,6 +155,7 @@ async def test_what_asks_for_nothing_is_accepted(path: str, fields: dict[str, An
         (MESSAGES, "messages", "canary"),
         (MESSAGES, "messages", [{"role": "system", "content": "x"}]),
         (MESSAGES, "messages", [{"role": "user", "content": [{"type": "document"}]}]),
+        (MESSAGES, "messages", [{"role": "user", "content": [TEXT, RESULT]}]),
         (MESSAGES, "max_tokens", "canary"),
         (MESSAGES, "thinking", {"type": "enabled", "budget_tokens": 1024}),
         (MESSAGES, "tools", [{"type": "bash_20250124", "name": "bash"}]),
