@@ -253,9 +253,26 @@ def _listed(path: str) -> list[str]:
 
 
 def _processes(targets: dict[str, Any]) -> object:
-    if str(targets["host_pid"]) not in _listed("/proc"):
+    """By its number and its start: inside, another process may have the same number."""
+    of_host = Path(f"/proc/{targets['host_pid']}")
+    if of_host.name not in _listed("/proc") or _started(of_host) != targets["host_started"]:
         raise PermissionError("the host's process is not to be seen")
     return "seen"
+
+
+def _started(process: Path) -> str:
+    """When a process began, in ticks since the machine did (proc(5), stat, the 22nd field)."""
+    return (process / "stat").read_text().rpartition(")")[2].split()[19]
+
+
+def _descriptors(targets: dict[str, Any]) -> object:
+    _processes(targets)
+    return _listed(f"/proc/{targets['host_pid']}/fd")
+
+
+def _environment(targets: dict[str, Any]) -> object:
+    _processes(targets)
+    return len(Path(f"/proc/{targets['host_pid']}/environ").read_bytes())
 
 
 def _interfaces(_: dict[str, Any]) -> object:
@@ -288,8 +305,8 @@ PROBES: dict[str, Callable[[dict[str, Any]], object]] = {
     "write_socket_dir": lambda t: Path(t["sockets"], "leak").write_text("leak"),
     "mkdir_socket_dir": lambda t: Path(t["sockets"], "folder").mkdir(),
     "list_processes": _processes,
-    "read_environ": lambda t: len(Path(f"/proc/{t['host_pid']}/environ").read_bytes()),
-    "read_descriptors": lambda t: _listed(f"/proc/{t['host_pid']}/fd"),
+    "read_environ": _environment,
+    "read_descriptors": _descriptors,
     "read_memory": lambda _: Path("/proc/self/mem").open("rb").close(),
     "read_maps": lambda _: len(Path("/proc/self/maps").read_bytes()),
     "read_sys": lambda _: _listed("/sys/class"),

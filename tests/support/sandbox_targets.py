@@ -56,6 +56,7 @@ def host_targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "sockets": str(tmp_path / "sockets"),
             "model": str(model),
             "host_pid": os.getpid(),
+            "host_started": Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19],
             "machine": os.uname().machine,
             "readable": ["/usr", "/lib", "/etc", "/proc", sys.prefix, sys.base_prefix, str(SOURCE)],
         }
