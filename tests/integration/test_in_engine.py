@@ -96,6 +96,9 @@ def running(
     app = chat_app(seen, endless=endless)
     monkeypatch.setenv(middleware.VARIABLE, str(seal_file(tmp_path / "seal.toml", **members)))
     monkeypatch.setattr(middleware, "MachineAttester", lambda _platform: Evidence(hardware))
+    # uvicorn's own set-up, which other tests leave behind, keeps its words from `caplog`.
+    for logger in ("uvicorn", "uvicorn.access"):
+        monkeypatch.setattr(logging.getLogger(logger), "propagate", True)
     add_as_vllm_does(app)
     with serving(app) as served:
         yield served, seen

@@ -25,9 +25,9 @@ VALUED = {
         prefix-caching-hash-algo uvicorn-log-level gpu-memory-utilization mm-processor-cache-gb
     """,
     "sglang": """
-        model-path served-model-name host port context-length max-running-requests tp-size device
-        load-format log-level log-level-http file-storage-path allowed-media-domains
-        mm-preprocess-cache-size-mb
+        model-type model-path served-model-name host port context-length max-running-requests
+        tp-size device load-format log-level log-level-http file-storage-path
+        allowed-media-domains mm-preprocess-cache-size-mb
     """,
     "text-generation-launcher": """
         model-id tokenizer-config-path hostname port prometheus-port shard-uds-path
