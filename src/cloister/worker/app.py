@@ -177,7 +177,6 @@ class Worker:
     async def _keep_house(self) -> None:
         context = self.context
         while True:
-            await asyncio.sleep(_TICK_S)
             if context.keys.refresh():
                 context.metrics.key_rotations.inc()
                 context.log.event("keys.rotated", keyset=context.keys.current.digest)
@@ -185,6 +184,7 @@ class Worker:
                 context.metrics.engine_ready.labels(engine.model.name).set(engine.ready)
             context.metrics.tasks.set(len(asyncio.all_tasks()))
             context.rates.keep_only(context.gatekeeper.credentials())
+            await asyncio.sleep(_TICK_S)
 
 
 def build_worker(
