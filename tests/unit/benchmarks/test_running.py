@@ -18,12 +18,19 @@ pytestmark = [
 ]
 
 
+SAMPLE = ("neighbours", "verification")
+"""Run every day; all of them take most of a minute."""
+
+
 @pytest.mark.timeout(300)
-def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path)]
+@pytest.mark.parametrize(
+    "names", [SAMPLE, pytest.param(tuple(BENCHMARKS), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_quick_run_measures_everything(tmp_path: Path, names: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path), *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in BENCHMARKS:
+    for name in names:
         outcome = results.read(tmp_path / f"{name}.json")
         assert outcome.quick
         assert outcome.figures
