@@ -29,6 +29,7 @@ EDGES: dict[str, set[str]] = {
     "worker": {"evidence", "channel", "engine", "attester"},
     "client": {*FOUNDATION},
     "image": {"evidence"},
+    "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},
 }
 """What an actor may import besides `errors`. The command line may import everything."""

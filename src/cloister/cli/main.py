@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("cloister.cli.quantize", "Make smaller copies of a GGUF model."),
     "bench": ("cloister.cli.bench", "Measure models, and what an endpoint delivers."),
     "image": ("cloister.cli.image", "Machine images: build them, and say what will be measured."),
+    "deploy": (
+        "cloister.cli.deploy",
+        "Start an image on a machine or in a cloud, or write down how.",
+    ),
     "doctor": ("cloister.cli.doctor", "Say what this machine can attest, and what it lacks."),
     "endorsements": (
         "cloister.cli.endorsements",
