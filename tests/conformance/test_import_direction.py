@@ -28,6 +28,7 @@ EDGES: dict[str, set[str]] = {
     "engine": set(),
     "worker": {"evidence", "channel", "engine", "attester"},
     "client": {*FOUNDATION},
+    "broker": {*FOUNDATION, "attester"},
     "image": {"evidence"},
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},

@@ -1,0 +1,1 @@
+"""Where the broker's root key lives: one module for each kind of place."""
