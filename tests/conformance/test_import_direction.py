@@ -19,14 +19,16 @@ SOURCE = Path(cloister.__file__).parent
 FOUNDATION_MODULES = ("errors", "model_digest", "strictjson")
 """Modules beside the folders, which any of them may import."""
 
-FOUNDATION = ("evidence", "endorsements", "channel", "verifier")
+FOUNDATION = ("evidence", "endorsements", "channel", "verifier", "manifest")
 """Each may import those before it. `channel` comes before `verifier`, which recomputes the
-keyset's digest and the statement from it (docs/adr/0002-layers.md)."""
+keyset's digest and the statement from it (docs/adr/0002-layers.md). `manifest` lists reference
+values and narrows policies, so it comes after `verifier`, which learns from its callers what a
+manifest says."""
 
 EDGES: dict[str, set[str]] = {
     "attester": {*FOUNDATION},
     "engine": set(),
-    "worker": {"evidence", "channel", "engine", "attester"},
+    "worker": {"evidence", "channel", "manifest", "engine", "attester"},
     "client": {*FOUNDATION},
     "broker": {*FOUNDATION, "attester"},
     "image": {"evidence"},
@@ -36,7 +38,7 @@ EDGES: dict[str, set[str]] = {
 """What an actor may import besides `errors`. The command line may import everything."""
 
 CORE_DISTRIBUTIONS = {"anyio", "cbor2", "cryptography", "httpx2", "rfc8785"}
-CORE_FOLDERS = ("evidence", "endorsements", "channel", "verifier", "client")
+CORE_FOLDERS = ("evidence", "endorsements", "channel", "verifier", "manifest", "client")
 OPTIONAL = {
     "client": {"httpx", "openai", "starlette", "uvicorn", "rich"},
 }
@@ -142,7 +144,7 @@ def touches_the_outside(path: Path) -> bool:
     return path.relative_to(SOURCE).as_posix().startswith(OUTSIDE_WORLD)
 
 
-@pytest.mark.parametrize("folder", ["evidence", "endorsements", "channel", "verifier"])
+@pytest.mark.parametrize("folder", FOUNDATION)
 def test_checking_and_sealing_do_no_input_or_output(folder: str) -> None:
     forbidden = {"socket", "asyncio", "ssl", "http", "urllib", "subprocess", "threading", "httpx2"}
     forbidden |= {"anyio", "fcntl", "tempfile"}

@@ -259,6 +259,28 @@ def load_toml(data: bytes) -> AppraisalPolicy:
     return _from_mapping(members)
 
 
+def parse_fields(members: Mapping[str, object]) -> Mapping[str, object]:
+    """Read some fields of a policy, each with a value: leaving one out is not checking it.
+
+    Raises:
+        ConfigurationError: not fields of a policy (code ``policy.malformed``).
+    """
+    known = {field.name for field in dataclasses.fields(AppraisalPolicy)}
+    if not members.keys() <= known:
+        raise _malformed("has fields that this version does not know")
+    fields = {name: _from_value(name, members[name]) for name in sorted(members)}
+    for name, value in fields.items():
+        if value is UNCHECKED:
+            raise _malformed(f"says that {name} is unchecked; leave it out")
+        _check_field(name, value)
+    return fields
+
+
+def dump_fields(fields: Mapping[str, object]) -> JsonObject:
+    """Write what `parse_fields` read."""
+    return {name: _to_json(value) for name, value in fields.items()}
+
+
 _BOOLEANS: Final = (
     "accept_development",
     "accept_debug",

@@ -178,7 +178,9 @@ def load_json(data: bytes) -> ReferenceValues:
         ConfigurationError: not reference values (code ``reference_values_malformed``).
     """
     try:
-        return _from_json(parse_json_object(data, limit=MAX_BYTES, what="the reference values"))
+        return parse_reference_values(
+            parse_json_object(data, limit=MAX_BYTES, what="the reference values")
+        )
     except MalformedError as error:
         raise ConfigurationError(str(error), code=_CODE) from None
 
@@ -190,14 +192,18 @@ def load_toml(data: bytes) -> ReferenceValues:
             f"the reference values have more than {MAX_BYTES} bytes", code=_CODE
         )
     try:
-        return _from_json(tomllib.loads(data.decode("utf-8")))
+        return parse_reference_values(tomllib.loads(data.decode("utf-8")))
     except MalformedError as error:
         raise ConfigurationError(str(error), code=_CODE) from None
     except (ValueError, RecursionError):  # of its own kind, of UTF-8's, or an endless number
         raise ConfigurationError("the reference values are not TOML in UTF-8", code=_CODE) from None
 
 
-def _from_json(members: Mapping[str, object]) -> ReferenceValues:
+def parse_reference_values(members: Mapping[str, object]) -> ReferenceValues:
+    """Read reference values that stand inside another document.
+
+    Raises MalformedError, and nothing else.
+    """
     what = "the reference values"
     expect_keys(members, what, required={"format", "components"}, optional={"platforms"})
     if members["format"] != FORMAT:
