@@ -7,12 +7,17 @@ a report.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 NONCE_SIZE = 32
 """Bytes of a client's nonce; 64 lower-case hex characters on the wire."""
 
 REPORT_DATA_SIZE = 64
 """Bytes of the report-data slot of SEV-SNP, TDX and SGX."""
+
+StatementDigest = Callable[[str, bytes | None], bytes]
+"""From a keyset's digest and a nonce to the digest that evidence for one purpose binds:
+`statement_digest` below, or that of another purpose (`cloister.channel.key_release`)."""
 
 
 def statement(keyset_digest: str, nonce: bytes | None) -> bytes:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cloister.channel.statement import REPORT_DATA_SIZE, statement_digest
+from cloister.channel.statement import REPORT_DATA_SIZE, StatementDigest, statement_digest
 from cloister.endorsements.roots import Roots, Vendor
 from cloister.evidence import items
 from cloister.evidence.eventlog import EventType
@@ -104,10 +104,15 @@ class SimulatedHardware:
         """The report as served for `nonce`."""
         return self.attestation_report(nonce).encode()
 
-    def attestation_report(self, nonce: bytes | None) -> AttestationReport:
-        """The report as a record, to change before it is encoded."""
+    def attestation_report(
+        self, nonce: bytes | None, *, statement: StatementDigest = statement_digest
+    ) -> AttestationReport:
+        """The report as a record, to change before it is encoded.
+
+        `statement` says for which purpose: a public report, unless another one is named.
+        """
         keyset, document = self.worker.keyset, self.worker.claims_document
-        digest = statement_digest(keyset.digest, nonce)
+        digest = statement(keyset.digest, nonce)
         claims = EvidenceItem(media_type=MEDIA_TYPE_CLAIMS, data=document.encode())
         return AttestationReport(
             api_version=API_VERSION,

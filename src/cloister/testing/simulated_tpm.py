@@ -36,7 +36,7 @@ from cloister.channel.claims import ClaimsDocument, ModelClaim
 from cloister.channel.hpke import Kem
 from cloister.channel.keyset import OHTTP_ALGORITHM, RECEIPT_ALGORITHM, Keyset, PublicKeyEntry
 from cloister.channel.ohttp_keys import ServerKey
-from cloister.channel.statement import statement_digest
+from cloister.channel.statement import StatementDigest, statement_digest
 from cloister.endorsements.roots import Roots
 from cloister.evidence.component import (
     QUOTED_REGISTERS,
@@ -281,9 +281,14 @@ class SimulatedAttester:
         """The report as served for `nonce`, freshly quoted."""
         return self.attestation_report(nonce).encode()
 
-    def attestation_report(self, nonce: bytes | None) -> AttestationReport:
-        """The report as a record, to change before it is encoded."""
-        digest = statement_digest(self.keyset.digest, nonce)
+    def attestation_report(
+        self, nonce: bytes | None, *, statement: StatementDigest = statement_digest
+    ) -> AttestationReport:
+        """The report as a record, to change before it is encoded.
+
+        `statement` says for which purpose: a public report, unless another one is named.
+        """
+        digest = statement(self.keyset.digest, nonce)
         quote, signature = self.tpm.quote(digest)
         return AttestationReport(
             api_version=API_VERSION,

@@ -32,11 +32,12 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from cloister.channel.statement import NONCE_SIZE
+from cloister.channel.statement import NONCE_SIZE, StatementDigest, statement_digest
 from cloister.endorsements.roots import Roots
 from cloister.verifier import report_hardware, report_tpm
 from cloister.verifier.appraise import keyset as appraise_keys
 from cloister.verifier.appraise import serving
+from cloister.verifier.authenticate.tpm import StatementDigests
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceValues
@@ -47,6 +48,7 @@ from cloister.verifier.report_findings import (
     PLATFORM,
     Findings,
     read_report,
+    statements_of,
 )
 from cloister.verifier.report_gpus import has_gpus, verify_gpus
 from cloister.verifier.report_items import HARDWARE, HardwarePlatform
@@ -73,8 +75,14 @@ def verify_report(
     reference_values: ReferenceValues,
     roots: Roots,
     at: datetime,
+    statement: StatementDigest = statement_digest,
+    serves: bool = True,
 ) -> AttestationResult:
     """Check `report` against the 32-byte `nonce` that was sent for it, at time `at` (aware).
+
+    `statement` says what the evidence is for: a public report, or a key release
+    (`cloister.channel.key_release`); evidence for one purpose is refused for any other. Without
+    `serves` no key is asked for that requests could be sealed to: a broker has none.
 
     Never raises on account of the report: whatever is wrong with it is a claim in the result,
     and steps that could not be taken are listed as such.
@@ -93,24 +101,47 @@ def verify_report(
     if hardware is not None:
         ledger.expect(FORMAT, PLATFORM, KEYSET_FORMAT)
         report_hardware.authenticate_worker(
-            found, hardware, nonce=nonce, policy=policy, roots=roots, at=at, ledger=ledger
+            found,
+            hardware,
+            statements=_statements(found, nonce, statement),
+            policy=policy,
+            roots=roots,
+            at=at,
+            ledger=ledger,
         )
         report_hardware.appraise_worker(
             found, hardware, policy=policy, reference_values=reference_values, ledger=ledger
         )
     else:
-        ledger.expect(*claim_names(policy))
+        ledger.expect(*claim_names(policy, serves=serves))
         if found.report is not None and ledger.holds(FORMAT, PLATFORM):
-            report_tpm.authenticate_worker(found, nonce=nonce, roots=roots, at=at, ledger=ledger)
+            report_tpm.authenticate_worker(
+                found,
+                statements=_statements(found, nonce, statement),
+                roots=roots,
+                at=at,
+                ledger=ledger,
+            )
             report_tpm.appraise_worker(
                 found, policy=policy, reference_values=reference_values, ledger=ledger
             )
-    ledger.expect(*appraise_keys.CLAIMS)
+    ledger.expect(*appraise_keys.claims(serves=serves))
     if found.keyset is not None:
-        appraise_keys.appraise_keyset(found.keyset, policy=policy, at=at, ledger=ledger)
+        appraise_keys.appraise_keyset(
+            found.keyset, policy=policy, at=at, ledger=ledger, serves=serves
+        )
     _gpus(found, policy=policy, roots=roots, at=at, ledger=ledger)
     _platform(found, policy, ledger)
     return _result(found, policy=policy, at=at, ledger=ledger)
+
+
+def _statements(
+    found: Findings, nonce: bytes, statement: StatementDigest
+) -> StatementDigests | None:
+    """What evidence may carry; None where no keyset could be read."""
+    if found.report is None or found.keyset is None:
+        return None
+    return statements_of(found.report, found.keyset_digest, nonce, statement)
 
 
 def _hardware(found: Findings) -> HardwarePlatform | None:
@@ -137,13 +168,13 @@ def _gpus(
         ledger.affirm(DEVICES, "Every claim about the worker's other devices holds.")
 
 
-def claim_names(policy: AppraisalPolicy) -> tuple[str, ...]:
+def claim_names(policy: AppraisalPolicy, *, serves: bool = True) -> tuple[str, ...]:
     """Names of the claims about a worker on a software TPM under `policy`, in order.
 
     Those about hardware platforms depend on the evidence that a report brings.
     """
-    names = (FORMAT, PLATFORM, KEYSET_FORMAT, *report_tpm.claims(policy), *appraise_keys.CLAIMS)
-    return (*names, *_platform_claims(policy))
+    names = (FORMAT, PLATFORM, KEYSET_FORMAT, *report_tpm.claims(policy))
+    return (*names, *appraise_keys.claims(serves=serves), *_platform_claims(policy))
 
 
 def _platform_claims(policy: AppraisalPolicy) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from cloister.channel.claims import ClaimsDocument, parse_claims
 from cloister.channel.keyset import Keyset, parse_keyset
-from cloister.channel.statement import statement_digest
+from cloister.channel.statement import StatementDigest
 from cloister.errors import MalformedError
 from cloister.evidence.report import (
     API_VERSION,
@@ -87,12 +87,14 @@ def read_report(data: bytes, found: Findings, ledger: Ledger, *, hardware: Conta
     ledger.affirm(KEYSET_FORMAT, f"The worker's keyset is well-formed: {found.keyset_digest}.")
 
 
-def statements_of(report: AttestationReport, keyset_digest: str, nonce: bytes) -> StatementDigests:
+def statements_of(
+    report: AttestationReport, keyset_digest: str, nonce: bytes, statement: StatementDigest
+) -> StatementDigests:
     """The digests that evidence may carry, built from our own nonce and our own digest."""
     return StatementDigests(
-        expected=statement_digest(keyset_digest, nonce),
-        named=statement_digest(report.keyset_digest, nonce),
-        unchallenged=statement_digest(keyset_digest, None),
+        expected=statement(keyset_digest, nonce),
+        named=statement(report.keyset_digest, nonce),
+        unchallenged=statement(keyset_digest, None),
     )
 
 

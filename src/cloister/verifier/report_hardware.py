@@ -28,7 +28,6 @@ from cloister.verifier.report_findings import (
     Findings,
     check_report_data,
     read_claims_document,
-    statements_of,
 )
 from cloister.verifier.report_items import HardwarePlatform, Items
 from cloister.verifier.result import Source
@@ -40,7 +39,7 @@ def authenticate_worker(
     found: Findings,
     platform: HardwarePlatform,
     *,
-    nonce: bytes,
+    statements: StatementDigests | None,
     policy: AppraisalPolicy,
     roots: Roots,
     at: datetime,
@@ -48,9 +47,8 @@ def authenticate_worker(
 ) -> None:
     """Steps 4 and 5, for a hardware platform."""
     report = found.report
-    if report is None or found.keyset is None or not ledger.holds(FORMAT):
+    if report is None or statements is None or not ledger.holds(FORMAT):
         return
-    statements = statements_of(report, found.keyset_digest, nonce)
     found.outcome = _authenticate(
         platform,
         report.evidence,

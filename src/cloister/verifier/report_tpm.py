@@ -14,7 +14,7 @@ from cloister.endorsements.roots import Roots
 from cloister.evidence.component import ComponentKind, isolation_mode
 from cloister.verifier.appraise import tpm as appraise
 from cloister.verifier.authenticate import tpm as authenticate
-from cloister.verifier.authenticate.tpm import TpmLaunch
+from cloister.verifier.authenticate.tpm import StatementDigests, TpmLaunch
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
@@ -25,7 +25,6 @@ from cloister.verifier.report_findings import (
     Findings,
     check_report_data,
     read_claims_document,
-    statements_of,
 )
 from cloister.verifier.result import Source
 
@@ -54,13 +53,17 @@ def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
 
 
 def authenticate_worker(
-    found: Findings, *, nonce: bytes, roots: Roots, at: datetime, ledger: Ledger
+    found: Findings,
+    *,
+    statements: StatementDigests | None,
+    roots: Roots,
+    at: datetime,
+    ledger: Ledger,
 ) -> None:
-    """Steps 4 and 5. The statement is built here, from our nonce and our own digest."""
+    """Steps 4 and 5. The statements are built from our nonce and our own digest."""
     report = found.report
-    if report is None or found.keyset is None:
+    if report is None or statements is None:
         return
-    statements = statements_of(report, found.keyset_digest, nonce)
     found.launch = authenticate.authenticate_tpm(
         report.evidence, statements=statements, roots=roots, at=at, ledger=ledger
     )

@@ -19,10 +19,15 @@ RECEIPT_KEY: Final = "keyset.receipt_key"
 CLAIMS: Final = (EXPIRY, REQUEST_KEY, RECEIPT_KEY)
 
 
+def claims(*, serves: bool) -> tuple[str, ...]:
+    """Names of the claims; what serves nobody needs no key for requests."""
+    return CLAIMS if serves else (EXPIRY, RECEIPT_KEY)
+
+
 def appraise_keyset(
-    keyset: Keyset, *, policy: AppraisalPolicy, at: datetime, ledger: Ledger
+    keyset: Keyset, *, policy: AppraisalPolicy, at: datetime, ledger: Ledger, serves: bool = True
 ) -> None:
-    """Add `CLAIMS` to `ledger`."""
+    """Add `claims` to `ledger`."""
     now = at.timestamp()
     limit = policy.max_keyset_lifetime_s
     if keyset.not_after <= now:
@@ -38,13 +43,14 @@ def appraise_keyset(
         ledger.refuse(EXPIRY, "keyset_lifetime", "The worker's keys expire in no known year.")
     else:
         ledger.affirm(EXPIRY, "The worker's keys are not expired, and will be soon enough.")
-    ledger.check(
-        REQUEST_KEY,
-        holds=_has_request_key(keyset),
-        affirmed="The keyset lists a key to seal requests to.",
-        code="request_key_missing",
-        refused="The keyset lists no key that requests can be sealed to, or a malformed one.",
-    )
+    if serves:
+        ledger.check(
+            REQUEST_KEY,
+            holds=_has_request_key(keyset),
+            affirmed="The keyset lists a key to seal requests to.",
+            code="request_key_missing",
+            refused="The keyset lists no key that requests can be sealed to, or a malformed one.",
+        )
     ledger.check(
         RECEIPT_KEY,
         holds=_has_receipt_key(keyset),
