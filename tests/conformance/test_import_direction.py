@@ -26,11 +26,12 @@ values and narrows policies, so it comes after `verifier`, which learns from its
 manifest says."""
 
 EDGES: dict[str, set[str]] = {
+    "streams": set(),
     "attester": {*FOUNDATION},
     "engine": set(),
-    "worker": {"evidence", "channel", "manifest", "engine", "attester"},
-    "client": {*FOUNDATION},
-    "broker": {*FOUNDATION, "attester"},
+    "worker": {"evidence", "channel", "manifest", "engine", "attester", "streams"},
+    "client": {*FOUNDATION, "streams"},
+    "broker": {*FOUNDATION, "attester", "streams"},
     "image": {"evidence"},
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},

@@ -31,6 +31,7 @@ from cloister.client.connect import Options, TrustOptions, open_connection
 from cloister.client.settings import Effects
 from cloister.evidence.component import Component, ComponentKind
 from cloister.evidence.report import TEE_TYPE_TPM, EvidenceItem
+from cloister.streams.address import Address
 from cloister.strictjson import JsonObject
 from cloister.testing.fake_engine import FakeEngine
 from cloister.testing.simulated_tpm import (
@@ -47,6 +48,7 @@ from cloister.worker.server import HttpServer, listen_tcp
 from cloister.worker.settings import WorkerSettings
 from cloister.worker.tls_key import TlsKey
 from cloister.worker.tls_server import TlsServer
+from cloister.worker.way_in import open_way_in
 from support.hostile import HostileProxy
 from support.serve import served
 from support.wire import Handler, WireReply, WireRequest, over_http
@@ -154,10 +156,12 @@ def live_worker(
     receipt_key: ReceiptKey | None = None,
     boot_evidence: Mapping[str, EvidenceItem] | None = None,
     tls_names: tuple[str, ...] = (),
+    also_at: tuple[Address, ...] = (),
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Iterator[LiveWorker]:
     """Start a worker and its server in a thread; stop both at the end.
 
-    With `tls_names` it has a listener of attested TLS as well.
+    With `tls_names` it has a listener of attested TLS as well, and others `also_at` addresses.
 
     With `tee_type` it is a worker on a hardware platform, whose evidence `source` makes.
     """
@@ -200,6 +204,8 @@ def live_worker(
                     metrics=context.metrics,
                 )
             )
+        ways_in = [await open_way_in(address) for address in also_at]
+        servers += [way_in.server(worker) for way_in in ways_in]
         for server in servers:
             await server.open()
         started.append(
@@ -220,12 +226,15 @@ def live_worker(
         await worker.stop()
         for server in servers:
             await server.close()
+        for way_in in ways_in:
+            await way_in.aclose()
         listener.close()
         inside_tls.close()
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.run(serve())
         finally:
             ready.set()
 

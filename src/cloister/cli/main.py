@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("cloister.cli.inspect", "Decode evidence of any kind."),
     "chat": ("cloister.cli.chat", "Talk to a worker, after checking it."),
     "proxy": ("cloister.cli.proxy", "A local OpenAI endpoint that checks and seals."),
+    "forward": ("cloister.cli.forward", "Carry streams between two addresses, unread."),
     "serve": (
         "cloister.cli.serve",
         "Serve models from a sealed worker.\n\n"

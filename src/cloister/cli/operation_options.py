@@ -31,6 +31,15 @@ Port = Annotated[
     int,
     typer.Option("--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=ADDRESSES),
 ]
+Listen = Annotated[
+    str | None,
+    typer.Option(
+        "--listen",
+        help="Instead of --host and --port: tcp://IP:PORT, unix:/PATH, vsock://CID:PORT or "
+        "virtio:/PATH.",
+        rich_help_panel=ADDRESSES,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -49,6 +49,7 @@ from cloister.cli.operation_options import (
     ApiKeys,
     Host,
     KitFolder,
+    Listen,
     OperatorSocket,
     Port,
     Prepare,
@@ -125,6 +126,7 @@ def serve(
     tls_port: TlsPort = None,
     host: Host = "127.0.0.1",
     port: Port = DEFAULT_PORT,
+    listen: Listen = None,
     tls_name: TlsNames = None,
     api_keys: ApiKeys = None,
     rate_per_minute: RatePerMinute = 600,
@@ -143,6 +145,7 @@ def serve(
     operation = Operation(
         host=host,
         port=port,
+        listen=listen,
         tls_port=tls_port,
         tls_names=tuple(name.lower() for name in tls_name or ()),
         api_keys=table_of_keys(api_keys),
@@ -298,7 +301,7 @@ def upstream_plan(state: Path, operation: Operation, upstream: Upstream) -> Laun
 
 
 def _announce(ready: dict[str, object], kit: Path) -> None:
-    address = f"http://{ready['host']}:{ready['port']}"
+    address = ready["address"]
     listed = ready["models"]
     models = listed if isinstance(listed, list) else []
     tls = ready["tls_port"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -20,7 +20,17 @@ from cloister.client.flow import Opened
 from cloister.client.link import Link
 from cloister.client.proxies import proxy_for
 from cloister.client.request import InnerRequest
-from cloister.errors import ChannelError, CloisterError, FetchError, MalformedError, TruncatedError
+from cloister.errors import (
+    ChannelError,
+    CloisterError,
+    ConfigurationError,
+    FetchError,
+    MalformedError,
+    TruncatedError,
+)
+
+if TYPE_CHECKING:
+    from cloister.streams.route import Route
 
 EXTENSION = "cloister"
 """``response.extensions["cloister"]`` is the exchange's `SealedExchange`."""
@@ -214,16 +224,21 @@ class SealedAsyncStream:
 class SyncSealing:
     """The blocking half of a verifying transport; a subclass adds the library's base class."""
 
-    def __init__(self, api: Api, link: Link, inner: Any) -> None:
+    def __init__(self, api: Api, link: Link, inner: Any, route: Route | None = None) -> None:
         self.link = link
         self._api = api
         self._inner = inner
+        self._route = route
         self._driver = SyncDriver(link, SyncWire(api, inner))
 
     def attest(self) -> None:
         """Verify the worker now, unless a verdict is cached. Raises as the first request would."""
         with _converted(self._api):
             self._driver.attest()
+
+    def _close_route(self) -> None:
+        if self._route is not None:
+            self._route.close()
 
     def _handle(self, request: Any) -> Any:
         with _converted(self._api):
@@ -235,16 +250,21 @@ class SyncSealing:
 class AsyncSealing:
     """As `SyncSealing`, asynchronous."""
 
-    def __init__(self, api: Api, link: Link, inner: Any) -> None:
+    def __init__(self, api: Api, link: Link, inner: Any, route: Route | None = None) -> None:
         self.link = link
         self._api = api
         self._inner = inner
+        self._route = route
         self._driver = AsyncDriver(link, AsyncWire(api, inner))
 
     async def attest(self) -> None:
         """Verify the worker now, unless a verdict is cached. Raises as the first request would."""
         with _converted(self._api):
             await self._driver.attest()
+
+    def _close_route(self) -> None:
+        if self._route is not None:
+            self._route.close()
 
     async def _handle(self, request: Any) -> Any:
         with _converted(self._api):
@@ -280,8 +300,31 @@ def tls_context(address: WorkerAddress, given: ssl.SSLContext | None) -> ssl.SSL
     return True if address.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
+def open_route(address: WorkerAddress) -> Route | None:
+    """The way to a worker that is not reached over TCP: a socket for the HTTP library to dial."""
+    if address.carrier is None:
+        return None
+    from cloister.streams.route import Route
+
+    return Route(address.carrier)
+
+
+def socket_of(route: Route | None) -> str | None:
+    """What the HTTP library dials instead of the URL's host."""
+    return None if route is None else route.socket_path
+
+
 def choose_proxy(address: WorkerAddress, given: str | None, *, trust_env: bool) -> str | None:
-    """The forward proxy to use: the one given, or else the environment's."""
+    """The forward proxy to use: the one given, or else the environment's.
+
+    Raises ConfigurationError where one is given and the worker is not reached over TCP.
+    """
+    if address.carrier is not None:
+        if given is not None:
+            raise ConfigurationError(
+                "a forward proxy cannot reach a unix socket, vsock or a port", code="client.url"
+            )
+        return None
     if given is not None or not trust_env:
         return given
     return proxy_for(address)

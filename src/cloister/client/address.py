@@ -8,6 +8,7 @@ from typing import Final
 import httpx2
 
 from cloister.errors import ChannelError, ConfigurationError
+from cloister.streams.address import Address, TcpAddress, is_address, parse_address
 
 SEALED_URL: Final = "https://sealed.invalid/v1"
 """A base URL that means the worker of whichever verifying transport gets it, and nobody else.
@@ -17,6 +18,8 @@ the one it was given, which happens when only one of the blocking and the asynch
 then finds nobody to talk to, where the worker's own address would have got the prompt in clear.
 """
 _SEALED_HOST: Final = b"sealed.invalid"
+_CARRIED_HOST: Final = "worker.invalid"
+"""The host in requests that go over a unix socket, vsock or a port; nobody else has that name."""
 
 OHTTP_PATH = "/ohttp"
 ATTESTATION_PATH = "/v1/aci/attestation"
@@ -30,14 +33,21 @@ class WorkerAddress:
     authority: str
     """Host and, where it is not the scheme's own, port; IPv6 hosts in brackets."""
     prefix: str
+    carrier: Address | None = None
+    """What is dialled, where that is not the authority over TCP."""
 
     @classmethod
     def parse(cls, url: str) -> WorkerAddress:
         """Read ``http(s)://host[:port][/prefix][/v1][/]``: an SDK's base URL, or without ``/v1``.
 
+        Or any address of `cloister.streams.address`: ``unix:/path``, ``vsock://CID:PORT``,
+        ``virtio:/path``, or ``tcp://host:port``, which is ``http://host:port``.
+
         Raises:
             ConfigurationError: not such a URL, or one with a user, query or fragment.
         """
+        if is_address(url):
+            return cls._carried(parse_address(url))
         try:
             parsed = httpx2.URL(url)
         except (httpx2.InvalidURL, TypeError):
@@ -46,7 +56,8 @@ class WorkerAddress:
             ) from None
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise ConfigurationError(
-                "the worker's address must begin with http:// or https:// and name a host",
+                "the worker's address must begin with http:// or https:// and name a host, "
+                "or with unix:, vsock:// or virtio:",
                 code="client.url",
             )
         if parsed.userinfo or parsed.query or parsed.fragment:
@@ -60,6 +71,13 @@ class WorkerAddress:
             authority=parsed.netloc.decode("ascii"),
             prefix=path.removesuffix("/v1").rstrip("/"),
         )
+
+    @classmethod
+    def _carried(cls, address: Address) -> WorkerAddress:
+        if isinstance(address, TcpAddress):
+            authority = str(address).removeprefix("tcp://")
+            return cls(scheme="http", authority=authority, prefix="")
+        return cls(scheme="http", authority=_CARRIED_HOST, prefix="", carrier=address)
 
     @property
     def root(self) -> str:

@@ -50,7 +50,8 @@ class HttpxTransport(adapter.SyncSealing, httpx.BaseTransport):
     `worker` is the worker's address or an SDK's base URL. The worker is verified at the first
     request, and again when its keyset expires. `inner` sends the sealed bytes; without one, a
     transport that honours `proxy` or (with `trust_env`) the environment's proxies, and checks
-    TLS certificates with `tls` or the system's roots.
+    TLS certificates with `tls` or the system's roots. A worker at a unix socket, on vsock or
+    behind a port is reached there directly.
     """
 
     def __init__(
@@ -68,13 +69,17 @@ class HttpxTransport(adapter.SyncSealing, httpx.BaseTransport):
     ) -> None:
         address = WorkerAddress.parse(worker)
         link = Link(address, verifier, settings=settings, effects=effects, on_exchange=on_exchange)
+        route = None
         if inner is None:
+            proxy = adapter.choose_proxy(address, proxy, trust_env=trust_env)
+            route = adapter.open_route(address)
             inner = httpx.HTTPTransport(
                 verify=adapter.tls_context(address, tls),
-                proxy=adapter.choose_proxy(address, proxy, trust_env=trust_env),
+                proxy=proxy,
+                uds=adapter.socket_of(route),
                 limits=LIMITS,
             )
-        super().__init__(_API, link, inner)
+        super().__init__(_API, link, inner, route)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Seal, send and open; errors are `SealedProtocolError` and those of verification."""
@@ -84,6 +89,7 @@ class HttpxTransport(adapter.SyncSealing, httpx.BaseTransport):
     def close(self) -> None:
         """Close the inner transport."""
         self._inner.close()
+        self._close_route()
 
 
 class AsyncHttpxTransport(adapter.AsyncSealing, httpx.AsyncBaseTransport):
@@ -104,13 +110,17 @@ class AsyncHttpxTransport(adapter.AsyncSealing, httpx.AsyncBaseTransport):
     ) -> None:
         address = WorkerAddress.parse(worker)
         link = Link(address, verifier, settings=settings, effects=effects, on_exchange=on_exchange)
+        route = None
         if inner is None:
+            proxy = adapter.choose_proxy(address, proxy, trust_env=trust_env)
+            route = adapter.open_route(address)
             inner = httpx.AsyncHTTPTransport(
                 verify=adapter.tls_context(address, tls),
-                proxy=adapter.choose_proxy(address, proxy, trust_env=trust_env),
+                proxy=proxy,
+                uds=adapter.socket_of(route),
                 limits=LIMITS,
             )
-        super().__init__(_API, link, inner)
+        super().__init__(_API, link, inner, route)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Seal, send and open; errors are `SealedProtocolError` and those of verification."""
@@ -120,6 +130,7 @@ class AsyncHttpxTransport(adapter.AsyncSealing, httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the inner transport."""
         await self._inner.aclose()
+        self._close_route()
 
 
 class _SyncStream(adapter.SealedSyncStream, httpx.SyncByteStream):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.errors import ConfigurationError
+from cloister.streams.address import Address, TcpAddress, parse_address
 from cloister.strictjson import JsonObject
 from cloister.worker.settings import RateLimit
 
@@ -21,6 +22,8 @@ class Operation:
     host: str = "127.0.0.1"
     port: int = 0
     """0 takes a free one; the ready message says which."""
+    listen: str | None = None
+    """Instead of `host` and `port`: an address of `cloister.streams.address`."""
     tls_port: int | None = None
     """Of the listener of attested TLS, where the configuration has one; 0 takes a free one."""
     tls_names: tuple[str, ...] = ()
@@ -40,8 +43,11 @@ class Operation:
     """Source provenance for the report; nothing binds it."""
 
     def __post_init__(self) -> None:
+        address = self.address
+        named = (self.host, address.host) if isinstance(address, TcpAddress) else (self.host,)
         try:
-            ipaddress.ip_address(self.host)
+            for host in named:
+                ipaddress.ip_address(host)
         except ValueError:
             raise ConfigurationError(
                 "a worker listens on an IP address, not on a name", code="configuration.listen"
@@ -56,6 +62,25 @@ class Operation:
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the worker directly."""
         return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def address(self) -> Address:
+        """Where sealed requests are taken."""
+        if self.listen is None:
+            return TcpAddress(host=self.host, port=self.port)
+        return parse_address(self.listen)
+
+    @property
+    def local_only(self) -> bool:
+        """Whether only this machine, or the one it runs on, can reach the worker directly.
+
+        A unix socket is this user's; vsock and a virtio-serial port end at the hypervisor. Whoever
+        forwards from there decides who else comes.
+        """
+        hosts = [self.address.host] if isinstance(self.address, TcpAddress) else []
+        if self.tls_port is not None:
+            hosts.append(self.host)
+        return all(ipaddress.ip_address(host).is_loopback for host in hosts)
 
     @property
     def certificate_names(self) -> tuple[str, ...]:
@@ -147,6 +172,7 @@ def _is_name(name: object) -> bool:
 _TYPES: dict[str, type] = {
     "host": str,
     "port": int,
+    "listen": str,
     "tls_port": int,
     "tls_names": list,
     "api_keys": str,

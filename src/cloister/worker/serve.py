@@ -14,6 +14,8 @@ from typing import Final
 from cloister.attester.handover import Handover
 from cloister.engine.protocol import ModelFile
 from cloister.errors import CloisterError, ConfigurationError
+from cloister.streams.address import Address, TcpAddress
+from cloister.strictjson import JsonObject
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.configuration import claims_of, settings_of
 from cloister.worker.engines import engines_of
@@ -21,10 +23,11 @@ from cloister.worker.hardening import harden_process
 from cloister.worker.logs import EventLog, silence_loop, silence_process
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
-from cloister.worker.server import HttpServer, allow_connections, listen_tcp
+from cloister.worker.server import allow_connections, listen_tcp
 from cloister.worker.settings import WorkerSettings
 from cloister.worker.tls_key import TlsKey
 from cloister.worker.tls_server import TlsServer
+from cloister.worker.way_in import open_way_in
 
 ENTRY: Final = "cloister.worker.serve:main"
 """What a launch plan names as its entry."""
@@ -67,8 +70,8 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         log.event("worker.few_descriptors")
     worker = _build(handover, operation, log)
     async with contextlib.AsyncExitStack() as stack:
-        listener = _listen(operation.host, operation.port)
-        stack.callback(listener.close)
+        way_in = await open_way_in(operation.address)
+        stack.push_async_callback(way_in.aclose)
         inside_tls = None
         if operation.tls_port is not None:
             inside_tls = _listen(operation.host, operation.tls_port)
@@ -82,16 +85,14 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         stack.push_async_callback(operator.aclose)
         if not await _started(worker, stop):
             return
-        servers = [HttpServer(worker, listener)]
+        servers = [way_in.server(worker)]
         if inside_tls is not None:
             servers.append(_tls_server(worker, inside_tls))
         for server in servers:
             await server.open()
-        host, port = listener.getsockname()[:2]
         handover.ready(
             {
-                "host": host,
-                "port": port,
+                **_shown(way_in.address),
                 "tls_port": None if inside_tls is None else inside_tls.getsockname()[1],
                 "keyset_digest": worker.context.keys.current.digest,
                 "models": list(worker.context.engines.names),
@@ -102,6 +103,15 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         await stop.wait()
         await worker.stop()
         await asyncio.gather(*(server.close() for server in servers))
+
+
+def _shown(address: Address) -> JsonObject:
+    """What a client is told to ask, and for TCP its parts."""
+    if isinstance(address, TcpAddress):
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        url = f"http://{host}:{address.port}"
+        return {"address": url, "host": address.host, "port": address.port}
+    return {"address": str(address), "host": None, "port": None}
 
 
 def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
@@ -122,7 +132,7 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
         tls_key=tls_key_of(settings, operation),
         random=os.urandom,
         api_keys=operation.api_keys,
-        open_when_empty=operation.on_loopback,
+        open_when_empty=operation.local_only,
         provenance=operation.provenance,
     )
 

@@ -129,9 +129,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 
 class HttpServer(uvicorn.Server):
-    """Serves an application on one socket until `close`; leaves signals to whoever runs it."""
+    """Serves an application on one socket until `close`; leaves signals to whoever runs it.
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    Without a `listener` connections come from a subclass.
+    """
+
+    def __init__(self, app: Any, listener: socket.socket | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -156,7 +159,8 @@ class HttpServer(uvicorn.Server):
 
     async def open(self) -> None:
         """Begin to serve."""
-        self._task = asyncio.create_task(self.serve(sockets=[self._listener]))
+        listeners = [] if self._listener is None else [self._listener]
+        self._task = asyncio.create_task(self.serve(sockets=listeners))
         opened = asyncio.create_task(self._opened.wait())
         await asyncio.wait({self._task, opened}, return_when=asyncio.FIRST_COMPLETED)
         opened.cancel()
