@@ -545,6 +545,27 @@ def test_a_verifier_knows_every_way_of_keeping_people_apart() -> None:
     assert sorted(SEPARATIONS) == sorted(mode.value for mode in SeparationMode)
 
 
+@pytest.mark.parametrize(
+    ("settings", "open_without_keys"),
+    [
+        ({}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"listen": "tcp://[::1]:0"}, True),
+        ({"listen": "tcp://0.0.0.0:0"}, False),
+        ({"listen": "unix:/run/worker.sock"}, True),
+        ({"listen": "vsock://any:8440"}, True),
+        ({"listen": "virtio:/dev/vport0p1"}, True),
+        ({"listen": "unix:/run/worker.sock", "host": "0.0.0.0", "tls_port": 1}, False),
+    ],
+)
+def test_where_a_worker_is_open_while_nobody_has_a_key(
+    settings: dict[str, Any], open_without_keys: bool
+) -> None:
+    operation = Operation(**settings)
+    assert operation.local_only is open_without_keys
+    assert Operation.from_json(operation.to_json()) == operation
+
+
 def test_the_operators_settings_read_back(tmp_path: Path) -> None:
     operation = Operation(host="::1", port=1, api_keys=tmp_path, rate_burst=3)
     assert Operation.from_json(operation.to_json()) == operation
@@ -560,6 +581,8 @@ def test_the_operators_settings_read_back(tmp_path: Path) -> None:
         {"host": 1},
         {"unknown": 1},
         {"host": "localhost"},
+        {"listen": "tcp://localhost:1"},
+        {"listen": "127.0.0.1:1"},
         {"port": True},
     ):
         with pytest.raises(ConfigurationError):
