@@ -32,7 +32,7 @@ EDGES: dict[str, set[str]] = {
     "worker": {"evidence", "channel", "manifest", "engine", "attester", "streams"},
     "client": {*FOUNDATION, "streams"},
     "broker": {*FOUNDATION, "attester", "streams"},
-    "image": {"evidence"},
+    "image": {"evidence", "attester"},
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},
 }

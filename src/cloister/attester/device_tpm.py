@@ -15,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -222,11 +222,12 @@ class DeviceTpmAttester:
         """
         with self._lock:
             quoted = quote_registers(self._tpm, self._key.handle, statement_digest, self._registers)
+            chain = self._key.chain
         items = {
             ITEM_QUOTE: EvidenceItem(
                 media_type=MEDIA_TYPE_QUOTE,
                 data=quoted.attest,
-                endorsements=certificates(self._key.chain),
+                endorsements=certificates(chain),
             ),
             ITEM_SIGNATURE: EvidenceItem(media_type=MEDIA_TYPE_SIGNATURE, data=quoted.signature),
             ITEM_TPM_PCRS: EvidenceItem(media_type=MEDIA_TYPE_PCRS, data=quoted.pcrs_json()),
@@ -236,6 +237,11 @@ class DeviceTpmAttester:
                 media_type=MEDIA_TYPE_EVENT_LOG, data=self._event_log
             )
         return items
+
+    def replace_chain(self, chain: Sequence[bytes]) -> None:
+        """Use these certificates (DER) of the same key from now on; the caller checked them."""
+        with self._lock:
+            self._key = replace(self._key, chain=tuple(chain))
 
     def close(self) -> None:
         """Let go of the TPM."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cryptography import x509
 
@@ -21,6 +21,7 @@ from cloister.attester import link
 from cloister.attester.quote import TpmAttester
 from cloister.attester.tpm import Tpm
 from cloister.attester.transport import DeviceTransport, SocketTransport, Transport
+from cloister.evidence.report import TEE_TYPE_TPM, EvidenceItem
 from cloister.model_digest import Role
 from cloister.strictjson import JsonObject
 
@@ -38,6 +39,13 @@ class MeasuredFile:
     """Lower-case hex."""
 
 
+class Evidence(Protocol):
+    """What makes the worker's evidence."""
+
+    def quote(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
+        """Evidence that binds these 32 bytes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
     """Everything the worker needs; it reads no environment variable and no file for it."""
@@ -51,8 +59,9 @@ class Handover:
     native: Mapping[str, MeasuredFile]
     directory: Path
     """Private (mode 0700), for sockets and temporary files; removed with the worker."""
-    attester: TpmAttester = field(repr=False)
-    event_log: bytes = field(repr=False)
+    attester: Evidence = field(repr=False)
+    tee_type: str = TEE_TYPE_TPM
+    """What `attester`'s evidence is to be read as."""
     _connection: socket.socket = field(repr=False)
 
     def ready(self, message: Mapping[str, Any] | None = None) -> None:
@@ -77,7 +86,6 @@ def accept(connection: socket.socket, message: Mapping[str, Any]) -> Handover:
         native={name: _measured_file(entry) for name, entry in message["native"].items()},
         directory=directory,
         attester=attester,
-        event_log=base64.b64decode(message["event_log"]),
         _connection=connection,
     )
     threading.Thread(

@@ -148,6 +148,59 @@ class SoftwareTpm:
             self._process.wait()
 
 
+class MachineTpm:
+    """A running software TPM for an emulated machine, which holds the connection itself.
+
+    It is powered off and on by that machine, and ends with its connection, like `SoftwareTpm`.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @classmethod
+    def start(cls, made: Manufactured, *, runtime: Path, control: Path) -> MachineTpm:
+        """Start a copy of the TPM `made`, which waits for its machine at the socket `control`.
+
+        `runtime` is a private directory (mode 0700) for the copy.
+
+        Raises:
+            UnsupportedError: swtpm is not installed.
+            TpmError: it does not start.
+        """
+        state = runtime / _TPM
+        shutil.copytree(made.state, state, ignore=shutil.ignore_patterns(".lock"))
+        process = subprocess.Popen(  # noqa: S603 - a fixed program, found on a fixed path
+            (
+                *(_program("swtpm"), "socket", "--tpm2", "--terminate"),
+                *("--tpmstate", f"dir={state},mode=0600"),
+                *("--ctrl", f"type=unixio,path={control},mode=0600"),
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=_ENVIRONMENT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not control.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                raise TpmError("the software TPM does not start", code="tpm.swtpm")
+            time.sleep(0.001)
+        return cls(process)
+
+    def stop(self) -> None:
+        """End it, where its machine has not."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 def _command(state: Path, socket_path: Path) -> Sequence[str]:
     return (
         _program("swtpm"),

@@ -22,6 +22,7 @@ _NAMED = re.compile(r"^\s+(\S+) => (/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 _LOADER = re.compile(r"^\s+(/\S+/ld-\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 _MISSING = re.compile(r"^\s+(\S+) => not found$", re.MULTILINE)
 _LDD: Final = ("/usr/bin/ldd", "/bin/ldd")
+_LOADERS: Final = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 _TIMEOUT: Final = 20.0  # seconds; it takes a few hundredths
 
 
@@ -85,15 +86,25 @@ def stdlib_extensions(names: tuple[str, ...]) -> tuple[Path, ...]:
 def shared_libraries(files: tuple[Path, ...]) -> tuple[tuple[Path, str], ...]:
     """Return (host path, path inside) of every shared library that `files` need.
 
-    Asks the system's ``ldd``. All go to ``/lib``, the dynamic linker to the path that programs
+    Asks the system's ``ldd``, or the dynamic linker itself on a system without a shell to run that
+    script (a machine image). All go to ``/lib``, the dynamic linker to the path that programs
     name. SandboxError names a library that is missing, and the Debian package that has it.
     """
     ldd = next((path for path in _LDD if Path(path).exists()), None)
-    if ldd is None:
+    loader = next((path for path in _LOADERS if Path(path).exists()), None)
+    if ldd is not None:
+        return parse_ldd(_answer(ldd, *map(str, files)))
+    if loader is None:
         raise SandboxError("ldd is not installed (Debian: libc-bin)", code="sandbox.ldd")
+    # One file each time, and it names itself only to those that name it as their interpreter.
+    answers = [_answer(loader, "--list", str(file)) for file in files]
+    return parse_ldd("".join((*answers, f"\t{loader} (0x0)\n")))
+
+
+def _answer(*command: str) -> str:
     try:
-        answer = subprocess.run(  # noqa: S603 - a fixed program on our own files
-            [ldd, *map(str, files)],
+        return subprocess.run(  # noqa: S603 - a fixed program on our own files
+            command,
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
@@ -102,7 +113,6 @@ def shared_libraries(files: tuple[Path, ...]) -> tuple[tuple[Path, str], ...]:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         raise SandboxError("ldd does not answer", code="sandbox.ldd") from None
-    return parse_ldd(answer)
 
 
 def parse_ldd(answer: str) -> tuple[tuple[Path, str], ...]:

@@ -38,6 +38,10 @@ TEE_TYPE_GCP_SNP: Final = "gcp-snp"
 TEE_TYPE_GCP_TDX: Final = "gcp-tdx"
 """``tdx.quote`` together with the items of ``gcp-vtpm``."""
 
+TEE_TYPE_TPM_BOOT: Final = "tpm-boot"
+"""A machine whose firmware measured its boot into a TPM: ``tpm.quote`` over PCR 0 to 15, with
+``tpm.signature``, ``tpm.pcrs`` and the firmware's log as ``tpm.event_log``."""
+
 ITEM_SNP_REPORT: Final = "snp.report"
 """1184 bytes: ATTESTATION_REPORT (AMD 56860)."""
 ITEM_SNP_SVSM_MANIFEST: Final = "snp.svsm_manifest"

@@ -126,6 +126,7 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
     return build_worker(
         engines=engines,
         source=handover.attester,
+        tee_type=handover.tee_type,
         claims=claims_of(configuration, engines),
         log=log,
         settings=settings,

@@ -41,10 +41,20 @@ def test_a_missing_library_is_named_with_its_package() -> None:
         parse_ldd(LDD.replace("/lib64/ld-linux-x86-64.so.2 (", "/lib/ld-musl ("))
 
 
+def test_the_dynamic_linker_says_the_same_where_there_is_no_shell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = (find_runtime().binds[0][0], *libraries.stdlib_extensions(("_ctypes", "_ssl")))
+    told = shared_libraries(files)
+    monkeypatch.setattr(libraries, "_LDD", ("/nowhere/ldd",))
+    assert shared_libraries(files) == told
+
+
 def test_ldd_itself_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     executable = find_runtime().binds[0][0]
     assert shared_libraries((executable,))
     monkeypatch.setattr(libraries, "_LDD", ("/nowhere/ldd",))
+    monkeypatch.setattr(libraries, "_LOADERS", ("/nowhere/ld.so",))
     with pytest.raises(SandboxError, match="libc-bin"):
         shared_libraries((executable,))
 

@@ -1,0 +1,221 @@
+"""Boots an image beside a software TPM, has the guest's key certified, and waits for its worker.
+
+This is what an operator's machine does for a development guest; a production guest gets its TPM
+from its cloud or its hardware. Everything lies in a private folder that goes with the guest.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cloister.attester.enrolment import EnrolmentCa
+from cloister.attester.swtpm import MachineTpm, Manufactured
+from cloister.errors import EngineError
+from cloister.image.machine import Machine, Sockets, find_qemu, qemu_command
+from cloister.image.operator_link import OperatorLink, bytes_of
+from cloister.strictjson import JsonObject
+
+READY_WITHIN_S: Final = 300.0
+"""An emulated boot takes half a minute on a quiet machine, minutes on a busy one."""
+STOP_WITHIN_S: Final = 5.0
+_SHOWN_LINES: Final = 12
+_MAX_CONSOLE_BYTES: Final = 1024 * 1024
+
+MARKS: Final = (
+    ("firmware", "BdsDxe: starting", "the firmware has started the image"),
+    ("kernel", "init: [", "the kernel has started the init"),
+    ("modules", "modules, and no more", "modules loaded"),
+    ("disks", "init: worker", "disks measured and mounted, network rules in force"),
+    ("hardened", "worker.hardened", "the worker runs"),
+    ("ready", "worker.ready", "the engine has loaded the model"),
+)
+"""Steps of a boot, what the console says when each is done, and what that means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootPlan:
+    """What to start, and who vouches for its TPM."""
+
+    machine: Machine
+    tpm: Manufactured
+    ca: EnrolmentCa
+    api_keys: bytes | None = field(default=None, repr=False)
+    """The table that `cloister keys` writes; without one the worker serves nobody."""
+
+
+class BootedGuest:
+    """A running guest and all that must end with it. A context manager; leaving ends it."""
+
+    def __init__(
+        self,
+        plan: BootPlan,
+        *,
+        progress: Callable[[str], None] = lambda _: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start `plan`'s machine; `progress` hears a line for every step of the boot.
+
+        Raises:
+            UnsupportedError: QEMU or swtpm is not installed.
+            TpmError: the software TPM does not start.
+        """
+        self._plan = plan
+        self._progress, self._now, self._steady = progress, now, steady
+        self.time_line: dict[str, float] = {}
+        """Seconds from the machine's start until each of `MARKS` was seen."""
+        with contextlib.ExitStack() as cleanup:
+            folder = Path(tempfile.mkdtemp(prefix="cloister-vm-"))
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            self.sockets = Sockets(folder=folder)
+            shutil.copyfile(plan.machine.firmware.variables, self.sockets.variables)
+            tpm = MachineTpm.start(plan.tpm, runtime=folder, control=self.sockets.tpm)
+            cleanup.callback(tpm.stop)
+            self._messages = folder / "qemu.log"
+            self._began = steady()
+            with self._messages.open("wb") as messages:
+                self.process = subprocess.Popen(  # noqa: S603 - found on a fixed path
+                    qemu_command(plan.machine, self.sockets, program=find_qemu()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=messages,
+                    stderr=messages,
+                    # A terminal's interrupt ends the guest through us, in order.
+                    start_new_session=True,
+                )
+            cleanup.callback(self._stop)
+            self._cleanup = cleanup.pop_all()
+
+    def wait_ready(self, timeout: float = READY_WITHIN_S) -> JsonObject:
+        """Enrol the guest's key, hand over the API keys, and wait until the worker listens.
+
+        Returns what the worker says of itself.
+
+        Raises:
+            EngineError: the guest stopped, or is not ready `timeout` seconds after its start
+                (codes ``guest.ended``, ``guest.not_ready``); the console's last lines are in it.
+            AuthenticationError: the CA does not certify the guest's key.
+            FetchError: the guest answers otherwise than it should.
+        """
+
+        def waiting() -> None:
+            self.look()
+            if self.process.poll() is not None:
+                raise EngineError(
+                    f"the guest stopped; it said last:\n{self._last_lines()}", code="guest.ended"
+                )
+            if self._steady() - self._began > timeout:
+                raise EngineError(
+                    f"the guest is not ready after {timeout:g} seconds; it said last:\n"
+                    f"{self._last_lines()}",
+                    code="guest.not_ready",
+                )
+
+        link = OperatorLink.connect(self.sockets.operator, waiting=waiting)
+        with contextlib.closing(link):
+            self.certificate = self._enrol(link)
+            if self._plan.api_keys is not None:
+                link.ask("api_keys", table=_text(self._plan.api_keys))
+            while True:
+                ready = link.ask("ready")["ready"]
+                waiting()
+                if isinstance(ready, dict):
+                    self._note("listening", "the worker listens")
+                    return ready
+                time.sleep(0.1)
+
+    def look(self) -> None:
+        """See which marks the console has reached."""
+        text = self.console()
+        for name, mark, meaning in MARKS:
+            if name not in self.time_line and mark in text:
+                self._note(name, meaning)
+
+    def console(self) -> str:
+        """What the guest wrote: its firmware, its init, and the worker's log, which has no content
+        of anybody's requests."""
+        try:
+            with self.sockets.console.open("rb") as file:
+                return file.read(_MAX_CONSOLE_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def wait(self) -> int:
+        """Wait until the machine ends."""
+        return self.process.wait()
+
+    def close(self) -> None:
+        """End the machine, its TPM and its folder; safe to call twice."""
+        self._cleanup.close()
+
+    def __enter__(self) -> BootedGuest:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _enrol(self, link: OperatorLink) -> x509.Certificate:
+        """Steps 1 to 3 of `cloister.attester.enrolment`, across the port."""
+        ca = self._plan.ca
+        names = link.ask("enrolment")
+        challenge = ca.challenge(
+            ek_certificate=bytes_of(names, "ek_certificate"),
+            intermediates=(self._plan.tpm.issuer,),
+            ak_public=bytes_of(names, "ak_public"),
+            at=self._now(),
+        )
+        answer = link.ask(
+            "activate",
+            credential=_text(challenge.sealed.credential),
+            secret=_text(challenge.sealed.secret),
+        )
+        certificate = ca.certify(challenge.id, bytes_of(answer, "answer"), at=self._now())
+        chain = (certificate, ca.certificate)
+        link.ask("certificate", chain=[_text(one.public_bytes(Encoding.DER)) for one in chain])
+        self._note("certified", "the guest's attestation key is certified")
+        return certificate
+
+    def _note(self, name: str, meaning: str) -> None:
+        self.time_line[name] = round(self._steady() - self._began, 1)
+        self._progress(f"{self.time_line[name]:6.1f} s  {meaning}")
+
+    def _last_lines(self) -> str:
+        """Of the console, and of QEMU itself; printable, whatever a guest writes."""
+        lines = [
+            *self.console().splitlines()[-_SHOWN_LINES:],
+            *self._messages.read_text(errors="replace").splitlines()[-2:],
+        ]
+        return "\n".join("  " + "".join(filter(str.isprintable, line)) for line in lines)
+
+    def _stop(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,164 @@
+/* What the kernel may no longer do, and the worker as an ordinary user. */
+#define _GNU_SOURCE
+#include "init.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <dirent.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define WORKER 990 /* user and group; nothing in the image belongs to it */
+#define MAX_ARGUMENTS 32
+#define BOOT_LOG "/sys/kernel/security/tpm0/binary_bios_measurements"
+#define PRIVATE_DIRECTORY "/run/cloister"
+
+/* Each of these holds until the next boot: the first two lines cannot be taken back, and nobody
+   is left who could change the others. */
+static const char *const settings[][2] = {
+	{"/proc/sys/kernel/kexec_load_disabled", "1"},
+	{"/proc/sys/kernel/yama/ptrace_scope", "3"},
+	{"/proc/sys/kernel/unprivileged_bpf_disabled", "1"},
+	{"/proc/sys/kernel/core_pattern", "|/nonexistent"},
+	{"/proc/sys/fs/suid_dumpable", "0"},
+	{"/proc/sys/kernel/sysrq", "0"},
+	{"/proc/sys/kernel/dmesg_restrict", "1"},
+	{"/proc/sys/kernel/kptr_restrict", "2"},
+	{"/proc/sys/kernel/perf_event_paranoid", "3"},
+	{"/proc/sys/kernel/panic_on_oops", "1"},
+	{"/proc/sys/vm/unprivileged_userfaultfd", "0"},
+	{"/proc/sys/net/core/bpf_jit_harden", "2"},
+	{"/proc/sys/net/ipv4/ip_forward", "0"},
+	{"/proc/sys/net/ipv4/conf/all/accept_redirects", "0"},
+	{"/proc/sys/net/ipv4/conf/all/rp_filter", "1"},
+	{"/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"},
+	{"/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"},
+};
+
+void harden_kernel(void)
+{
+	for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
+		write_text(settings[i][0], settings[i][1]);
+}
+
+/* The firmware's log is for root alone; the worker's report carries it. */
+static void copy_boot_log(void)
+{
+	static char piece[65536];
+	int from = open(BOOT_LOG, O_RDONLY | O_CLOEXEC);
+	int to = open(PRIVATE_DIRECTORY "/boot-log", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+	ssize_t got = 0;
+	if (to < 0)
+		halt("the boot log cannot be copied");
+	while (from >= 0 && (got = read(from, piece, sizeof piece)) > 0)
+		if (write(to, piece, (size_t)got) != got)
+			halt("the boot log cannot be copied");
+	if (from >= 0)
+		close(from);
+	close(to);
+}
+
+static void give(const char *path)
+{
+	if (chown(path, WORKER, WORKER) && errno != ENOENT)
+		halt(path);
+}
+
+/* The virtio ports are the worker's: what it answers there, it decides. */
+static void give_ports(void)
+{
+	DIR *directory = opendir("/sys/class/virtio-ports");
+	for (struct dirent *entry; directory && (entry = readdir(directory));) {
+		char path[320];
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+		give(path);
+	}
+	if (directory)
+		closedir(directory);
+}
+
+static int limit(int resource, rlim_t value)
+{
+	struct rlimit both = {value, value};
+	return setrlimit(resource, &both);
+}
+
+/* False where the kernel left the child any of them. */
+static int gives_up_rights(void)
+{
+	for (int capability = 0; capability <= 63; capability++)
+		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EINVAL)
+			return 0;
+	/* One byte, not none: where core_pattern names a program, only that stops a dump. */
+	if (limit(RLIMIT_CORE, 1) || limit(RLIMIT_MEMLOCK, RLIM_INFINITY) ||
+	    limit(RLIMIT_NOFILE, 65536))
+		return 0;
+	return !setgroups(0, 0) && !setresgid(WORKER, WORKER, WORKER) &&
+	       !setresuid(WORKER, WORKER, WORKER) && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+/* The measured application disk says what is started: one argument a line. */
+static void read_command(char *command[MAX_ARGUMENTS + 1])
+{
+	static char text[4096];
+	char *rest = text;
+	int count = 0;
+	read_text("/application/command", text, sizeof text);
+	for (char *line; (line = strsep(&rest, "\n"));) {
+		if (!*line || count == MAX_ARGUMENTS)
+			halt("the worker's command is empty, or too long");
+		command[count++] = line;
+	}
+	command[count] = 0;
+}
+
+static _Noreturn void become_worker(char *const command[])
+{
+	static char *const environment[] = {"PATH=/usr/bin:/usr/sbin", "LANG=C.UTF-8",
+					    "HOME=/run/cloister", "TMPDIR=/run/cloister", 0};
+	int console = open("/dev/console", O_WRONLY | O_NOCTTY), nothing = open("/dev/null", O_RDONLY);
+	setsid();
+	dup2(nothing, 0);
+	dup2(console >= 0 ? console : nothing, 1);
+	dup2(1, 2);
+	for (int file = 3; file < 64; file++)
+		close(file);
+	umask(077);
+	if (gives_up_rights())
+		execve(command[0], command, environment);
+	_exit(127); /* which PID 1 sees */
+}
+
+_Noreturn void run_worker(void)
+{
+	char *command[MAX_ARGUMENTS + 1];
+	int status = 0;
+	read_command(command);
+	if (mkdir(PRIVATE_DIRECTORY, 0700))
+		halt(PRIVATE_DIRECTORY);
+	copy_boot_log();
+	give(PRIVATE_DIRECTORY);
+	give("/dev/tpmrm0");
+	give_ports();
+	say("worker");
+	pid_t worker = fork(), ended;
+	if (worker == 0)
+		become_worker(command);
+	if (worker < 0)
+		halt("no process for the worker");
+	/* Whose parents died are ours to bury. */
+	while ((ended = waitpid(-1, &status, 0)) != worker)
+		if (ended < 0 && errno != EINTR)
+			halt("nothing to wait for");
+	say("the worker ended with status 0x%x", (unsigned)status);
+	halt("the worker ended");
+}

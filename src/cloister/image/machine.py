@@ -1,0 +1,196 @@
+"""An emulated machine for an image: QEMU's command line, and whether the processor can help.
+
+One machine, described once: q35 with OVMF in two flash chips, a TPM, the image's disks read-only on
+virtio, at most one network card without an option ROM, one port for the operator, a serial console.
+What of it the firmware measures is part of the evidence (`docs/how-to/images.md` has the table), so
+nothing is left to QEMU's defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.errors import ConfigurationError, UnsupportedError
+
+QEMU: Final = "qemu-system-x86_64"
+GUEST_ADDRESS: Final = "10.0.2.15"
+"""In QEMU's user network, which is 10.0.2.0/24."""
+
+FIRMWARE_FOLDERS: Final = (Path("/usr/share/OVMF"), Path("/usr/share/edk2/x64"))
+_PLAIN: Final = ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
+_SECURE: Final = ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd")
+
+OPERATOR_PORT: Final = "cloister.operator"
+"""As the guest looks for it (`cloister.attester.guest_port`)."""
+
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firmware:
+    """The two flash chips of OVMF. The variables are copied for each start."""
+
+    code: Path
+    variables: Path
+    secure_boot: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The shape of a machine, and the files it starts from."""
+
+    firmware: Firmware
+    esp: Path
+    disks: tuple[Path, ...]
+    """Root, application, model; found by what they are, not by their order."""
+    memory_mib: int = 1024
+    cpus: int = 1
+    accelerated: bool = False
+    port: int | None = 8440
+    """On this machine's loopback, forwarded to the guest's; None: no network card at all."""
+    guest_port: int = 8440
+    boot_entry: bool = True
+    """Whether QEMU says which disk to start from. Without, the firmware's variables decide."""
+    more: tuple[str, ...] = ()
+    """Further arguments of QEMU's, for whoever wants to see what they change."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could be no machine, or would be read as something else by QEMU."""
+        if not 256 <= self.memory_mib <= 1 << 20 or not 1 <= self.cpus <= 255:
+            raise ConfigurationError(
+                "a machine has 256 MiB of memory or more, and 1 to 255 processors",
+                code="image.machine",
+            )
+        for path in (self.firmware.code, self.firmware.variables, self.esp, *self.disks):
+            if "," in str(path):
+                raise ConfigurationError(
+                    f"QEMU takes no comma in a path: {path}", code="image.machine"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sockets:
+    """Where, in a private folder, QEMU meets what runs beside it."""
+
+    folder: Path
+
+    @property
+    def tpm(self) -> Path:
+        """The control socket of the software TPM."""
+        return self.folder / "tpm.sock"
+
+    @property
+    def operator(self) -> Path:
+        """The host's end of the operator's port."""
+        return self.folder / "operator.sock"
+
+    @property
+    def console(self) -> Path:
+        """The serial console, as a file."""
+        return self.folder / "console.log"
+
+    @property
+    def firmware_log(self) -> Path:
+        """The firmware's own messages (only those of debug builds say anything)."""
+        return self.folder / "firmware.log"
+
+    @property
+    def variables(self) -> Path:
+        """This start's copy of the firmware's variables."""
+        return self.folder / "variables.fd"
+
+
+def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> tuple[str, ...]:
+    """The command that runs `machine`."""
+    secure = machine.firmware.secure_boot
+    command = [
+        program,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-machine", "q35,smm=on" if secure else "q35"),
+        *("-accel", "kvm" if machine.accelerated else "tcg,thread=multi"),
+        *("-cpu", "host" if machine.accelerated else "max"),
+        *("-m", str(machine.memory_mib), "-smp", str(machine.cpus)),
+        *_flash(0, machine.firmware.code, ",readonly=on"),
+        *_flash(1, sockets.variables, ""),
+        *(("-global", "driver=cfi.pflash01,property=secure,value=on") if secure else ()),
+        *("-chardev", f"socket,id=tpm,path={sockets.tpm}"),
+        *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
+        *_disk("esp", machine.esp, ",bootindex=1" if machine.boot_entry else ""),
+    ]
+    for disk in machine.disks:
+        command += _disk(disk.stem, disk, "")
+    command += [
+        *("-device", "virtio-rng-pci"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=operator,path={sockets.operator},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=operator,name={OPERATOR_PORT}"),
+        *("-serial", f"file:{sockets.console}"),
+    ]
+    if machine.port is not None:
+        forward = f"hostfwd=tcp:127.0.0.1:{machine.port}-{GUEST_ADDRESS}:{machine.guest_port}"
+        # restrict: QEMU too lets nothing out that the guest begins.
+        command += [
+            *("-netdev", f"user,id=net,restrict=on,ipv6=off,{forward}"),
+            # An option ROM would be measured into PCR 2.
+            *("-device", "virtio-net-pci,netdev=net,romfile="),
+        ]
+    return (*command, *machine.more)
+
+
+def _flash(unit: int, path: Path, options: str) -> tuple[str, str]:
+    return "-drive", f"if=pflash,format=raw,unit={unit},file={path}{options}"
+
+
+def _disk(name: str, path: Path, options: str) -> tuple[str, ...]:
+    return (
+        *("-drive", f"if=none,id={name},format=raw,readonly=on,file={path}"),
+        *("-device", f"virtio-blk-pci,drive={name},serial={name}{options}"),
+    )
+
+
+def find_qemu() -> str:
+    """The path of QEMU; UnsupportedError (code ``image.qemu_missing``) where there is none."""
+    found = shutil.which(QEMU, path=_PATH)
+    if found is None:
+        raise UnsupportedError(
+            f"{QEMU} is not installed; on Debian: apt install qemu-system-x86 ovmf",
+            code="image.qemu_missing",
+        )
+    return found
+
+
+def find_firmware(*, secure_boot: bool = False) -> Firmware:
+    """OVMF as distributions install it; UnsupportedError (``image.firmware_missing``) if not."""
+    code, variables = _SECURE if secure_boot else _PLAIN
+    for folder in FIRMWARE_FOLDERS:
+        if (folder / code).is_file() and (folder / variables).is_file():
+            return Firmware(
+                code=folder / code, variables=folder / variables, secure_boot=secure_boot
+            )
+    raise UnsupportedError(
+        f"{code} is not installed; on Debian: apt install ovmf", code="image.firmware_missing"
+    )
+
+
+def can_accelerate(
+    *,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+    device: Path = Path("/dev/kvm"),
+    may_use: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK),
+) -> bool:
+    """Whether KVM runs this machine's instructions on the processor.
+
+    The device alone says nothing: inside some virtual machines it opens, and starts guests whose
+    firmware then hangs or stops. Only a processor that says so virtualises.
+    """
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return not {"vmx", "svm"}.isdisjoint(flags) and may_use(device)

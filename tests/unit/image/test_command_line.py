@@ -1,0 +1,49 @@
+"""The kernel's command line of an image."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloister.errors import BuildError
+from cloister.image.command_line import MAX_BYTES, MEASURED, NONE, command_line
+from cloister.image.footer import DiskFooter
+
+ROOT = DiskFooter(
+    kind="root", fs="squashfs", data_blocks=9, hash_start=9, root_hash="11" * 32, salt="22" * 32
+)
+MODEL = DiskFooter(
+    kind="model", fs="erofs", data_blocks=5, hash_start=5, root_hash="33" * 32, salt="44" * 32
+)
+
+
+def test_it_names_the_root_and_how_the_others_are_known() -> None:
+    words = command_line(root=ROOT).split(" ")
+    assert f"cloister.root=squashfs:9:9:{'11' * 32}:{'22' * 32}" in words
+    assert "cloister.application=measured" in words
+    assert "cloister.model=measured" in words
+    assert {"lockdown=confidentiality", "module.sig_enforce=1", "panic=-1"} <= set(words)
+    assert not any(word.startswith("cloister.debug") for word in words)
+
+
+def test_a_disk_may_be_named_or_absent() -> None:
+    words = command_line(root=ROOT, application=NONE, model=MODEL).split(" ")
+    assert "cloister.application=none" in words
+    assert f"cloister.model=erofs:5:5:{'33' * 32}:{'44' * 32}" in words
+
+
+def test_a_debug_image_says_so() -> None:
+    assert command_line(root=ROOT, debug=True) == command_line(root=ROOT) + " cloister.debug=1"
+
+
+@pytest.mark.parametrize("more", [("a b",), ("",), ("caf\u00e9",), ("a\n",), ("x" * MAX_BYTES,)])
+def test_nothing_else_gets_in(more: tuple[str, ...]) -> None:
+    assert "maxcpus=1" in command_line(root=ROOT, more=("maxcpus=1",)).split(" ")
+    with pytest.raises(BuildError) as caught:
+        command_line(root=ROOT, more=more)
+    assert caught.value.code == "image.command_line"
+
+
+def test_a_disk_is_not_just_any_word() -> None:
+    assert command_line(root=ROOT, model=MEASURED)
+    with pytest.raises(BuildError):
+        command_line(root=ROOT, model="anything")
