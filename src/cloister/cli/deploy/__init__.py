@@ -5,9 +5,30 @@ A file for each platform; their commands share the options of `cloister.cli.depl
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from cloister.cli.deploy.aws import aws
+from cloister.cli.deploy.qemu import libvirt, qemu
 
 deploy = typer.Typer(no_args_is_help=True)
+deploy.add_typer(qemu, name="qemu", help="A guest under QEMU, on a machine of your own.")
+deploy.add_typer(libvirt, name="libvirt", help="The same guests as libvirt domains.")
 deploy.add_typer(aws, name="aws", help="Amazon Web Services.")
+
+
+@deploy.command()
+def convert(
+    kind: Annotated[str, typer.Argument(help="disk, vhd or google.")],
+    sources: Annotated[list[Path], typer.Argument(help="esp.img and the disks, or one raw disk.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+) -> None:
+    """Make one disk out of an image's parts, or a disk in a cloud's own format.
+
+    Equal inputs give equal bytes. Exit 0 written, 1 the sources cannot be made into that.
+    """
+    from cloister.deploy.formats import convert as make
+
+    make(kind, sources, out)

@@ -1,0 +1,163 @@
+"""Options that every target has, and what is done with a plan: shown, carried out, taken back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from cloister.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from cloister.deploy.apply import Effects
+    from cloister.deploy.deployment import Deployment
+    from cloister.deploy.plan import Plan, Step
+
+Image = Annotated[Path, typer.Argument(help="A folder that `cloister image build` wrote.")]
+Name = Annotated[str, typer.Option("--name", help="Of the deployment, and of what it makes.")]
+Vcpus = Annotated[int, typer.Option("--vcpus", min=1, help="Processors of the machine.")]
+Memory = Annotated[int, typer.Option("--memory", min=256, help="Memory of the machine, in MiB.")]
+Port = Annotated[int, typer.Option("--port", help="Where the worker listens, by its image.")]
+Manifest = Annotated[
+    str | None,
+    typer.Option("--manifest-digest", help="SHA-256 of the image's manifest, if it has one."),
+]
+DebugImage = Annotated[
+    bool, typer.Option("--debug-image", help="Deploy a debug image, which clients refuse.")
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder",
+        help="For files and progress. Default: ~/.local/state/cloister/deploy/TARGET/NAME.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only write the commands (the default).")]
+Apply = Annotated[
+    bool, typer.Option("--apply", help="Carry them out, or go on where it was cut off.")
+]
+Undo = Annotated[bool, typer.Option("--undo", help="Take back what was done, the last first.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the plan as JSON, not as commands.")]
+
+
+class Common(NamedTuple):
+    """Values of the options above that describe the deployment."""
+
+    image: Path
+    name: str
+    vcpus: int
+    memory: int
+    port: int
+    manifest: str | None
+    debug_image: bool
+    folder: Path | None
+
+
+class Action(NamedTuple):
+    """Values of the options above that say what to do."""
+
+    dry_run: bool
+    apply: bool
+    undo: bool
+    json: bool
+
+    def check(self) -> None:
+        """Refuse more than one at once."""
+        if self.dry_run + self.apply + self.undo > 1:
+            raise ConfigurationError(
+                "--dry-run, --apply and --undo exclude each other", code="deploy.options"
+            )
+        if self.json and (self.apply or self.undo):
+            raise ConfigurationError(
+                "--json prints a plan; it goes with --dry-run only", code="deploy.options"
+            )
+
+
+def deployment(target: str, common: Common) -> Deployment:
+    """The description that the options give; hashes the image's files."""
+    from cloister.deploy import words
+    from cloister.deploy.deployment import Deployment, Machine, read_image
+
+    words.NAME.check(common.name)  # before it becomes part of a path
+    folder = common.folder or Path("~/.local/state/cloister/deploy") / target / common.name
+    return Deployment(
+        name=common.name,
+        image=read_image(
+            common.image,
+            debug_accepted=common.debug_image,
+            tell=lambda name: typer.echo(f"reading {name}", err=True),
+        ),
+        machine=Machine(vcpus=common.vcpus, memory_mib=common.memory),
+        folder=words.path(folder, "the deployment's folder"),
+        port=common.port,
+        manifest=None if common.manifest is None else words.digest(common.manifest),
+    )
+
+
+def carry_out(target: str, common: Common, make: Callable[[Deployment], Plan], to: Action) -> None:
+    """Make the plan, and show it, carry it out or take it back."""
+    to.check()
+    plan = make(deployment(target, common))
+    if to.apply:
+        _apply(plan)
+    elif to.undo:
+        _undo(plan)
+    elif to.json:
+        typer.echo(json.dumps(plan.to_json(), indent=2))
+    else:
+        from cloister.deploy.shell import script
+
+        typer.echo(script(plan), nl=False)
+
+
+def _apply(plan: Plan) -> None:
+    from cloister.deploy.apply import apply
+
+    values = apply(plan, _effects(), tell=_told(plan))
+    for note in plan.notes:
+        typer.echo(note, err=True)
+    typer.echo(json.dumps({"done": plan.name, **values}, indent=2))
+
+
+def _undo(plan: Plan) -> None:
+    from cloister.deploy.apply import undo
+
+    unsure = undo(plan, _effects(), tell=_told(plan))
+    typer.echo(json.dumps({"undone": plan.name, "cut_off": list(unsure)}, indent=2))
+    if unsure:
+        typer.echo(
+            "These steps were cut off and may have left something; look for it: "
+            + ", ".join(unsure),
+            err=True,
+        )
+
+
+def _effects() -> Effects:
+    import shutil
+    import time
+
+    from cloister.deploy.apply import Effects
+    from cloister.deploy.tools import run_here
+
+    return Effects(run=run_here, sleep=time.sleep, which=shutil.which)
+
+
+def _told(plan: Plan) -> Callable[[Step, str], None]:
+    numbers = {step.id: number for number, step in enumerate(plan.steps, start=1)}
+
+    def tell(step: Step, event: str) -> None:
+        place = f"[{numbers[step.id]}/{len(plan.steps)}]"
+        said = {
+            "already": f"{step.id} is done already",
+            "begin": step.says,
+            "again": f"{step.id}: not yet, once more",
+            "found": f"{step.id} was cut off after it had done its work",
+            "done": f"{step.id} is done",
+            "undone": f"{step.id} is taken back",
+        }[event]
+        typer.echo(f"{place} {said}", err=True)
+
+    return tell

@@ -1,0 +1,213 @@
+"""``cloister deploy qemu`` and ``libvirt``: confidential guests on a machine of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloister.cli.deploy import options
+
+if TYPE_CHECKING:
+    from cloister.deploy.qemu import Host
+
+qemu = typer.Typer(no_args_is_help=True)
+libvirt = typer.Typer(no_args_is_help=True)
+
+Firmware = Annotated[Path, typer.Option("--firmware", help="OVMF, built for this platform.")]
+Network = Annotated[
+    str, typer.Option("--network", help="user (not with libvirt), tap or serial (no card at all).")
+]
+Interface = Annotated[str, typer.Option("--interface", help="Of the host, for --network tap.")]
+Listen = Annotated[str, typer.Option("--listen", help="Of the host, for --network user.")]
+Guest = Annotated[str, typer.Option("--guest", help="The guest's address, for --network user.")]
+Gpu = Annotated[
+    list[str] | None,
+    typer.Option("--gpu", help="PCI address of a GPU to hand through in confidential mode."),
+]
+Cpu = Annotated[str, typer.Option("--cpu", help="CPU model; part of the launch digest.")]
+Quotes = Annotated[
+    Path, typer.Option("--quotes", help="Socket of the host's quote generation service.")
+]
+SNP_FIRMWARE = Path("/usr/share/ovmf/OVMF.amdsev.fd")
+TDX_FIRMWARE = Path("/usr/share/ovmf/OVMF.inteltdx.fd")
+QUOTE_SOCKET = Path("/var/run/tdx-qgs/qgs.socket")
+
+
+@qemu.command("snp")
+def qemu_snp(
+    image: options.Image,
+    name: options.Name,
+    *,
+    vcpus: options.Vcpus = 4,
+    memory: options.Memory = 8192,
+    port: options.Port = 8440,
+    manifest_digest: options.Manifest = None,
+    firmware: Firmware = SNP_FIRMWARE,
+    cpu: Cpu = "EPYC-v4",
+    network: Network = "user",
+    interface: Interface = "",
+    listen: Listen = "127.0.0.1",
+    guest: Guest = "10.0.2.15",
+    gpu: Gpu = None,
+    debug_image: options.DebugImage = False,
+    folder: options.Folder = None,
+    dry_run: options.DryRun = False,
+    apply: options.Apply = False,
+    undo: options.Undo = False,
+    as_json: options.Json = False,
+) -> None:
+    """An SEV-SNP guest under QEMU 9.1 or newer.
+
+    Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
+    """
+    from cloister.deploy.qemu_snp import qemu_snp_plan
+
+    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, network, interface, gpu, listen=listen, guest=guest)
+    options.carry_out(
+        "qemu-snp",
+        common,
+        lambda deployment: qemu_snp_plan(deployment, host, cpu=cpu),
+        options.Action(dry_run, apply, undo, as_json),
+    )
+
+
+@qemu.command("tdx")
+def qemu_tdx(
+    image: options.Image,
+    name: options.Name,
+    *,
+    vcpus: options.Vcpus = 4,
+    memory: options.Memory = 8192,
+    port: options.Port = 8440,
+    manifest_digest: options.Manifest = None,
+    firmware: Firmware = TDX_FIRMWARE,
+    quotes: Quotes = QUOTE_SOCKET,
+    network: Network = "user",
+    interface: Interface = "",
+    listen: Listen = "127.0.0.1",
+    guest: Guest = "10.0.2.15",
+    gpu: Gpu = None,
+    debug_image: options.DebugImage = False,
+    folder: options.Folder = None,
+    dry_run: options.DryRun = False,
+    apply: options.Apply = False,
+    undo: options.Undo = False,
+    as_json: options.Json = False,
+) -> None:
+    """A TDX guest under QEMU 10.1 or newer.
+
+    Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
+    """
+    from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
+
+    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, network, interface, gpu, listen=listen, guest=guest)
+    options.carry_out(
+        "qemu-tdx",
+        common,
+        lambda deployment: qemu_tdx_plan(deployment, host, quotes=QuoteService(path=quotes)),
+        options.Action(dry_run, apply, undo, as_json),
+    )
+
+
+@libvirt.command("snp")
+def libvirt_snp(
+    image: options.Image,
+    name: options.Name,
+    *,
+    vcpus: options.Vcpus = 4,
+    memory: options.Memory = 8192,
+    port: options.Port = 8440,
+    manifest_digest: options.Manifest = None,
+    firmware: Firmware = SNP_FIRMWARE,
+    cpu: Cpu = "EPYC-v4",
+    network: Network = "serial",
+    interface: Interface = "",
+    gpu: Gpu = None,
+    debug_image: options.DebugImage = False,
+    folder: options.Folder = None,
+    dry_run: options.DryRun = False,
+    apply: options.Apply = False,
+    undo: options.Undo = False,
+    as_json: options.Json = False,
+) -> None:
+    """An SEV-SNP domain of libvirt 10.5 or newer.
+
+    Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
+    """
+    from cloister.deploy.libvirt import libvirt_snp_plan
+
+    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, network, interface, gpu)
+    options.carry_out(
+        "libvirt-snp",
+        common,
+        lambda deployment: libvirt_snp_plan(deployment, host, cpu=cpu),
+        options.Action(dry_run, apply, undo, as_json),
+    )
+
+
+@libvirt.command("tdx")
+def libvirt_tdx(
+    image: options.Image,
+    name: options.Name,
+    *,
+    vcpus: options.Vcpus = 4,
+    memory: options.Memory = 8192,
+    port: options.Port = 8440,
+    manifest_digest: options.Manifest = None,
+    firmware: Firmware = TDX_FIRMWARE,
+    quotes: Quotes = QUOTE_SOCKET,
+    network: Network = "serial",
+    interface: Interface = "",
+    gpu: Gpu = None,
+    debug_image: options.DebugImage = False,
+    folder: options.Folder = None,
+    dry_run: options.DryRun = False,
+    apply: options.Apply = False,
+    undo: options.Undo = False,
+    as_json: options.Json = False,
+) -> None:
+    """A TDX domain of libvirt 11.6 or newer.
+
+    Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
+    """
+    from cloister.deploy.libvirt import libvirt_tdx_plan
+
+    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, network, interface, gpu)
+    options.carry_out(
+        "libvirt-tdx",
+        common,
+        lambda deployment: libvirt_tdx_plan(deployment, host, quotes=quotes),
+        options.Action(dry_run, apply, undo, as_json),
+    )
+
+
+def _host(
+    firmware: Path,
+    network: str,
+    interface: str,
+    gpus: list[str] | None,
+    *,
+    listen: str = "127.0.0.1",
+    guest: str = "10.0.2.15",
+) -> Host:
+    from cloister.deploy import qemu as recipes
+    from cloister.errors import ConfigurationError
+
+    if network not in list(recipes.Network):
+        raise ConfigurationError(
+            f"--network is one of {', '.join(recipes.Network)}", code="deploy.options"
+        )
+    return recipes.Host(
+        firmware=firmware,
+        network=recipes.Network(network),
+        interface=interface,
+        listen=listen,
+        guest=guest,
+        gpus=tuple(gpus or ()),
+    )

@@ -1,0 +1,188 @@
+"""What is deployed: a built image, the shape of its machine, and what the host hands it.
+
+The same description serves every target; what only one platform knows (a firmware file, a
+resource group) stands beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.deploy import words
+from cloister.deploy.plan import Input
+from cloister.errors import ConfigurationError, MalformedError
+from cloister.strictjson import expect_object, parse_json_object
+
+ARTEFACTS: Final = {
+    "uki": "uki.efi",
+    "esp": "esp.img",
+    "root": "root.img",
+    "application": "application.img",
+    "model": "model.img",
+    "eif": "image.eif",
+    "references": "reference-values.json",
+}
+"""What `cloister image build` may leave in its folder, by role."""
+
+MIB: Final = 1 << 20
+MAX_VCPUS: Final = 512
+MAX_MEMORY_MIB: Final = 16 * 1024 * 1024
+_MAX_REFERENCES: Final = 8 * MIB
+_PIECE: Final = 4 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """The files of one image, each with the digest it had when it was read."""
+
+    files: Mapping[str, Input]
+    """By role, a key of `ARTEFACTS`."""
+    debug: bool
+    """Whether the image says that it is a debug image; only the attestation proves it."""
+
+    def file(self, role: str) -> Input:
+        """The file of a role.
+
+        Raises:
+            ConfigurationError: the image has none (code ``deploy.artefact``).
+        """
+        found = self.files.get(role)
+        if found is None:
+            raise ConfigurationError(
+                f"the image has no {ARTEFACTS[role]}, which this target starts from",
+                code="deploy.artefact",
+            )
+        return found
+
+    def disks(self) -> tuple[tuple[str, Input], ...]:
+        """Root, application and model disk, those that there are."""
+        self.file("root")
+        return tuple(
+            (role, self.files[role])
+            for role in ("root", "application", "model")
+            if role in self.files
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """How large the machine is. Both values move measurements on some platforms.
+
+    Raises:
+        ConfigurationError: a size is out of bounds (code ``deploy.machine``).
+    """
+
+    vcpus: int
+    memory_mib: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no machine has."""
+        if not 1 <= self.vcpus <= MAX_VCPUS or not 256 <= self.memory_mib <= MAX_MEMORY_MIB:
+            raise ConfigurationError(
+                f"a machine has 1 to {MAX_VCPUS} processors, and 256 MiB to 16 TiB of memory",
+                code="deploy.machine",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One machine to start from one image.
+
+    Raises:
+        ConfigurationError: a name, a path or a port cannot be used.
+    """
+
+    name: str
+    image: BuiltImage
+    machine: Machine
+    folder: Path
+    """For files that are written and for progress; one deployment each."""
+    port: int
+    """Where the worker listens inside the guest, and where the platform lets people in."""
+    manifest: bytes | None
+    """SHA-256 of the manifest, for HOST_DATA or MRCONFIGID; None: the image names none."""
+
+    def __post_init__(self) -> None:
+        """Check every word, whoever made the description."""
+        words.NAME.check(self.name)
+        words.port(self.port)
+        if words.path(self.folder, "the deployment's folder") != self.folder:
+            raise ConfigurationError(
+                "the deployment's folder has to be an absolute path", code="deploy.path"
+            )
+        if self.manifest is not None and len(self.manifest) != hashlib.sha256().digest_size:
+            raise ConfigurationError("a manifest's digest has 32 bytes", code="deploy.word")
+
+
+def read_image(
+    folder: Path, *, debug_accepted: bool, tell: Callable[[str], object] = lambda _: None
+) -> BuiltImage:
+    """Find an image's files in `folder` and hash each; `tell` hears of every file before.
+
+    The digests go into the plan: what is uploaded or started later has to be what was planned.
+
+    Raises:
+        ConfigurationError: no image is there, a file cannot be read, or it is a debug image and
+            nobody asked for one (codes ``deploy.image``, ``deploy.debug``).
+    """
+    root = words.path(folder, "the image")
+    files: dict[str, Input] = {}
+    for role, name in ARTEFACTS.items():
+        path = root / name
+        if path.exists():
+            tell(name)
+            files[role] = hash_file(path)
+    if not files.keys() & {"uki", "eif"}:
+        raise ConfigurationError(
+            f"there is no image in {root}: it has neither {ARTEFACTS['uki']} nor "
+            f"{ARTEFACTS['eif']}; make one with `cloister image build`",
+            code="deploy.image",
+        )
+    debug = "references" in files and _says_debug(files["references"].path)
+    if debug and not debug_accepted:
+        raise ConfigurationError(
+            "this is a debug image: whoever runs it can look inside, and clients refuse it; "
+            "name --debug-image to deploy it all the same",
+            code="deploy.debug",
+        )
+    return BuiltImage(files=files, debug=debug)
+
+
+def hash_file(path: Path) -> Input:
+    """Size and SHA-256 of a file, read once from end to end.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no plain file (code ``deploy.image``).
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        if not path.is_file():
+            raise ConfigurationError(f"{path} is no plain file", code="deploy.image")
+        with path.open("rb") as opened:
+            while piece := opened.read(_PIECE):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", code="deploy.image"
+        ) from None
+    return Input(path=path, size=size, sha256=digest.hexdigest())
+
+
+def _says_debug(references: Path) -> bool:
+    """Whether the reference values' own `image` member says so; no member, no debug image."""
+    try:
+        document = parse_json_object(
+            references.read_bytes(), limit=_MAX_REFERENCES, what="the reference values"
+        )
+        if "image" not in document:
+            return False
+        return expect_object(document["image"], "the reference values' image")["debug"] is not False
+    except MalformedError as error:
+        raise ConfigurationError(str(error), code="deploy.image") from None
+    except KeyError:
+        return True  # a member that leaves it open is not believed

@@ -1,0 +1,89 @@
+"""Deployments of an image made of a few bytes, and tools that record what they are asked."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloister.deploy.apply import Effects
+from cloister.deploy.deployment import Deployment, Machine, read_image
+from cloister.deploy.tools import Finished
+
+MANIFEST = bytes(range(32))
+ESP_BYTES = 64 * 512
+
+
+def write_image(folder: Path) -> Path:
+    """An image's folder, with a disk that has a partition table and tiny ones behind it."""
+    folder.mkdir(parents=True)
+    (folder / "uki.efi").write_bytes(b"MZ" + bytes(1000))
+    (folder / "esp.img").write_bytes(tiny_disk(b"FAT32".ljust(ESP_BYTES, b"\1")))
+    (folder / "root.img").write_bytes(b"root".ljust(8192, b"\2"))
+    (folder / "model.img").write_bytes(b"model".ljust(12288, b"\3"))
+    (folder / "image.eif").write_bytes(b".eif" + bytes(100))
+    (folder / "reference-values.json").write_text(
+        '{"format": "cloister/reference-values/1", "components": [],'
+        ' "image": {"name": "demo", "version": "1", "debug": false}}'
+    )
+    return folder
+
+
+def tiny_disk(esp: bytes) -> bytes:
+    """A GPT disk with one EFI system partition, written apart from the code under test."""
+    sectors = len(esp) // 512
+    kind = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").bytes_le
+    entry = struct.pack("<16s16sQQQ72s", kind, bytes(15) + b"\1", 2048, 2047 + sectors, 0, b"")
+    entries = entry.ljust(128 * 128, b"\0")
+    head = struct.pack("<8sIIIIQQQQ16s", b"EFI PART", 0x10000, 92, 0, 0, 1, 0, 34, 9999, b"")
+    head += struct.pack("<QIII", 2, 128, 128, zlib.crc32(entries))
+    start = bytes(512) + head.ljust(512, b"\0") + entries
+    return start.ljust(2048 * 512, b"\0") + esp + bytes(33 * 512)
+
+
+def deployment(folder: Path, *, name: str = "web", manifest: bytes | None = MANIFEST) -> Deployment:
+    """A deployment of such an image, in a folder of its own below `folder`."""
+    image = folder / "image"
+    if not image.exists():
+        write_image(image)
+    return Deployment(
+        name=name,
+        image=read_image(image, debug_accepted=False),
+        machine=Machine(vcpus=4, memory_mib=8192),
+        folder=folder / "deployment",
+        port=8440,
+        manifest=manifest,
+    )
+
+
+@dataclass
+class Recorder:
+    """Answers commands by the first of `answers` whose words they begin with, and records them."""
+
+    answers: Mapping[tuple[str, ...], str | Finished] = field(default_factory=dict)
+    default: Callable[[Sequence[str]], Finished] | None = None
+    calls: list[tuple[str, ...]] = field(default_factory=list)
+    fail_at: tuple[str, ...] = ()
+    """A command that begins so fails."""
+
+    def __call__(self, argv: Sequence[str], /) -> Finished:
+        words = tuple(argv)
+        self.calls.append(words)
+        if self.fail_at and words[: len(self.fail_at)] == self.fail_at:
+            return Finished(code=1, out="", err="made to fail")
+        for beginning, answer in self.answers.items():
+            if words[: len(beginning)] == beginning:
+                return (
+                    answer if isinstance(answer, Finished) else Finished(code=0, out=answer, err="")
+                )
+        if self.default is not None:
+            return self.default(words)
+        return Finished(code=0, out="", err="")
+
+    @property
+    def effects(self) -> Effects:
+        """Effects with this as the runner, every tool installed and no waiting."""
+        return Effects(run=self, sleep=lambda _: None, which=lambda name: f"/usr/bin/{name}")

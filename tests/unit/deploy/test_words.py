@@ -1,0 +1,107 @@
+"""Words that reach commands and documents: good ones pass, and what could become more does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloister.deploy import words
+from cloister.errors import ConfigurationError
+
+GOOD = [
+    (words.NAME, "web-1"),
+    (words.REGION, "us-east-2"),
+    (words.MACHINE_TYPE, "Standard_DC4as_v5"),
+    (words.MACHINE_TYPE, "m6a.xlarge"),
+    (words.RESOURCE_GROUP, "cloister_rg-1"),
+    (words.GALLERY, "images.v1"),
+    (words.STORAGE_ACCOUNT, "cloister01"),
+    (words.CONTAINER, "disks-1"),
+    (words.BUCKET, "my.bucket-1"),
+    (words.PROJECT, "my-project-1"),
+    (words.NETWORK, "default"),
+    (words.SUBNET_ID, "subnet-0123abcd"),
+    (words.VPC_ID, "vpc-0123abcd"),
+    (words.VERSION, "1.0.3"),
+    (words.CPU_MODEL, "EPYC-Genoa-v1"),
+    (words.CPU_MODEL, "EPYC-v4"),
+    (words.INTERFACE, "tap0"),
+    (words.PCI_ADDRESS, "0000:41:00.0"),
+    (words.DIGEST, "sha256:" + "0a" * 32),
+]
+HOSTILE = [
+    "",
+    "-rf",
+    "--undo",
+    " a",
+    "a b",
+    "a,b",
+    "a;b",
+    "a$(id)",
+    "a`id`",
+    "a'b",
+    'a"b',
+    "a\nb",
+    "a\0b",
+    "a/../b",
+    "${x}",
+    "a<b>",
+    "a&b",
+    "ａ",
+    "a\u202eb",
+    "a" * 100,
+    "web\n",
+]
+
+
+@pytest.mark.parametrize(("word", "text"), GOOD)
+def test_a_plain_word_passes_and_hostile_ones_do_not(word: words.Word, text: str) -> None:
+    assert word.check(text) == text
+    for hostile in [
+        *HOSTILE,
+        text + "\n",
+        "-" + text,
+        text + " --x",
+        text + "$(id)",
+        text + ",x=y",
+    ]:
+        with pytest.raises(ConfigurationError) as caught:
+            word.check(hostile)
+        assert caught.value.code == "deploy.word"
+        assert len(hostile) < 4 or hostile not in str(caught.value)
+
+
+def test_a_path_is_absolute_and_holds_nothing_that_is_read_otherwise(tmp_path: Path) -> None:
+    assert words.path(tmp_path / "my images", "x") == tmp_path / "my images"
+    assert words.path(tmp_path / "bildär", "x") == tmp_path / "bildär"
+    for sign in "\"'`\\$%,<>&|;*?\n\x7f":
+        with pytest.raises(ConfigurationError) as caught:
+            words.path(tmp_path / f"a{sign}b", "x")
+        assert caught.value.code == "deploy.path"
+
+
+def test_ranges_are_whole_networks_or_everybody_by_name() -> None:
+    assert words.source_range("203.0.113.0/24") == "203.0.113.0/24"
+    assert words.source_range("2001:db8::/32") == "2001:db8::/32"
+    assert words.source_range("any") == "0.0.0.0/0"
+    for text in ("203.0.113.7/24", "0.0.0.0/0/0", "all", "", "10.0.0.0/8,0.0.0.0/0"):
+        with pytest.raises(ConfigurationError):
+            words.source_range(text)
+
+
+@pytest.mark.parametrize("number", [0, -1, 65536])
+def test_a_port_is_one_of_tcp(number: int) -> None:
+    assert words.port(8440) == 8440
+    with pytest.raises(ConfigurationError):
+        words.port(number)
+
+
+def test_addresses_and_digests_are_read_exactly() -> None:
+    assert words.guest_address("10.0.2.15") == "10.0.2.15"
+    for text in ("10.0.2.15-1", "10.0.2.15:1", "::1", "010.0.2.15"):
+        with pytest.raises(ConfigurationError):
+            words.guest_address(text)
+    assert words.digest("sha256:" + "0a" * 32) == words.digest("0a" * 32) == b"\n" * 32
+    with pytest.raises(ConfigurationError):
+        words.digest("0A" * 32)
