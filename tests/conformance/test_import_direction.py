@@ -32,7 +32,7 @@ EDGES: dict[str, set[str]] = {
     "worker": {"evidence", "channel", "manifest", "engine", "attester", "streams"},
     "client": {*FOUNDATION, "streams"},
     "broker": {*FOUNDATION, "attester", "streams"},
-    "image": {"evidence", "attester"},
+    "image": {"evidence", "attester", "verifier"},
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},
 }
@@ -90,6 +90,19 @@ def test_imports_point_one_way(path: Path) -> None:
         if top == "cloister" and second not in permitted
     }
     assert not found, f"{path.name} may import only {sorted(permitted)}"
+
+
+def test_an_image_shares_only_reference_values_with_the_verifier() -> None:
+    """What predicts measurements must not lean on what judges them."""
+    shared = {"cloister.verifier.platform_references", "cloister.verifier.reference_values"}
+    for path in sorted((SOURCE / "image").rglob("*.py")):
+        modules = {
+            node.module or ""
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        used = {module for module in modules if module.startswith("cloister.verifier")}
+        assert used <= shared, path.name
 
 
 def test_every_folder_has_a_place() -> None:
