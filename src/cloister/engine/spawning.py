@@ -79,28 +79,31 @@ async def start(
 
     With `threads` the program is ended when it has more of them.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # so that it knows who speaks
-    with theirs:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *arguments,
-                str(theirs.fileno()),
-                *tail,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env={},
-                pass_fds=(theirs.fileno(), *keep),
-            )
-        except OSError as error:
-            ours.close()
-            if cleanup is not None:
-                cleanup.close()
-            raise SandboxError(
-                f"the sandbox's program does not start (errno {error.errno})", code="sandbox.start"
-            ) from None
+    with contextlib.ExitStack() as undo:  # whatever ends this early, cancellation included
+        if cleanup is not None:
+            undo.push(cleanup)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.enter_context(ours)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # so that it knows who speaks
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *arguments,
+                    str(theirs.fileno()),
+                    *tail,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env={},
+                    pass_fds=(theirs.fileno(), *keep),
+                )
+            except OSError as error:
+                raise SandboxError(
+                    f"the sandbox's program does not start (errno {error.errno})",
+                    code="sandbox.start",
+                ) from None
+        undo.pop_all()
     return Confined(process, ours, info=info, threads=threads, cleanup=cleanup)
 
 
