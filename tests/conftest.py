@@ -100,6 +100,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"{NOT_HERE}{marker}: {reason}"))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a case of many bytes by its argument: bytes made at random would name it otherwise in
+    each process (``pytest -n`` wants the same names in all), and nobody can read them."""
+    return argname if isinstance(val, bytes) and len(val) > 8 else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [
         str(report.longrepr[2]).partition(NOT_HERE)[2]
