@@ -32,7 +32,7 @@ EDGES: dict[str, set[str]] = {
     "worker": {*FOUNDATION, "engine", "attester", "streams"},
     "client": {*FOUNDATION, "streams"},
     "broker": {*FOUNDATION, "attester", "streams", "worker"},
-    "image": {"evidence", "attester"},
+    "image": {"evidence", "attester", "verifier"},
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},
 }
@@ -98,6 +98,19 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not found, f"{path.name} may import only {sorted(permitted)}"
 
 
+<<<<<<< HEAD
+def test_an_image_shares_only_reference_values_with_the_verifier() -> None:
+    """What predicts measurements must not lean on what judges them."""
+    shared = {"cloister.verifier.platform_references", "cloister.verifier.reference_values"}
+    for path in sorted((SOURCE / "image").rglob("*.py")):
+        modules = {
+            node.module or ""
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        used = {module for module in modules if module.startswith("cloister.verifier")}
+        assert used <= shared, path.name
+=======
 @pytest.mark.parametrize("edge", NARROW, ids=" to ".join)
 def test_narrow_edges_share_only_what_is_named(edge: tuple[str, str]) -> None:
     folder, other = edge
@@ -108,6 +121,7 @@ def test_narrow_edges_share_only_what_is_named(edge: tuple[str, str]) -> None:
             ):
                 module = (node.module or "").removeprefix(f"cloister.{other}").lstrip(".")
                 assert module in NARROW[edge], f"{path.name} imports {node.module}"
+>>>>>>> ba837a9
 
 
 def test_every_folder_has_a_place() -> None:
