@@ -99,7 +99,29 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not found, f"{path.name} may import only {sorted(permitted)}"
 
 
-    "worker": {*FOUNDATION, "engine", "attester", "streams", "weights"},
+def test_an_image_shares_only_reference_values_with_the_verifier() -> None:
+    """What predicts measurements must not lean on what judges them."""
+    shared = {"cloister.verifier.platform_references", "cloister.verifier.reference_values"}
+    for path in sorted((SOURCE / "image").rglob("*.py")):
+        modules = {
+            node.module or ""
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        used = {module for module in modules if module.startswith("cloister.verifier")}
+        assert used <= shared, path.name
+
+
+@pytest.mark.parametrize("edge", NARROW, ids=" to ".join)
+def test_narrow_edges_share_only_what_is_named(edge: tuple[str, str]) -> None:
+    folder, other = edge
+    for path in sorted((SOURCE / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                f"cloister.{other}"
+            ):
+                module = (node.module or "").removeprefix(f"cloister.{other}").lstrip(".")
+                assert module in NARROW[edge], f"{path.name} imports {node.module}"
 
 
 def test_every_folder_has_a_place() -> None:
