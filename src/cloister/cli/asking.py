@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from cloister.client.attestation import Verifier
     from cloister.client.exchange import SealedExchange
-    from cloister.client.trust import Trust
+    from cloister.client.manifest_options import ManifestOptions
     from cloister.verifier.result import AttestationResult
 
 Url = Annotated[str, typer.Argument(help="The worker's address, with or without /v1.")]
@@ -81,15 +82,22 @@ def trust_from(
     root: Sequence[Path] | None,
     *,
     development: bool,
-) -> Trust:
+    manifest: ManifestOptions | None = None,
+) -> Verifier:
     """Read what the options name. Raises ConfigurationError."""
-    from cloister.client.trust import make_trust, read_policy, read_reference_values, read_roots
+    from cloister.client.trust import (
+        make_verifier,
+        read_policy,
+        read_reference_values,
+        read_roots,
+    )
     from cloister.endorsements.pinned import pinned_roots
 
     pinned = pinned_roots()
     for path in root or ():
         pinned = pinned.merged(read_roots(path))
-    return make_trust(
+    return make_verifier(
+        manifest,
         kit=kit,
         policy=None if policy is None else read_policy(policy),
         reference_values=(

@@ -18,8 +18,8 @@ from cloister.errors import ConfigurationError
 if TYPE_CHECKING:
     import httpx2
 
+    from cloister.client.attestation import Verifier
     from cloister.client.load import Level
-    from cloister.client.trust import Trust
 
 Endpoint: TypeAlias = "AbstractAsyncContextManager[httpx2.AsyncClient]"
 MAX_STREAMS: Final = 1000
@@ -79,7 +79,7 @@ def parse_body(text: str | None) -> Mapping[str, Any]:
 
 @contextlib.asynccontextmanager
 async def sealed_endpoint(
-    url: str, trust: Trust, proxy: str | None
+    url: str, trust: Verifier, proxy: str | None
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A connection to a worker, verified before the first request."""
     from cloister.client.connect import aconnect

@@ -25,6 +25,17 @@ from cloister.cli.asking import (
     trust_from,
 )
 from cloister.cli.exits import UNREACHABLE, exit_code
+from cloister.cli.manifest_pins import (
+    ManifestDigest,
+    ManifestFile,
+    ManifestMemory,
+    ManifestName,
+    MinVersion,
+    Signer,
+    SigstoreRoot,
+    UnsafeUnsigned,
+    manifest_from,
+)
 from cloister.errors import AppraisalError, CloisterError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -50,6 +61,14 @@ def chat(
     reference_values: References = None,
     root: Root = None,
     development: Development = False,
+    signer: Signer = None,
+    min_version: MinVersion = None,
+    manifest: ManifestFile = None,
+    manifest_name: ManifestName = None,
+    manifest_digest: ManifestDigest = None,
+    manifest_memory: ManifestMemory = None,
+    unsafe_unsigned_manifest: UnsafeUnsigned = False,
+    sigstore_root: SigstoreRoot = None,
     proxy: Proxy = None,
     api_key: ApiKey = None,
     model: Annotated[str | None, typer.Option("--model", help="Which model to ask.")] = None,
@@ -61,7 +80,23 @@ def chat(
     from cloister.client.connect import open_connection
     from cloister.client.conversation import Conversation
 
-    trust = trust_from(kit, policy, reference_values, root, development=development)
+    trust = trust_from(
+        kit,
+        policy,
+        reference_values,
+        root,
+        development=development,
+        manifest=manifest_from(
+            signer=signer,
+            min_version=min_version,
+            manifest=manifest,
+            name=manifest_name,
+            digest=manifest_digest,
+            memory=manifest_memory,
+            sigstore_root=sigstore_root,
+            unsafe_unsigned=unsafe_unsigned_manifest,
+        ),
+    )
     with open_connection(url, verifier=trust, proxy=proxy) as connection:
         console = Console(highlight=False)
         code = show_verdict(console, connection)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloister.cli.image_measure import golden, measure
 from cloister.errors import AuthenticationError, ConfigurationError
 from cloister.strictjson import JsonObject
 
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 image = typer.Typer(no_args_is_help=True)
 eif = typer.Typer(no_args_is_help=True)
 image.add_typer(eif, name="eif", help="Enclave images for AWS Nitro (EIF version 4).")
-
-
-image.command()(measure)
-image.command()(golden)
 
 
 @eif.command()

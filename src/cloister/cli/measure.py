@@ -110,6 +110,8 @@ class EngineOptions:
     processes: ProcessOptions = field(default_factory=ProcessOptions)
     managed: ManagedOptions = field(default_factory=ManagedOptions)
     """Another engine than the embedded one, where one is named."""
+    manifest_sha256: str | None = None
+    """Of the manifest that the worker runs under."""
 
 
 def measure(
@@ -237,7 +239,10 @@ def effective_for(models: Sequence[ModelInfo], options: EngineOptions) -> JsonOb
         for model in models
     ]
     settings = settings_for(
-        options.compat, options.processes.settings(), attested_tls=options.attested_tls
+        options.compat,
+        options.processes.settings(),
+        attested_tls=options.attested_tls,
+        manifest_sha256=options.manifest_sha256,
     )
     return effective_configuration(engines, settings)
 
@@ -273,7 +278,12 @@ def managed_settings_for(engine: ManagedEngine, options: EngineOptions) -> Worke
         )
     else:
         separation = Separation.of_one_process()
-    return settings_for(options.compat, separation, attested_tls=options.attested_tls)
+    return settings_for(
+        options.compat,
+        separation,
+        attested_tls=options.attested_tls,
+        manifest_sha256=options.manifest_sha256,
+    )
 
 
 def _managed_subject(
@@ -288,7 +298,11 @@ def _managed_subject(
 
 
 def settings_for(
-    compat: str, separation: Separation | None = None, *, attested_tls: bool = False
+    compat: str,
+    separation: Separation | None = None,
+    *,
+    attested_tls: bool = False,
+    manifest_sha256: str | None = None,
 ) -> WorkerSettings:
     """Settings of a worker that also serves the paths that `compat` names.
 
@@ -302,6 +316,7 @@ def settings_for(
             compat=frozenset(Dialect(name) for name in names),
             separation=separation or Separation(),
             attested_tls=attested_tls,
+            manifest_sha256=manifest_sha256,
         )
     except ValueError:
         raise ConfigurationError(

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cloister.cli.keys import DEFAULT_FILE
-from cloister.cli.panels import ADDRESSES, OPERATION, WAYS_IN
+from cloister.cli.panels import ADDRESSES, OPERATION, UNDER, WAYS_IN
 from cloister.errors import ConfigurationError
 
 State = Annotated[
@@ -99,6 +99,16 @@ OperatorSocket = Annotated[
         "--operator-socket",
         help="Liveness, readiness and metrics (unix socket).",
         rich_help_panel=OPERATION,
+    ),
+]
+Manifest = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        metavar="BUNDLE",
+        help="The signed manifest that the worker runs under: it serves nothing that is not listed"
+        " there. Its digest is measured; the bundle is shown to clients.",
+        rich_help_panel=UNDER,
     ),
 ]
 KitFolder = Annotated[

@@ -17,6 +17,17 @@ from cloister.cli.asking import (
     trust_from,
 )
 from cloister.cli.exits import exit_code
+from cloister.cli.manifest_pins import (
+    ManifestDigest,
+    ManifestFile,
+    ManifestMemory,
+    ManifestName,
+    MinVersion,
+    Signer,
+    SigstoreRoot,
+    UnsafeUnsigned,
+    manifest_from,
+)
 from cloister.errors import AppraisalError, ConfigurationError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -34,6 +45,14 @@ def proxy(
     reference_values: References = None,
     root: Root = None,
     development: Development = False,
+    signer: Signer = None,
+    min_version: MinVersion = None,
+    manifest: ManifestFile = None,
+    manifest_name: ManifestName = None,
+    manifest_digest: ManifestDigest = None,
+    manifest_memory: ManifestMemory = None,
+    unsafe_unsigned_manifest: UnsafeUnsigned = False,
+    sigstore_root: SigstoreRoot = None,
     forward_proxy: Proxy = None,
     port: Annotated[int, typer.Option("--port", help="Where to listen on loopback.")] = 8788,
     unsafe_host: Annotated[
@@ -54,7 +73,23 @@ def proxy(
         raise ConfigurationError(
             "name one address; the proxy answers only to names it knows", code="proxy.address"
         )
-    trust = trust_from(kit, policy, reference_values, root, development=development)
+    trust = trust_from(
+        kit,
+        policy,
+        reference_values,
+        root,
+        development=development,
+        manifest=manifest_from(
+            signer=signer,
+            min_version=min_version,
+            manifest=manifest,
+            name=manifest_name,
+            digest=manifest_digest,
+            memory=manifest_memory,
+            sigstore_root=sigstore_root,
+            unsafe_unsigned=unsafe_unsigned_manifest,
+        ),
+    )
     connection = open_async_connection(url, verifier=trust, proxy=forward_proxy)
     code = anyio.run(serve, connection, unsafe_host or LOOPBACK, port)
     if code:

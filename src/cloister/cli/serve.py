@@ -7,6 +7,7 @@ starts; where it listens and whom it serves is the operator's business and is no
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,7 @@ from cloister.cli.operation_options import (
     Host,
     KitFolder,
     Listen,
+    Manifest,
     OperatorSocket,
     Port,
     Prepare,
@@ -124,6 +126,7 @@ def serve(
     upstream_serves: UpstreamServes = None,
     compat: Compat = "",
     tls_port: TlsPort = None,
+    manifest: Manifest = None,
     host: Host = "127.0.0.1",
     port: Port = DEFAULT_PORT,
     listen: Listen = None,
@@ -149,6 +152,7 @@ def serve(
         tls_port=tls_port,
         tls_names=tuple(name.lower() for name in tls_name or ()),
         api_keys=table_of_keys(api_keys),
+        manifest=manifest,
         operator_socket=operator_socket,
         threads=threads,
         upstream=upstream,
@@ -186,6 +190,7 @@ def serve(
         attested_tls=tls_port is not None,
         processes=processes,
         managed=managed,
+        manifest_sha256=None if manifest is None else _digest_in_force(manifest),
     )
     others = UpstreamOptions(
         address=upstream,
@@ -207,6 +212,8 @@ def serve(
             projectors=projector,
         )
         plan = sandboxed_plan(directory, operation, models=models, options=options)
+    if manifest is not None:
+        _check_listed(manifest, plan)
     if prepare_only:
         prepare(plan)
         return
@@ -227,6 +234,25 @@ def serve(
             )
 
     raise typer.Exit(run(plan, on_ready=on_ready))
+
+
+def _digest_in_force(path: Path) -> str:
+    """The digest of the manifest in a bundle. ConfigurationError if no worker may start under it.
+
+    It is only read here; whether its owners are anybody's to trust is for clients to say.
+    """
+    from cloister.worker.manifest import read_bundle, require_in_force
+
+    return require_in_force(read_bundle(path.expanduser()), at=datetime.now(UTC)).digest
+
+
+def _check_listed(path: Path, plan: LaunchPlan) -> None:
+    """Say now, and not by a worker that does not start, what the manifest does not list."""
+    from cloister.worker.configuration import claims_described
+    from cloister.worker.manifest import manifest_to_serve
+
+    claims = claims_described(plan.subject.configuration)
+    manifest_to_serve(path.expanduser(), claims, at=datetime.now(UTC))
 
 
 def sandboxed_plan(

@@ -114,6 +114,11 @@ class UpstreamOptions:
                 "an upstream or application has its own model and no sandbox: --model, what "
                 "belongs to it, --context and --unsafe-without-sandbox are not for it"
             )
+        if options.manifest_sha256 is not None:
+            raise _refused(
+                "nothing shows which model an upstream or application serves, so no manifest can "
+                "list it: --manifest is not for it"
+            )
         if name is None:
             raise _refused("name the model as the upstream or application does, with --model-name")
         return Upstream(

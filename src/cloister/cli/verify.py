@@ -24,6 +24,18 @@ from cloister.cli.asking import (
 )
 from cloister.cli.endorsements import DEFAULT_FOLDER
 from cloister.cli.exits import AFFIRMED, exit_code
+from cloister.cli.manifest_pins import (
+    MANIFEST_OPTIONS,
+    ManifestDigest,
+    ManifestFile,
+    ManifestMemory,
+    ManifestName,
+    MinVersion,
+    Signer,
+    SigstoreRoot,
+    UnsafeUnsigned,
+    manifest_from,
+)
 from cloister.cli.verify_evidence import (
     parse_expected,
     parse_hex,
@@ -41,8 +53,8 @@ from cloister.errors import (
 )
 
 if TYPE_CHECKING:
+    from cloister.client.attestation import Verifier
     from cloister.client.certificate import TlsAddress
-    from cloister.client.trust import Trust
     from cloister.endorsements.roots import Roots
     from cloister.strictjson import JsonObject
     from cloister.verifier.policy import AppraisalPolicy
@@ -117,6 +129,14 @@ def verify(
     reference_values: References = None,
     root: Root = None,
     development: Development = False,
+    signer: Signer = None,
+    min_version: MinVersion = None,
+    manifest: ManifestFile = None,
+    manifest_name: ManifestName = None,
+    manifest_digest: ManifestDigest = None,
+    manifest_memory: ManifestMemory = None,
+    unsafe_unsigned_manifest: UnsafeUnsigned = False,
+    sigstore_root: SigstoreRoot = None,
     proxy: Proxy = None,
     at: At = None,
     nonce: Nonce = None,
@@ -144,6 +164,26 @@ def verify(
     tls: Tls = None,
 ) -> None:
     """Check a worker or evidence; exit 0 affirmed, 1 refused, 2 usage, 3 cannot decide, 4 gone."""
+
+    def trusted() -> Verifier:
+        return trust_from(
+            kit,
+            policy,
+            reference_values,
+            root,
+            development=development,
+            manifest=manifest_from(
+                signer=signer,
+                min_version=min_version,
+                manifest=manifest,
+                name=manifest_name,
+                digest=manifest_digest,
+                memory=manifest_memory,
+                sigstore_root=sigstore_root,
+                unsafe_unsigned=unsafe_unsigned_manifest,
+            ),
+        )
+
     if case:
         _refuse_options(context, "recorded cases", _NOT_FOR_CASES)
         raise typer.Exit(_cases(targets, policy, at))
@@ -152,7 +192,7 @@ def verify(
     if _is_address(targets):
         _refuse_options(context, "a worker, asked now with a nonce of our own", _NOT_FOR_WORKERS)
         _check_pinning(write_cert, tls, proxy)
-        trust = trust_from(kit, policy, reference_values, root, development=development)
+        trust = trusted()
         result, asked = _worker(targets[0], trust, proxy)
     else:
         asked = None if nonce is None else parse_hex("--nonce", nonce)
@@ -161,7 +201,7 @@ def verify(
         report = report_in(paths)
         if report is not None:
             _refuse_options(context, "a worker's report", _NOT_FOR_REPORTS)
-            trust = trust_from(kit, policy, reference_values, root, development=development)
+            trust = trusted()
             result = verify_report_file(report, trust=trust, nonce=asked, at=moment)
         else:
             _refuse_options(context, "evidence on its own", _NOT_FOR_FILES)
@@ -185,10 +225,14 @@ _NOT_FOR_CASES: Final = (
     *("kit", "reference_values", "root", "development"),
     *("nonce", "expect", "sign_key"),
     *("write_cert", "tls"),
+    *MANIFEST_OPTIONS,
 )
 _NOT_FOR_WORKERS: Final = ("at", "nonce", "expect", "as_captured", "anchor")
 _NOT_FOR_REPORTS: Final = ("expect", "as_captured", "anchor", "write_cert", "tls")
-_NOT_FOR_FILES: Final = ("kit", "reference_values", "root", "write_cert", "tls")
+_NOT_FOR_FILES: Final = (
+    *("kit", "reference_values", "root", "write_cert", "tls"),
+    *MANIFEST_OPTIONS,
+)
 
 
 def _refuse_options(context: typer.Context, target: str, names: tuple[str, ...]) -> None:
@@ -225,7 +269,7 @@ def _require_files(targets: Sequence[str]) -> None:
             )
 
 
-def _worker(url: str, trust: Trust, proxy: str | None) -> tuple[AttestationResult, bytes | None]:
+def _worker(url: str, trust: Verifier, proxy: str | None) -> tuple[AttestationResult, bytes | None]:
     from cloister.client.connect import open_connection
 
     with open_connection(url, verifier=trust, proxy=proxy) as connection:

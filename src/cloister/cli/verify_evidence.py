@@ -17,7 +17,7 @@ from cloister.errors import ConfigurationError
 from cloister.evidence.recognise import Kind
 
 if TYPE_CHECKING:
-    from cloister.client.trust import Trust
+    from cloister.client.attestation import Verifier
     from cloister.endorsements.roots import Roots
     from cloister.strictjson import JsonObject
     from cloister.verifier.expected import Expected
@@ -88,7 +88,7 @@ def report_in(paths: Sequence[Path]) -> bytes | None:
 
 
 def verify_report_file(
-    report: bytes, *, trust: Trust, nonce: bytes | None, at: datetime
+    report: bytes, *, trust: Verifier, nonce: bytes | None, at: datetime
 ) -> AttestationResult:
     """Verify a worker's report that was saved, against the nonce it was asked for with.
 

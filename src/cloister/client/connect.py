@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -13,9 +14,11 @@ from cloister.client.connection import TIMEOUT, AsyncConnection, Connection
 from cloister.client.httpx2_transport import AsyncHttpx2Transport, Httpx2Transport
 from cloister.client.link import ExchangeHook
 from cloister.client.settings import ClientSettings
-from cloister.client.trust import make_trust
+from cloister.client.trust import make_verifier
 
 if TYPE_CHECKING:
+    from cloister.client.manifest_memory import ManifestMemory
+    from cloister.client.manifest_options import ManifestOptions, SignerLike
     from cloister.endorsements.roots import Roots
     from cloister.verifier.policy import AppraisalPolicy
     from cloister.verifier.reference_values import ReferenceValues
@@ -31,7 +34,21 @@ class TrustOptions(TypedDict, total=False):
     development: bool
 
 
-class Options(TrustOptions, total=False):
+class ManifestTrustOptions(TypedDict, total=False):
+    """Whose manifest to trust; see `cloister.client.manifest_options.ManifestOptions`."""
+
+    signer: SignerLike | Sequence[SignerLike] | None
+    minimum_version: int | None
+    manifest: str | Path | None
+    """A bundle's file."""
+    manifest_name: str | None
+    manifest_digest: str | None
+    manifest_memory: str | Path | ManifestMemory | None
+    unsafe_unsigned_manifest: bool
+    sigstore_root: str | Path | None
+
+
+class Options(TrustOptions, ManifestTrustOptions, total=False):
     """All options of a connection."""
 
     verifier: Verifier | None
@@ -130,10 +147,35 @@ def _verifier(options: Options) -> Verifier:
     given = options.get("verifier")
     if given is not None:
         return given
-    return make_trust(
+    return make_verifier(
+        _manifest(options),
         kit=options.get("kit"),
         policy=options.get("policy"),
         reference_values=options.get("reference_values"),
         roots=options.get("roots"),
         development=options.get("development", False),
+    )
+
+
+def _manifest(options: Options) -> ManifestOptions | None:
+    if not ManifestTrustOptions.__annotations__.keys() & options.keys():
+        return None  # nothing of manifests is imported
+    from cloister.client.manifest_options import ManifestOptions
+
+    signer = options.get("signer")
+    if signer is None:
+        signers: tuple[SignerLike, ...] = ()
+    elif isinstance(signer, Sequence) and not isinstance(signer, str):
+        signers = tuple(signer)
+    else:
+        signers = (signer,)
+    return ManifestOptions(
+        signers=signers,
+        bundle=options.get("manifest"),
+        digest=options.get("manifest_digest"),
+        minimum_version=options.get("minimum_version"),
+        name=options.get("manifest_name"),
+        memory=options.get("manifest_memory"),
+        unsafe_unsigned=options.get("unsafe_unsigned_manifest", False),
+        sigstore_root=options.get("sigstore_root"),
     )

@@ -12,6 +12,8 @@ from cloister.errors import ConfigurationError
 from cloister.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
+    from cloister.client.attestation import Verifier
+    from cloister.client.manifest_options import ManifestOptions
     from cloister.endorsements.roots import Roots
     from cloister.verifier.policy import AppraisalPolicy
     from cloister.verifier.reference_values import ReferenceValues
@@ -66,18 +68,48 @@ def make_trust(
             of the files' formats).
     """
     directory = None if kit is None else Path(kit).expanduser()
-    if policy is None:
-        policy = _policy(directory, development=development)
-    elif development and not policy.accept_development:
-        raise ConfigurationError(
-            "development platforms are asked for, and the given policy does not admit them",
-            code="trust.contradiction",
-        )
+    policy = _policy(directory, policy, development=development)
     if reference_values is None:
         reference_values = read_reference_values(_in(directory, KIT_REFERENCE_VALUES))
     if roots is None:
         roots = _roots(directory)
     return Trust(policy=policy, reference_values=reference_values, roots=roots)
+
+
+def make_verifier(
+    manifest: ManifestOptions | None,
+    *,
+    kit: str | Path | None = None,
+    policy: AppraisalPolicy | None = None,
+    reference_values: ReferenceValues | None = None,
+    roots: Roots | None = None,
+    development: bool = False,
+) -> Verifier:
+    """The verifier that trusts a manifest, if one is named; else a `Trust`, from the same options.
+
+    Reference values come from the manifest then, so nobody may give others (a kit's count as
+    such). Raises as `make_trust` and `ManifestOptions.trust` do.
+    """
+    if manifest is None or not manifest.given:
+        return make_trust(
+            kit=kit,
+            policy=policy,
+            reference_values=reference_values,
+            roots=roots,
+            development=development,
+        )
+    directory = None if kit is None else Path(kit).expanduser()
+    in_kit = directory is not None and (directory / KIT_REFERENCE_VALUES).exists()
+    if reference_values is not None or in_kit:
+        raise ConfigurationError(
+            "reference values come from the manifest: give no others, nor a kit that holds some"
+            f" (its {KIT_ROOTS} can be pinned alone, with --root)",
+            code="trust.contradiction",
+        )
+    return manifest.trust(
+        policy=_policy(directory, policy, development=development),
+        roots=_roots(directory) if roots is None else roots,
+    )
 
 
 def read_policy(path: Path) -> AppraisalPolicy:
@@ -103,9 +135,18 @@ def read_roots(path: Path) -> Roots:
     return Roots.from_pem(_read(path))
 
 
-def _policy(directory: Path | None, *, development: bool) -> AppraisalPolicy:
+def _policy(
+    directory: Path | None, given: AppraisalPolicy | None, *, development: bool
+) -> AppraisalPolicy:
     from cloister.verifier import policy as policies
 
+    if given is not None:
+        if development and not given.accept_development:
+            raise ConfigurationError(
+                "development platforms are asked for, and the given policy does not admit them",
+                code="trust.contradiction",
+            )
+        return given
     if directory is None or not (directory / KIT_POLICY).is_file():
         return policies.development() if development else policies.strict()
     read = read_policy(directory / KIT_POLICY)

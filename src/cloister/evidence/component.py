@@ -111,6 +111,16 @@ PROCESS_PER_CLIENT: Final = "process-per-client"
 """No engine process ever serves two people."""
 SEPARATIONS: Final = (PROCESS_PER_CLIENT, SHARED)
 
+CONFIGURATION_MANIFEST: Final = "manifest_sha256"
+"""Member of the effective configuration, where the worker was started under a manifest: that
+manifest's SHA-256 in lower-case hexadecimal. The claims document repeats it. Reference values that
+stand in a manifest are those of the configuration without this member (`without_manifest`), since
+no document holds its own digest."""
+
+CONFIGURATION_EGRESS: Final = "egress"
+"""Member of the effective configuration: a list of the places, ``host:port``, that the worker may
+connect to. Without it there is none."""
+
 CONFIGURATION_WORKER: Final = "worker"
 """Member of the effective configuration: an object with the settings of the worker itself."""
 WORKER_ATTESTED_TLS: Final = "attested_tls"
@@ -206,6 +216,21 @@ def is_managed(configuration: JsonObject) -> bool:
 def separation_mode(configuration: JsonObject) -> str | None:
     """How `configuration` says that people are kept apart, or ``None`` if it does not say."""
     return _mode(configuration.get(CONFIGURATION_SEPARATION))
+
+
+def manifest_of(configuration: JsonObject) -> str | None:
+    """The digest of the manifest that `configuration` names, or ``None`` if it names none."""
+    named = configuration.get(CONFIGURATION_MANIFEST)
+    return named if isinstance(named, str) else None
+
+
+def without_manifest(component: Component) -> Component:
+    """`component`, and for a configuration, as it would be if it named no manifest."""
+    configuration = component.configuration
+    if configuration is None or CONFIGURATION_MANIFEST not in configuration:
+        return component
+    rest = {name: one for name, one in configuration.items() if name != CONFIGURATION_MANIFEST}
+    return configuration_component(component.name, component.version, rest)
 
 
 def takes_attested_tls(configuration: JsonObject) -> bool:

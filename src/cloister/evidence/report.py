@@ -37,11 +37,15 @@ ITEM_QUOTE: Final = "tpm.quote"
 ITEM_SIGNATURE: Final = "tpm.signature"
 ITEM_EVENT_LOG: Final = "tpm.event_log"
 ITEM_CLAIMS: Final = "claims"
+ITEM_MANIFEST: Final = "manifest"
+"""The bundle of the manifest that the worker runs under (`cloister.manifest.bundle`). Nothing binds
+its bytes but its own signatures; the claims document names its digest."""
 
 MEDIA_TYPE_QUOTE: Final = "application/vnd.cloister.tpms-attest"
 MEDIA_TYPE_SIGNATURE: Final = "application/vnd.cloister.tpmt-signature"
 MEDIA_TYPE_EVENT_LOG: Final = "application/vnd.cloister.tcg-event-log"
 MEDIA_TYPE_CLAIMS: Final = "application/vnd.cloister.claims+json"
+MEDIA_TYPE_MANIFEST: Final = "application/vnd.cloister.manifest-bundle+json"
 MEDIA_TYPE_CERTIFICATE: Final = "application/pkix-cert"
 
 _CODE: Final = "report_malformed"

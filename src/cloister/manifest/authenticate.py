@@ -51,7 +51,9 @@ class AuthenticatedManifest:
     digest: str
     """Lower-case hex."""
     signers: tuple[Owner, ...]
-    """The owners who signed this version; nobody where it was accepted unsigned, by name."""
+    """The owners who signed this version."""
+    signed: bool
+    """False where it was accepted by `UnsafeUnsignedManifest`, whoever may have signed it."""
     handed_over_from: int | None = None
     """Where the pinned signers did not sign this version: the one, signed by them or remembered,
     whose owners began to hand over to those who did."""
@@ -104,6 +106,7 @@ def authenticate_bundle(
             manifest=signed.manifest,
             digest=signed.digest,
             signers=checks[-1].by(links[-1].header.owners.listed),
+            signed=False,
             grant=_GRANT,
         )
     if remembered is not None:
@@ -121,6 +124,7 @@ def authenticate_bundle(
         manifest=signed.manifest,
         digest=signed.digest,
         signers=checks[-1].by(links[-1].header.owners.listed),
+        signed=True,
         handed_over_from=_handed_over(links, checks, pin, start),
         grant=_GRANT,
     )

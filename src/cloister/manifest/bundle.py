@@ -29,7 +29,6 @@ from cloister.manifest.model import (
 from cloister.strictjson import Json, JsonObject, expect_keys, expect_list, parse_json_object
 
 FORMAT: Final = "cloister/manifest-bundle/1"
-MEDIA_TYPE: Final = "application/vnd.cloister.manifest-bundle+json"
 MAX_BUNDLE_BYTES: Final = 4 * 1024 * 1024
 MAX_LINKS: Final = 1024
 
@@ -74,6 +73,18 @@ class SignedManifest:
     def version(self) -> int:
         """Of the version in force."""
         return self.links[-1].header.version
+
+    def tail(self, limit: int) -> SignedManifest:
+        """This with as many of the newest versions as encode to at most `limit` bytes.
+
+        Raises:
+            MalformedError: the version in force alone is larger.
+        """
+        for start in range(len(self.links)):
+            shorter = SignedManifest(links=self.links[start:], manifest=self.manifest)
+            if len(shorter.encode()) <= limit:
+                return shorter
+        raise MalformedError(f"the manifest has more than {limit} bytes in its bundle", code=_CODE)
 
     def encode(self) -> bytes:
         """The bundle's JSON."""

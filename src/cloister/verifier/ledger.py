@@ -136,6 +136,10 @@ class Ledger:
         """Whether `name` was recorded for this device, whatever was found."""
         return (self._device, name) in self._claims
 
+    def made_claims(self) -> tuple[Claim, ...]:
+        """The claims made so far, in the order in which they were."""
+        return tuple(self._claims.values())
+
     def close(
         self, names: Iterable[str] = (), *, development: bool, proven: bool = True
     ) -> tuple[Claim, ...]:

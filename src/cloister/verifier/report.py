@@ -36,8 +36,10 @@ from cloister.channel.statement import NONCE_SIZE, StatementDigest, statement_di
 from cloister.endorsements.roots import Roots
 from cloister.verifier import report_hardware, report_tpm
 from cloister.verifier.appraise import keyset as appraise_keys
+from cloister.verifier.appraise import manifest as appraise_manifests
 from cloister.verifier.appraise import serving
 from cloister.verifier.authenticate.tpm import StatementDigests
+from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceValues
@@ -75,10 +77,14 @@ def verify_report(
     reference_values: ReferenceValues,
     roots: Roots,
     at: datetime,
+    manifest: ExpectedManifest | None = None,
     statement: StatementDigest = statement_digest,
     serves: bool = True,
 ) -> AttestationResult:
     """Check `report` against the 32-byte `nonce` that was sent for it, at time `at` (aware).
+
+    Where a `manifest` was accepted, the worker has to run under it, and `policy` and
+    `reference_values` are what it left of the caller's own and what it lists.
 
     `statement` says what the evidence is for: a public report, or a key release
     (`cloister.channel.key_release`); evidence for one purpose is refused for any other. Without
@@ -110,7 +116,12 @@ def verify_report(
             ledger=ledger,
         )
         report_hardware.appraise_worker(
-            found, hardware, policy=policy, reference_values=reference_values, ledger=ledger
+            found,
+            hardware,
+            policy=policy,
+            reference_values=reference_values,
+            manifest=manifest,
+            ledger=ledger,
         )
     else:
         ledger.expect(*claim_names(policy, serves=serves))
@@ -123,7 +134,11 @@ def verify_report(
                 ledger=ledger,
             )
             report_tpm.appraise_worker(
-                found, policy=policy, reference_values=reference_values, ledger=ledger
+                found,
+                policy=policy,
+                reference_values=reference_values,
+                manifest=manifest,
+                ledger=ledger,
             )
     ledger.expect(*appraise_keys.claims(serves=serves))
     if found.keyset is not None:
@@ -132,7 +147,7 @@ def verify_report(
         )
     _gpus(found, policy=policy, roots=roots, at=at, ledger=ledger)
     _platform(found, policy, ledger)
-    return _result(found, policy=policy, at=at, ledger=ledger)
+    return _result(found, policy=policy, manifest=manifest, at=at, ledger=ledger)
 
 
 def _statements(
@@ -255,7 +270,12 @@ def _memory_confidentiality(found: Findings) -> str:
 
 
 def _result(
-    found: Findings, *, policy: AppraisalPolicy, at: datetime, ledger: Ledger
+    found: Findings,
+    *,
+    policy: AppraisalPolicy,
+    manifest: ExpectedManifest | None,
+    at: datetime,
+    ledger: Ledger,
 ) -> AttestationResult:
     known = ledger.holds(PLATFORM)
     development = known and _is_development(found)
@@ -264,7 +284,11 @@ def _result(
         development=development,
         memory_confidentiality=_memory_confidentiality(found),
         claims=ledger.close(development=development, proven=_is_authenticated(found)),
-        not_proven=(*(_not_proven(found) if known else ()), *_unchecked(policy, _hardware(found))),
+        not_proven=(
+            *(_not_proven(found) if known else ()),
+            *_unproven_manifest(found, manifest),
+            *_unchecked(policy, _hardware(found)),
+        ),
         appraised_at=at.astimezone(UTC),
         policy_id=policy.policy_id,
         facts={} if found.outcome is None else found.outcome.facts,
@@ -283,6 +307,14 @@ def _not_proven(found: Findings) -> tuple[str, ...]:
     document = found.claims_document
     serves = () if document is None else serving.not_proven(document.configuration)
     return (*own, *serves, *(() if found.gpus is None else found.gpus.not_proven))
+
+
+def _unproven_manifest(found: Findings, manifest: ExpectedManifest | None) -> tuple[str, ...]:
+    if manifest is not None:
+        return () if manifest.signed else (appraise_manifests.NOT_PROVEN_UNSIGNED,)
+    document = found.claims_document
+    named = document is not None and document.manifest_sha256 is not None
+    return (appraise_manifests.NOT_PROVEN_UNREAD,) if named else ()
 
 
 def _attester(found: Findings, *, policy: AppraisalPolicy, at: datetime) -> AffirmedAttester | None:

@@ -12,10 +12,12 @@ from cloister.channel.claims import ClaimsDocument
 from cloister.channel.statement import REPORT_DATA_SIZE
 from cloister.endorsements.roots import Roots
 from cloister.errors import MalformedError
-from cloister.evidence.component import isolation_mode
+from cloister.evidence.component import isolation_mode, manifest_of
+from cloister.verifier.appraise import manifest as appraise_manifests
 from cloister.verifier.appraise import worker as appraise
 from cloister.verifier.authenticate.tpm import BOUND, FRESH, StatementDigests
 from cloister.verifier.expected import NOTHING_EXPECTED
+from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
@@ -68,48 +70,51 @@ def appraise_worker(
     *,
     policy: AppraisalPolicy,
     reference_values: ReferenceValues,
+    manifest: ExpectedManifest | None,
     ledger: Ledger,
 ) -> None:
     """Steps 6 to 8, for a hardware platform: the registers first, then its software's own word."""
-    ledger.expect(
-        *appraise.register_claims(platform.reference),
-        *appraise.claims(policy),
-        CLAIMS_BOUND,
-        CLAIMS_CONSISTENT,
-    )
+    if manifest is not None:
+        ledger.expect(*appraise_manifests.CLAIMS)
+        appraise_manifests.appraise_standing(manifest, ledger)
+    ledger.expect(*appraise.claims(policy), CLAIMS_BOUND, CLAIMS_CONSISTENT)
     registers = {} if found.outcome is None else found.outcome.registers
-    if found.report is not None and found.keyset is not None:
-        read_claims_document(found, found.report, found.keyset, ledger)
-    document = found.claims_document
     if registers:
-        manifest = None if document is None else document.manifest_sha256
         appraise.appraise_registers(
-            platform.reference,
-            appraise.before_manifest(platform.reference, registers, manifest),
-            reference_values=reference_values,
-            policy=policy,
-            ledger=ledger,
+            platform.reference, registers, reference_values=reference_values, ledger=ledger
         )
+    if found.report is None or found.keyset is None:
+        return
+    read_claims_document(found, found.report, found.keyset, ledger)
+    document = found.claims_document
     if document is None:
         return
     ledger.check(
         CLAIMS_CONSISTENT,
-        holds=document.isolation == isolation_mode(document.configuration),
+        holds=(
+            document.isolation == isolation_mode(document.configuration)
+            and document.manifest_sha256 == manifest_of(document.configuration)
+        ),
         affirmed="The claims document agrees with the configuration in it.",
         code="claims_mismatch",
-        refused="The claims document names another isolation than the configuration in it.",
+        refused="The claims document names another isolation, or another manifest, than the"
+        " configuration in it.",
     )
     # Written by measured software, or else by anybody.
     said = ledger if ledger.holds(appraise.REGISTERS, BOUND) else ledger.stated()
     appraise.appraise_claims(document, policy=policy, ledger=said)
-    if document.manifest_sha256 is not None:
+    wanted = document.manifest_sha256
+    if manifest is not None:
+        appraise_manifests.appraise_terms(document, manifest, said)
+        wanted = manifest.sha256
+    if wanted is not None:
         ledger.expect(appraise.MANIFEST)
         if registers:
-            appraise.appraise_manifest(
-                platform.reference, registers, document.manifest_sha256, ledger
-            )
+            appraise.appraise_manifest(platform.reference, registers, wanted, ledger)
     if not isinstance(policy.denied, Unchecked):
         digests = _digests(found, document, platform)
+        if manifest is not None:
+            digests.update(manifest.signer_ids)
         appraise.appraise_denied(digests, denied=policy.denied, ledger=ledger)
 
 

@@ -11,10 +11,12 @@ from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.endorsements.roots import Roots
-from cloister.evidence.component import ComponentKind, isolation_mode
+from cloister.evidence.component import ComponentKind, isolation_mode, manifest_of
+from cloister.verifier.appraise import manifest as manifests
 from cloister.verifier.appraise import tpm as appraise
 from cloister.verifier.authenticate import tpm as authenticate
 from cloister.verifier.authenticate.tpm import StatementDigests, TpmLaunch
+from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
@@ -75,15 +77,20 @@ def appraise_worker(
     *,
     policy: AppraisalPolicy,
     reference_values: ReferenceValues,
+    manifest: ExpectedManifest | None,
     ledger: Ledger,
 ) -> None:
     """Steps 6 to 8."""
+    if manifest is not None:
+        ledger.expect(*manifests.CLAIMS)
+        manifests.appraise_standing(manifest, ledger)
     if found.launch is not None:
         appraise.appraise_tpm(
             found.launch,
             reference_values=reference_values,
             policy=policy,
             keyset_digest=found.keyset_digest,
+            manifest=manifest,
             ledger=ledger,
         )
     if found.report is None or found.keyset is None:
@@ -91,6 +98,8 @@ def appraise_worker(
     read_claims_document(found, found.report, found.keyset, ledger)
     if found.launch is not None and found.claims_document is not None:
         _consistent(found.claims_document, found.launch.value, ledger)
+        if manifest is not None:
+            manifests.appraise_terms(found.claims_document, manifest, ledger)
 
 
 def _consistent(document: ClaimsDocument, launch: TpmLaunch, ledger: Ledger) -> None:
@@ -130,6 +139,7 @@ def _consistent(document: ClaimsDocument, launch: TpmLaunch, ledger: Ledger) -> 
             and files == claimed_files
             and same_configuration
             and document.isolation == isolation_mode(document.configuration)
+            and document.manifest_sha256 == manifest_of(document.configuration)
         ),
         affirmed="The claims document says what was measured: model, configuration, isolation.",
         code="claims_mismatch",

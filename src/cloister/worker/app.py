@@ -203,11 +203,15 @@ def build_worker(
     receipt_key: ReceiptKey | None = None,
     tls_key: TlsKey | None = None,
     boot_evidence: Mapping[str, EvidenceItem] | None = None,
+    manifest: bytes | None = None,
 ) -> Worker:
     """Put a worker together; nothing is started and nothing is read but the API key file.
 
     `boot_evidence` goes into every report as it is: that of GPUs, which were asked once, at boot,
     for a nonce made from `receipt_key`, and which `claims` name.
+
+    `manifest` is the bundle that goes into every report; `claims` name its digest
+    (`cloister.worker.manifest`).
 
     `open_when_empty` serves anybody while no API key was ever made: for a worker that listens
     on the loopback only. ConfigurationError when the API key file cannot be used.
@@ -271,6 +275,7 @@ def build_worker(
         metrics=metrics,
         provenance=provenance,
         boot_evidence=boot_evidence or {},
+        manifest=manifest,
     )
     return Worker(context, reports)
 

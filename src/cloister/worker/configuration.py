@@ -21,10 +21,12 @@ from cloister.evidence.component import (
     CONFIGURATION_DEBUG,
     CONFIGURATION_ISOLATION,
     CONFIGURATION_MANAGED,
+    CONFIGURATION_MANIFEST,
     CONFIGURATION_SEPARATION,
     CONFIGURATION_TERMINATION,
     IN_WORKER,
     isolation_mode,
+    manifest_of,
 )
 from cloister.strictjson import JsonObject
 from cloister.worker.settings import (
@@ -66,9 +68,11 @@ def effective_configuration(engines: Sequence[Engine], settings: WorkerSettings)
         raise ConfigurationError(
             f"a worker serves at most {MAX_MODELS} models", code="configuration.models"
         )
+    digest = settings.manifest_sha256
     return {
         "version": VERSION,
         CONFIGURATION_DEBUG: False,
+        **({} if digest is None else {CONFIGURATION_MANIFEST: digest}),
         **_said_by_engine(described[0]),
         "operator_decides": list(OPERATOR_DECIDES),
         CONFIGURATION_SEPARATION: {
@@ -104,6 +108,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
         receipts=_section(ReceiptSettings, sections["receipts"]),
         separation=_separation(configuration.get("separation")),
         compat=_dialects(sections["compat"]),
+        manifest_sha256=manifest_of(configuration),
         attested_tls=_switch(sections["attested_tls"]),
     )
 
@@ -140,7 +145,27 @@ def claims_of(configuration: JsonObject, engines: Sequence[Engine]) -> ClaimsDoc
         models=tuple(_claim(engine.model) for engine in engines),
         configuration=configuration,
         isolation=isolation_mode(configuration) or "unknown",
+        manifest_sha256=manifest_of(configuration),
     )
+
+
+def claims_described(configuration: JsonObject) -> ClaimsDocument:
+    """The claims document that a worker with this configuration will have, before it is started."""
+    models = [one.get("model") for one in engine_descriptions(configuration)]
+    return ClaimsDocument(
+        models=tuple(
+            ModelClaim(name=str(model.get("name")), sha256=_text_or_none(model.get("sha256")))
+            for model in models
+            if isinstance(model, dict)
+        ),
+        configuration=configuration,
+        isolation=isolation_mode(configuration) or "unknown",
+        manifest_sha256=manifest_of(configuration),
+    )
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _said_by_engine(described: JsonObject) -> JsonObject:

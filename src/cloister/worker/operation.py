@@ -29,6 +29,8 @@ class Operation:
     tls_names: tuple[str, ...] = ()
     """DNS names and IP addresses that clients reach it by, besides `host`."""
     api_keys: Path | None = None
+    manifest: Path | None = None
+    """The bundle of the manifest whose digest the configuration names."""
     operator_socket: Path | None = None
     """None puts it into the worker's private directory."""
     threads: int | None = None
@@ -144,7 +146,7 @@ class Operation:
                 raise ConfigurationError(
                     "the operator's settings do not decode", code="configuration.operator"
                 )
-            is_path = name in ("api_keys", "operator_socket") and value is not None
+            is_path = name in _PATHS and value is not None
             values[name] = Path(str(value)) if is_path else value
             if name == "tls_names":
                 values[name] = tuple(value) if isinstance(value, list) else ()
@@ -169,6 +171,7 @@ def _is_name(name: object) -> bool:
     return len(name) <= _MAX_NAME and all(_LABEL.fullmatch(label) for label in labels)
 
 
+_PATHS: Final = ("api_keys", "manifest", "operator_socket")
 _TYPES: dict[str, type] = {
     "host": str,
     "port": int,
@@ -176,6 +179,7 @@ _TYPES: dict[str, type] = {
     "tls_port": int,
     "tls_names": list,
     "api_keys": str,
+    "manifest": str,
     "operator_socket": str,
     "threads": int,
     "upstream": str,

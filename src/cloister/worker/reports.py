@@ -21,7 +21,9 @@ from cloister.channel.receipt import API_VERSION
 from cloister.channel.statement import statement_digest
 from cloister.evidence.report import (
     ITEM_CLAIMS,
+    ITEM_MANIFEST,
     MEDIA_TYPE_CLAIMS,
+    MEDIA_TYPE_MANIFEST,
     AttestationReport,
     EvidenceItem,
 )
@@ -74,9 +76,14 @@ class ReportService:
         metrics: Metrics,
         provenance: JsonObject | None = None,
         boot_evidence: Mapping[str, EvidenceItem] | None = None,
+        manifest: bytes | None = None,
     ) -> None:
         self._source = source
-        self._boot_evidence = dict(boot_evidence or {})
+        self._unchanging = dict(boot_evidence or {})
+        if manifest is not None:
+            self._unchanging[ITEM_MANIFEST] = EvidenceItem(
+                media_type=MEDIA_TYPE_MANIFEST, data=manifest
+            )
         self._tee_type = tee_type
         self._claims = EvidenceItem(media_type=MEDIA_TYPE_CLAIMS, data=claims.encode())
         self._keys = keys
@@ -136,7 +143,7 @@ class ReportService:
             tee_type=self._tee_type,
             keyset=generation.keyset.to_json(),
             report_data=digest,
-            evidence={**self._boot_evidence, **items, ITEM_CLAIMS: self._claims},
+            evidence={**self._unchanging, **items, ITEM_CLAIMS: self._claims},
             source_provenance=self._provenance,
             service_capabilities=_CAPABILITIES,
         ).encode()

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from datetime import UTC, datetime
 from typing import Final
 
 from cloister.attester.handover import Handover
@@ -21,6 +22,7 @@ from cloister.worker.configuration import claims_of, settings_of
 from cloister.worker.engines import engines_of
 from cloister.worker.hardening import harden_process
 from cloister.worker.logs import EventLog, silence_loop, silence_process
+from cloister.worker.manifest import manifest_to_serve
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
 from cloister.worker.server import allow_connections, listen_tcp
@@ -123,11 +125,13 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
     native = {name: measured.path for name, measured in handover.native.items()}
     engines = engines_of(configuration, operation, models=models, native=native)
     settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
+    claims = claims_of(configuration, engines)
     return build_worker(
         engines=engines,
         source=handover.attester,
         tee_type=handover.tee_type,
-        claims=claims_of(configuration, engines),
+        claims=claims,
+        manifest=manifest_to_serve(operation.manifest, claims, at=datetime.now(UTC)),
         log=log,
         settings=settings,
         tls_key=tls_key_of(settings, operation),

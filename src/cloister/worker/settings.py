@@ -201,6 +201,8 @@ class WorkerSettings:
     idempotency_capacity: int = 500_000
     compat: frozenset[Dialect] = frozenset()
     """Paths served beside OpenAI's. Measured: it decides what is answered."""
+    manifest_sha256: str | None = None
+    """Digest of the manifest that the worker runs under, lower-case hex. Measured."""
     attested_tls: bool = False
     """Whether there is a second listener, where TLS that ends in the worker stands for the seal.
     Measured: it decides where requests are taken that are not sealed."""

@@ -24,7 +24,7 @@ def told(title: str) -> list[str]:
     found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert found is not None, title
     rows = re.findall(r"^\| (`.*?) \|", found[1], re.MULTILINE)
-    return [name for row in rows for name in re.findall(r"`([a-z_]+)`", row)]
+    return [name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)]
 
 
 def members(name: str) -> JsonObject:
@@ -34,7 +34,9 @@ def members(name: str) -> JsonObject:
 
 
 def test_every_member_is_told_and_no_other() -> None:
-    assert sorted(told("The effective configuration")) == sorted(USUAL)
+    under = effective_for(models_from(ModelOptions()), EngineOptions(manifest_sha256="0" * 64))
+    assert {name: under[name] for name in USUAL} == USUAL
+    assert sorted(told("The effective configuration")) == sorted(under)
     assert sorted(told("`separation`")) == sorted(members("separation"))
     limits = members("worker")["limits"]
     assert isinstance(limits, dict)

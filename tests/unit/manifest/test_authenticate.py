@@ -381,7 +381,7 @@ def test_versions_that_do_not_follow_one_another_are_no_bundle(change: str) -> N
 def test_nobody_else_makes_authenticated_manifests() -> None:
     found = authenticate(first(ALICE))
     with pytest.raises(TypeError):
-        AuthenticatedManifest(manifest=found.manifest, digest=found.digest, signers=())
+        AuthenticatedManifest(manifest=found.manifest, digest=found.digest, signers=(), signed=True)
     with pytest.raises((TypeError, ValueError)):
         dataclasses.replace(found, digest="0" * 64)
 
@@ -398,6 +398,8 @@ def test_an_unsigned_manifest_takes_a_pin_that_says_so() -> None:
     unsigned = resigned(first(ALICE))
     found = authenticate(unsigned, UnsafeUnsignedManifest())
     assert found.signers == ()
+    assert not found.signed
+    assert not authenticate(first(ALICE), UnsafeUnsignedManifest()).signed
     refused(unsigned, "manifest.expired", UnsafeUnsignedManifest(), at=AT + timedelta(days=999))
 
 

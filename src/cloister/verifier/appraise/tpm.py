@@ -28,11 +28,15 @@ from cloister.evidence.component import (
     Component,
     ComponentKind,
     isolation_mode,
+    manifest_of,
+    without_manifest,
 )
 from cloister.strictjson import JsonObject
+from cloister.verifier.appraise import manifest as manifests
 from cloister.verifier.appraise import serving
 from cloister.verifier.authenticate.tpm import TpmLaunch
 from cloister.verifier.authenticated import Authenticated
+from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceComponent, ReferenceValues
@@ -82,16 +86,28 @@ def appraise_tpm(
     reference_values: ReferenceValues,
     policy: AppraisalPolicy,
     keyset_digest: str,
+    manifest: ExpectedManifest | None = None,
     ledger: Ledger,
 ) -> None:
-    """Add every claim of `claims(policy)` to `ledger`."""
+    """Add every claim of `claims(policy)` to `ledger`.
+
+    With a `manifest`, `reference_values` are those that it lists, of a configuration that names
+    none; that the measured one names this manifest is a claim of its own (``manifest.bound``).
+    """
     launch = authenticated.value
-    _components(launch.components, reference_values, policy, ledger)
+    components = launch.components
+    if manifest is not None:
+        manifests.appraise_measured(configuration_of(components), manifest, ledger)
+        components = tuple(map(without_manifest, components))
+    _components(components, reference_values, policy, ledger)
     _configuration(launch.components, policy, ledger)
     if policy.require_safe_clock:
         _clock(launch, ledger)
     if not isinstance(policy.denied, Unchecked):
-        _denied(launch, keyset_digest, policy.denied, ledger)
+        named = manifest_of(configuration_of(launch.components))
+        others = (keyset_digest, *(() if named is None else (f"sha256:{named}",)))
+        signers = () if manifest is None else manifest.signer_ids
+        _denied(launch, (*others, *signers), policy.denied, ledger)
 
 
 def configuration_of(components: Iterable[Component]) -> JsonObject:
@@ -238,10 +254,12 @@ def _clock(launch: TpmLaunch, ledger: Ledger) -> None:
     )
 
 
-def _denied(launch: TpmLaunch, keyset_digest: str, denied: tuple[str, ...], ledger: Ledger) -> None:
-    """Step 9."""
+def _denied(
+    launch: TpmLaunch, others: tuple[str, ...], denied: tuple[str, ...], ledger: Ledger
+) -> None:
+    """Step 9. `others` are digests of what was not measured: the keyset, the manifest."""
     digests = {
-        keyset_digest,
+        *others,
         *(fingerprints(launch.certificate) if denied else ()),
         *(fingerprints(launch.root) if denied else ()),
         *(component.digest for component in launch.components),

@@ -1,1 +1,0 @@
-"""Weights that stay secret: the sealed format, making it, opening it, checking signatures."""
