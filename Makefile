@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types check bench fuzz mutate soak lock clean
+.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -24,9 +24,10 @@ $(STAMP): $(LOCKS) pyproject.toml scripts/setup
 run: setup  ## Start a sealed worker, verify it, ask it a question; chat on a terminal
 	@$(BIN)/cloister demo
 
-test: setup  ## Everything but the long runs (under ten minutes)
+JOBS ?= 3
+test: setup  ## Everything but the long runs (under ten minutes), in JOBS (3) processes
 	@scripts/setup tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup  ## Style
 	@$(BIN)/ruff check .
@@ -56,6 +57,9 @@ SOAK_SECONDS ?= 600
 soak: setup  ## 64 clients that come, go and stall for SOAK_SECONDS (600) an engine; slow tests
 	@PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SOAK_SECONDS) $(SOAK)
 	@[ $(SOAK_SECONDS) -lt 60 ] || $(BIN)/python -m pytest -m slow --timeout=3600
+
+soak-sample: setup  ## Ten clients for a few seconds
+	@$(BIN)/python -m pytest -m slow tests/soak/test_soak.py
 
 lock: setup  ## Resolve the dependencies anew into requirements/
 	@scripts/setup lock

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,9 @@ settings.load_profile("default")
 ON_REQUEST = ("network", "tee", "gpu", "slow")
 EVIDENCE = Path(__file__).parents[2] / "shared" / "evidence"
 
-not_run: dict[str, int] = {}
+NOT_HERE = "not proven here, "
+"""How the reason of a skip begins that is this machine's fault. The summary counts these from the
+reports: whoever writes it may not be the process that collected the tests (``pytest -n``)."""
 
 
 @cache
@@ -94,11 +97,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"runs with -m {marker}"))
         for marker, probe in NEEDS.items():
             if item.get_closest_marker(marker) and (reason := probe()):
-                item.add_marker(pytest.mark.skip(reason=reason))
-                not_run[f"{marker}: {reason}"] = not_run.get(f"{marker}: {reason}", 0) + 1
+                item.add_marker(pytest.mark.skip(reason=f"{NOT_HERE}{marker}: {reason}"))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a case of many bytes by its argument: bytes made at random would name it otherwise in
+    each process (``pytest -n`` wants the same names in all), and nobody can read them."""
+    return argname if isinstance(val, bytes) and len(val) > 8 else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = [
+        str(report.longrepr[2]).partition(NOT_HERE)[2]
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    ]
+    not_run = Counter(reason for reason in reasons if reason)
     if not not_run:
         return
     terminalreporter.section("NOT PROVEN HERE", sep="!", red=True, bold=True)

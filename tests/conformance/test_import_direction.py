@@ -29,14 +29,21 @@ EDGES: dict[str, set[str]] = {
     "streams": set(),
     "attester": {*FOUNDATION},
     "engine": set(),
-    "worker": {"evidence", "channel", "manifest", "engine", "attester", "streams"},
+    "worker": {*FOUNDATION, "engine", "attester", "streams", "weights"},
     "client": {*FOUNDATION, "streams"},
-    "broker": {*FOUNDATION, "attester", "streams"},
-    "image": {"evidence", "attester"},
+    "broker": {*FOUNDATION, "attester", "streams", "worker"},
+    "image": {"evidence", "attester", "verifier"},
+    "weights": set(),
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "engine"},
 }
 """What an actor may import besides `errors`. The command line may import everything."""
+
+NARROW: dict[tuple[str, str], set[str]] = {
+    ("broker", "worker"): {"hardening", "logs", "rate", "reports", "server", "settings"},
+}
+"""Edges along which only some modules are shared: the broker is served as a worker is, by the same
+bounded HTTP server, log and rate limits, and shares nothing that a worker decides."""
 
 CORE_DISTRIBUTIONS = {"anyio", "cbor2", "cryptography", "httpx2", "rfc8785"}
 CORE_FOLDERS = ("evidence", "endorsements", "channel", "verifier", "manifest", "client")
@@ -90,6 +97,31 @@ def test_imports_point_one_way(path: Path) -> None:
         if top == "cloister" and second not in permitted
     }
     assert not found, f"{path.name} may import only {sorted(permitted)}"
+
+
+def test_an_image_shares_only_reference_values_with_the_verifier() -> None:
+    """What predicts measurements must not lean on what judges them."""
+    shared = {"cloister.verifier.platform_references", "cloister.verifier.reference_values"}
+    for path in sorted((SOURCE / "image").rglob("*.py")):
+        modules = {
+            node.module or ""
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        used = {module for module in modules if module.startswith("cloister.verifier")}
+        assert used <= shared, path.name
+
+
+@pytest.mark.parametrize("edge", NARROW, ids=" to ".join)
+def test_narrow_edges_share_only_what_is_named(edge: tuple[str, str]) -> None:
+    folder, other = edge
+    for path in sorted((SOURCE / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                f"cloister.{other}"
+            ):
+                module = (node.module or "").removeprefix(f"cloister.{other}").lstrip(".")
+                assert module in NARROW[edge], f"{path.name} imports {node.module}"
 
 
 def test_every_folder_has_a_place() -> None:

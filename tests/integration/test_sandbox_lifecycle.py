@@ -188,6 +188,35 @@ async def test_closing_leaves_no_process_and_no_descriptor(way: str) -> None:
     assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
+def mentioning(marker: str) -> list[str]:
+    """The ids of the processes that were started with `marker` among their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and marker.encode() in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+    return found
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process_and_no_descriptor() -> None:
+    marker = secrets.token_hex(8)
+    async with running("stay", marker) as confined:
+        await confined.word()
+        assert len(mentioning(marker)) >= 2
+    before = set(Path("/proc/self/fd").iterdir())
+    for turn in range(40):  # bubblewrap forks within the first ten milliseconds or so
+        starting = asyncio.create_task(
+            Sandbox().spawn(Program(script=PROGRAM, arguments=("stay", marker)))
+        )
+        await asyncio.sleep(turn * 0.0005)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert mentioning(marker) == []
+    # A thread that looks for libraries when the start is cancelled ends on its own.
+    assert await until(lambda: set(Path("/proc/self/fd").iterdir()) <= before)
+
+
 async def test_the_sandbox_dies_with_the_worker() -> None:
     code = (
         "import asyncio, sys\n"

@@ -1,6 +1,6 @@
 """What a soak calls a leak, a mix-up or growth; and a short one of each kind.
 
-The long one is ``make soak``.
+The long one is ``make soak``; the sample with real people is ``make soak-sample``.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ def test_a_growing_process_is_found() -> None:
     assert found.startswith("worker: memory grows")
 
 
+@pytest.mark.slow
 @pytest.mark.tpm
 @pytest.mark.sandbox
 @pytest.mark.timeout(400)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -57,14 +57,9 @@ class StaplingAttester:
         return tuple(failures)
 
     def _stapled(self, item: EvidenceItem) -> EvidenceItem:
-        requests = _requests(item)
         with self._lock:
-            self._needed |= dict.fromkeys(requests)
-        kept = [artefact for one in requests if (artefact := self._cache.peek(one)) is not None]
-        added = (*item.endorsements, *_endorsements(kept))
-        return dataclasses.replace(
-            item, endorsements=tuple(dict.fromkeys(added))[:MAX_ENDORSEMENTS]
-        )
+            self._needed |= dict.fromkeys(_requests(item))
+        return _with_kept(item, self._cache)
 
 
 def stapled_from(source: Attester, folder: Path) -> StaplingAttester:
@@ -73,6 +68,22 @@ def stapled_from(source: Attester, folder: Path) -> StaplingAttester:
     ConfigurationError (``endorsement.cache``) if the folder cannot be used.
     """
     return StaplingAttester(source, EndorsementCache(folder, pinned_roots()))
+
+
+def stapler(folder: Path) -> Callable[[EvidenceItem], EvidenceItem]:
+    """What adds to one item, whoever made it, the endorsements that `folder` keeps.
+
+    ConfigurationError (``endorsement.cache``) if the folder cannot be used.
+    """
+    cache = EndorsementCache(folder, pinned_roots())
+    return lambda item: _with_kept(item, cache)
+
+
+def _with_kept(item: EvidenceItem, cache: EndorsementCache) -> EvidenceItem:
+    requests = _requests(item)
+    kept = [artefact for one in requests if (artefact := cache.peek(one)) is not None]
+    added = (*item.endorsements, *_endorsements(kept))
+    return dataclasses.replace(item, endorsements=tuple(dict.fromkeys(added))[:MAX_ENDORSEMENTS])
 
 
 def _requests(item: EvidenceItem) -> tuple[ArtefactRequest, ...]:

@@ -79,7 +79,9 @@ class Attestation:
     nonce: str
     tee_pubkey: JsonObject
     evidence: JsonObject = field(repr=False)
-    """``primary_evidence`` as sent; a Cloister worker's is read by `WorkerEvidence`."""
+    """``primary_evidence`` as sent; a Cloister worker's is read by `parse_worker_evidence`."""
+    additional: str = ""
+    """``additional_evidence`` as sent: stock evidence binds these very characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +168,9 @@ def parse_attestation(data: bytes) -> Attestation:
         nonce=expect_str(runtime.get("nonce"), "the nonce", limit=128),
         tee_pubkey=expect_object(runtime.get("tee-pubkey"), "tee-pubkey"),
         evidence=expect_object(evidence.get("primary_evidence"), "primary_evidence"),
+        additional=expect_str(
+            evidence.get("additional_evidence", ""), "additional_evidence", limit=64 * 1024
+        ),
     )
 
 

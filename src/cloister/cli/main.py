@@ -44,6 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cloister.cli.endorsements",
         "What vendors say about the hardware: fetch, keep, carry, renew.",
     ),
+    "broker": (
+        "cloister.cli.broker",
+        "Keep keys, and release them to workers whose evidence holds.",
+    ),
     "keys": ("cloister.cli.keys", "API keys that the worker checks inside the seal."),
 }
 """Command → module with a function (or, for groups, a typer app) of that name."""
@@ -121,8 +125,8 @@ def guard(run: Callable[[], object]) -> int:
         typer.echo(
             f"cloister: this command needs the package {error.name}, which is not installed; "
             "install cloister[serve] to serve, cloister[proxy] for the proxy, "
-            "cloister[openai] for the SDK, cloister[gpu] for NVIDIA's manifests, cloister[jwt] to "
-            "sign results",
+            "cloister[openai] for the SDK, cloister[broker] for the broker, cloister[gpu] for "
+            "NVIDIA's manifests, cloister[jwt] to sign results",
             err=True,
         )
         return 2

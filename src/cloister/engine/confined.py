@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -28,7 +28,8 @@ _READ: Final = 65_536
 _PAUSE: Final = 0.05  # seconds between reads: a program that floods its output blocks itself
 _EARLY: Final = 4_096  # bytes of output kept until the first word, for `explain`
 _END: Final = 5.0  # seconds for a killed program to be gone
-
+_FORK: Final = 2.0  # seconds until bubblewrap has forked; it takes less than 0.02
+_FIRST: Final = re.compile(rb'"child-pid": *([0-9]{1,10})\b')  # in what `--info-fd` gives
 
 DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -135,7 +136,7 @@ class Confined:
 
         EngineError if the program ends or says anything else.
         """
-        await self._readable()
+        await _readable(self._control)
         word, descriptors, self._program = _first_word(self._control)
         self._descriptors.extend(descriptors)
         unseen = self._threads and not self._program  # nobody could count its threads
@@ -168,14 +169,16 @@ class Confined:
         if self._info is None:
             return None
         try:
-            pid = json.loads(os.read(self._info, 4_096))["child-pid"]
-            return os.pidfd_open(int(pid))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise EngineError("the sandbox's first process is gone", code="engine.start") from None
+            found = _FIRST.search(os.read(self._info, 4_096))
+            if found is not None:
+                return os.pidfd_open(int(found[1]))
+        except OSError:
+            pass
+        raise EngineError("the sandbox's first process is gone", code="engine.start")
 
     async def word(self) -> bytes:
         """Wait for the next word; EngineError for one outside the vocabulary, or for an end."""
-        await self._readable()
+        await _readable(self._control)
         # Plain recv: descriptors that come along are closed by the kernel.
         word = self._control.recv(status.MAX_WORD + 1)
         if word in status.REASONS:
@@ -185,20 +188,6 @@ class Confined:
         if word in (status.READY, status.UNCONFINED) or word in status.CONFINED:
             return word
         raise EngineError("the confined program ended or broke its protocol", code="engine.start")
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        loop.add_reader(self._control, wake)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(self._control)
 
     def open_socket(self, name: str) -> str:
         """Pin the socket `name` of the socket directory and return a path to connect to.
@@ -237,7 +226,7 @@ class Confined:
 
     async def watch(self) -> None:
         """Return when the program has ended; end it if it says another word."""
-        reading = asyncio.create_task(self._readable())
+        reading = asyncio.create_task(_readable(self._control))
         waiting = asyncio.create_task(self._process.wait())
         try:
             await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -251,6 +240,21 @@ class Confined:
     async def wait(self) -> int:
         """Wait for the process to end and return its status."""
         return await self._process.wait()
+
+    async def _await_inner(self) -> None:
+        """Hold the sandbox's first process, if bubblewrap has made or is about to make one.
+
+        A bubblewrap that is killed just after it forked leaves that process behind: it asks to
+        be killed with its parent only when the parent is gone already, and waits for it for ever.
+        """
+        if self._inner is not None or self._info is None or not self.alive:
+            return
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_FORK):
+                await _readable(self._info)
+            self._inner = self._find_inner()
+            if self._inner is not None:
+                self._descriptors.append(self._inner)
 
     def _kill(self) -> None:
         if self._process.returncode is None:
@@ -266,8 +270,11 @@ class Confined:
         """Kill the program and wait until no process of it is left. Safe to call twice."""
         if self._warden is not None:
             self._warden.cancel()
-        self._kill()
         try:
+            try:
+                await self._await_inner()
+            finally:
+                self._kill()
             async with asyncio.timeout(_END):
                 await self._process.wait()
                 # The pipe ends when the last process that could write to it is gone.
@@ -281,10 +288,26 @@ class Confined:
             ) from None
         finally:
             self._control.close()
-            self._inner = None
+            self._inner = self._info = None
             while self._descriptors:
                 os.close(self._descriptors.pop())
             self._cleanup.close()
+
+
+async def _readable(descriptor: socket.socket | int) -> None:
+    """Return when something can be read from it, its end included."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(descriptor, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def _first_word(control: socket.socket) -> tuple[bytes, list[int], int]:

@@ -157,17 +157,13 @@ class ManagedSandbox:
             command = [bwrap, *inside.arguments, "--seccomp", str(filter_fd)]
             command += ["--info-fd", str(info_end), "--", f"{_OURS}/python/bin/python3", *_FLAGS]
             command.append(f"{_OURS}/app/managed_boot.py")
-            try:
-                confined = await spawning.start(
-                    command if group is None else group.enter(command),
-                    [json.dumps(self._plan(program, view))],
-                    keep=(filter_fd, info_end, *inside.descriptors, *program.inherited),
-                    info=info,
-                    cleanup=cleanup.pop_all(),
-                )
-            except BaseException:
-                os.close(info)
-                raise
+            confined = await spawning.start(
+                command if group is None else group.enter(command),
+                [json.dumps(self._plan(program, view))],
+                keep=(filter_fd, info_end, *inside.descriptors, *program.inherited),
+                info=info,
+                cleanup=cleanup.pop_all(),
+            )
         return await spawning.confirm(confined, status.CONFINED, self.landlock_abi)
 
     def _arguments(

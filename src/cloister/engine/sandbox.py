@@ -100,9 +100,6 @@ class Sandbox:
             # The kernel's own limit binds everybody but root.
             watched = program.threads if os.geteuid() == 0 else 0
             confined = await spawning.start(arguments, tail, keep=keep, info=info, threads=watched)
-        except BaseException:
-            os.close(info)
-            raise
         finally:
             os.close(filter_fd)
             os.close(info_end)

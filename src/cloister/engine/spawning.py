@@ -77,31 +77,59 @@ async def start(
 ) -> Confined:
     """Start a process with a control socket, no environment and its output in a pipe.
 
-    With `threads` the program is ended when it has more of them.
+    With `threads` the program is ended when it has more of them. The descriptor `info` and
+    `cleanup` are taken over, whatever comes of it.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # so that it knows who speaks
-    with theirs:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *arguments,
-                str(theirs.fileno()),
-                *tail,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env={},
-                pass_fds=(theirs.fileno(), *keep),
+    with contextlib.ExitStack() as undo:  # whatever ends this early
+        if cleanup is not None:
+            undo.push(cleanup)
+        if info is not None:
+            undo.callback(os.close, info)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.enter_context(ours)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # so that it knows who speaks
+        with theirs:
+            starting = asyncio.create_task(
+                asyncio.create_subprocess_exec(
+                    *arguments,
+                    str(theirs.fileno()),
+                    *tail,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env={},
+                    pass_fds=(theirs.fileno(), *keep),
+                )
             )
-        except OSError as error:
-            ours.close()
-            if cleanup is not None:
-                cleanup.close()
-            raise SandboxError(
-                f"the sandbox's program does not start (errno {error.errno})", code="sandbox.start"
-            ) from None
-    return Confined(process, ours, info=info, threads=threads, cleanup=cleanup)
+            cancelled = await _finish(starting)
+            try:
+                process = starting.result()
+            except OSError as error:
+                raise SandboxError(
+                    f"the sandbox's program does not start (errno {error.errno})",
+                    code="sandbox.start",
+                ) from None
+        undo.pop_all()
+    confined = Confined(process, ours, info=info, threads=threads, cleanup=cleanup)
+    if cancelled is not None:
+        await confined.aclose()
+        raise cancelled
+    return confined
+
+
+async def _finish(task: asyncio.Task[asyncio.subprocess.Process]) -> BaseException | None:
+    """Wait until `task` has ended; return the cancellation that came meanwhile, if one did.
+
+    asyncio leaves a pipe and a process behind when it is cancelled while it starts a program.
+    """
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
 
 
 async def confirm(

@@ -27,7 +27,7 @@ from typing import Final
 from cloister.channel.statement import REPORT_DATA_SIZE, StatementDigest, statement_digest
 from cloister.endorsements.roots import Roots, Vendor
 from cloister.evidence import items
-from cloister.evidence.eventlog import EventType
+from cloister.evidence.eventlog import Event, EventType
 from cloister.evidence.hcl import parse_hcl_report
 from cloister.evidence.nvgpu import GpuDevice, evidence_digest, gpu_nonce
 from cloister.evidence.report import (
@@ -74,7 +74,8 @@ class SimulatedHardware:
     """A worker on a simulated platform, with all of its secrets. Every field may be replaced."""
 
     platform: str
-    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``, ``azure-snp``, ``gcp-snp``."""
+    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``, ``azure-snp``, ``gcp-snp``,
+    ``tpm``."""
     tee_type: str
     worker: SimulatedAttester
     issue: Issue
@@ -349,6 +350,45 @@ def _gcp(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) ->
     )
 
 
+def _tpm(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) -> SimulatedHardware:
+    """A measured boot; a `SimulatedVtpm` that has booted something may be given as ``vtpm``, and
+    the digest of a manifest that it was started for as ``manifest_sha256``."""
+    vendor = SimulatedAkVendor(Vendor.TPM_MANUFACTURER, now=now)
+    vtpm = fields.get("vtpm")
+    if not isinstance(vtpm, SimulatedVtpm):
+        vtpm = SimulatedVtpm(banks=(Alg.SHA256,))
+        vtpm.boot()
+    booted = vtpm
+    vouched = _measured(booted)
+    manifest = fields.get("manifest_sha256")
+    if isinstance(manifest, bytes):  # extended after the log was taken, as an init does
+        digests = {int(Alg.SHA256): manifest}
+        booted.extend(Event(pcr=13, type=EventType.EV_IPL, digests=digests, data=b""))
+    chain = (vendor.certify(booted.key.public_key()), *vendor.intermediates)
+
+    def issue(digest: bytes) -> Items:
+        quote = booted.quote(digest, pcrs=range(16))
+        return {
+            ITEM_QUOTE: EvidenceItem(
+                media_type=MEDIA_TYPE_QUOTE,
+                data=quote.quote,
+                endorsements=_endorse(MEDIA_TYPE_CERTIFICATE, *chain),
+            ),
+            ITEM_SIGNATURE: EvidenceItem(media_type=MEDIA_TYPE_SIGNATURE, data=quote.signature),
+            items.ITEM_TPM_PCRS: _registers(quote),
+            **_log(booted.event_log()),
+        }
+
+    return SimulatedHardware(
+        platform="tpm",
+        tee_type=items.TEE_TYPE_TPM_BOOT,
+        worker=worker,
+        issue=issue,
+        roots=vendor.roots,
+        reference=_reference("tpm", **vouched),
+    )
+
+
 def _chain(ak: AkEvidence | None) -> tuple[Endorsement, ...]:
     certificates = () if ak is None else (ak.certificate, *ak.intermediates)
     return _endorse(MEDIA_TYPE_CERTIFICATE, *certificates)
@@ -383,4 +423,5 @@ _MAKERS: Final = {
     "nitro": _nitro,
     "azure-snp": _azure,
     "gcp-snp": _gcp,
+    "tpm": _tpm,
 }

@@ -56,6 +56,25 @@ _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceImage:
+    """The image that a state is of, where it was built as one."""
+
+    name: str
+    version: str
+    debug: bool
+    """Whether it lets somebody look in; a policy accepts that by name or not at all."""
+
+    def to_json(self) -> JsonObject:
+        """The member as the document writes it."""
+        return {"name": self.name, "version": self.version, "debug": self.debug}
+
+    def dump_toml(self) -> str:
+        """The member as a TOML inline table."""
+        name, version = (json.dumps(t, ensure_ascii=False) for t in (self.name, self.version))
+        return f"{{name = {name}, version = {version}, debug = {json.dumps(self.debug)}}}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformReference:
     """One accepted state of one platform.
 
@@ -70,6 +89,7 @@ class PlatformReference:
     """What it is the state of, for people: an image and its version."""
     registers: Mapping[str, tuple[str, ...]]
     """Vendors' register names, each with its accepted values in lower-case hexadecimal."""
+    image: ReferenceImage | None = None
 
     def __post_init__(self) -> None:
         """Refuse a state that leaves room for other software."""
@@ -92,7 +112,8 @@ class PlatformReference:
     def to_json(self) -> JsonObject:
         """The entry as the document writes it."""
         registers: JsonObject = {name: list[Json](v) for name, v in self.registers.items()}
-        return {"platform": self.platform, "name": self.name, "registers": registers}
+        entry: JsonObject = {"platform": self.platform, "name": self.name, "registers": registers}
+        return entry if self.image is None else {**entry, "image": self.image.to_json()}
 
     def dump_toml(self) -> str:
         """The entry as a TOML table."""
@@ -100,6 +121,7 @@ class PlatformReference:
             "[[platforms]]\n",
             f"platform = {json.dumps(self.platform)}\n",
             f"name = {json.dumps(self.name, ensure_ascii=False)}\n",
+            *(() if self.image is None else (f"image = {self.image.dump_toml()}\n",)),
             "[platforms.registers]\n",
             *(f"{name} = {json.dumps(list(v))}\n" for name, v in self.registers.items()),
         ]
@@ -131,7 +153,7 @@ def parse_reference(value: object) -> PlatformReference:
     """
     what = _WHAT
     members = expect_object(value, what)
-    expect_keys(members, what, required={"platform", "name", "registers"})
+    expect_keys(members, what, required={"platform", "name", "registers"}, optional={"image"})
     platform = expect_str(members["platform"], "a platform", limit=32)
     listed = expect_object(members["registers"], "registers")
     if len(listed) > MAX_REGISTERS:
@@ -144,6 +166,21 @@ def parse_reference(value: object) -> PlatformReference:
         platform=platform,
         name=expect_str(members["name"], "a name", limit=256),
         registers=MappingProxyType(registers),
+        image=_image(members["image"]) if "image" in members else None,
+    )
+
+
+def _image(value: object) -> ReferenceImage:
+    what = "an image of the reference values"
+    members = expect_object(value, what)
+    expect_keys(members, what, required={"name", "version", "debug"})
+    debug = members["debug"]
+    if not isinstance(debug, bool):
+        raise MalformedError(f"{what} does not say whether it is for debugging")
+    return ReferenceImage(
+        name=expect_str(members["name"], "an image's name", limit=128),
+        version=expect_str(members["version"], "an image's version", limit=128),
+        debug=debug,
     )
 
 

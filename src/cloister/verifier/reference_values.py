@@ -35,6 +35,7 @@ from cloister.strictjson import (
 from cloister.verifier.platform_references import (
     MAX_REFERENCES,
     PlatformReference,
+    ReferenceImage,
     collect_references,
     parse_reference,
 )
@@ -135,6 +136,11 @@ class ReferenceValues:
             key = (entry.kind, entry.name)
             groups[key] = (*groups.get(key, ()), entry)
         return groups
+
+    @property
+    def images(self) -> tuple[ReferenceImage, ...]:
+        """The images that the platforms' entries name, each once."""
+        return tuple(dict.fromkeys(e.image for e in self.platforms if e.image is not None))
 
     @property
     def digest(self) -> str:

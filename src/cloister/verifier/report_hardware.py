@@ -77,16 +77,25 @@ def appraise_worker(
     if manifest is not None:
         ledger.expect(*appraise_manifests.CLAIMS)
         appraise_manifests.appraise_standing(manifest, ledger)
-    ledger.expect(*appraise.claims(policy), CLAIMS_BOUND, CLAIMS_CONSISTENT)
+    ledger.expect(
+        *appraise.register_claims(platform.reference),
+        *appraise.claims(policy),
+        CLAIMS_BOUND,
+        CLAIMS_CONSISTENT,
+    )
     registers = {} if found.outcome is None else found.outcome.registers
-    if registers:
-        appraise.appraise_registers(
-            platform.reference, registers, reference_values=reference_values, ledger=ledger
-        )
-    if found.report is None or found.keyset is None:
-        return
-    read_claims_document(found, found.report, found.keyset, ledger)
+    if found.report is not None and found.keyset is not None:
+        read_claims_document(found, found.report, found.keyset, ledger)
     document = found.claims_document
+    if registers:
+        named = None if document is None else document.manifest_sha256
+        appraise.appraise_registers(
+            platform.reference,
+            appraise.before_manifest(platform.reference, registers, named),
+            reference_values=reference_values,
+            policy=policy,
+            ledger=ledger,
+        )
     if document is None:
         return
     ledger.check(

@@ -162,6 +162,21 @@ def _azure(evidence: Items) -> tuple[Verify, object]:
     )
 
 
+def _tpm_boot(evidence: Items) -> tuple[Verify, object]:
+    from cloister.verifier.platforms.measured_boot import verify_measured_boot
+    from cloister.verifier.platforms.tpm import TpmEvidence
+
+    names = (ITEM_QUOTE, ITEM_SIGNATURE, items.ITEM_TPM_PCRS)
+    ak = _ak(evidence, ITEM_QUOTE)
+    if ak is None:  # whatever the policy: a key that nobody vouches for is anybody's
+        raise MalformedError("nobody certifies the key that signed the quote")
+    return verify_measured_boot, TpmEvidence(
+        quote=_quote_evidence(evidence, *names, bare=False),
+        ak=ak,
+        event_log=_data(evidence, ITEM_EVENT_LOG),
+    )
+
+
 def _gcp(evidence: Items) -> tuple[Verify, object]:
     from cloister.verifier.platforms.gcp import verify_gcp
 
@@ -210,6 +225,7 @@ HARDWARE: Final[Mapping[str, HardwarePlatform]] = {
     items.TEE_TYPE_GCP_SNP: HardwarePlatform(reference="gcp-snp", assemble=_gcp_snp),
     items.TEE_TYPE_GCP_TDX: HardwarePlatform(reference="gcp-tdx", assemble=_gcp_tdx),
     items.TEE_TYPE_GCP_VTPM: HardwarePlatform(reference="gcp-vtpm", assemble=_gcp),
+    items.TEE_TYPE_TPM_BOOT: HardwarePlatform(reference="tpm", assemble=_tpm_boot),
     items.TEE_TYPE_NITRO: HardwarePlatform(reference="nitro", assemble=_nitro),
 }
 """By ``tee_type``."""

@@ -61,3 +61,22 @@ def test_kinds_platforms_and_states_are_told() -> None:
     artefacts = section("`cloister endorsements`")
     assert [kind for kind in ArtefactKind if f"`{kind}`" not in artefacts] == []
     assert [state for state in State if f"`{state}`" not in artefacts] == []
+
+
+def test_the_commands_of_the_broker_are_told() -> None:
+    """Each with its options, besides the two that all have."""
+    group = typer.main.get_command(build_app(["broker"]))
+    commands: dict[str, set[str]] = {}
+    for name, command in getattr(group, "commands", {})["broker"].commands.items():
+        for inner, made in getattr(command, "commands", {"": command}).items():
+            commands[f"{name} {inner}".strip()] = {
+                option
+                for parameter in made.params
+                for option in parameter.opts
+                if option.startswith("--") and option not in {"--help", "--store", "--root-key"}
+            }
+    rows = re.findall(
+        r"^\| `([a-z ]+)[^`]*` \| (.*) \|$", section("`cloister broker`"), re.MULTILINE
+    )
+    told = {name.strip(): set(re.findall(r"--[a-z][a-z-]+", text)) for name, text in rows}
+    assert told == commands

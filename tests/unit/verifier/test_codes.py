@@ -21,7 +21,7 @@ from cloister import errors
 from cloister.verifier import expected as expectations
 from cloister.verifier import policy as policies
 from cloister.verifier import report, report_gpus, report_hardware
-from cloister.verifier.appraise import dstack, manifest, nvgpu, worker
+from cloister.verifier.appraise import boot, dstack, manifest, nvgpu, worker
 from cloister.verifier.authenticate import ak, hcl, rim, tpm_log, tpm_quote
 from cloister.verifier.authenticate.nvgpu import device_claims
 from cloister.verifier.authenticate.nvidia_chain import Revocation
@@ -52,6 +52,7 @@ CLI = (
     "cli/evidence_cache.py",
     "cli/evidence_files.py",
     "cli/image.py",
+    "cli/image_measure.py",
     "cli/verify.py",
     "cli/verify_evidence.py",
     "client/certificate.py",
@@ -272,6 +273,7 @@ def claims() -> set[str]:
         *(nvgpu.APART, nvgpu.MODE, nvgpu.DEBUG, nvgpu.DENIED),
         *(nvgpu.ALL, nvgpu.DISTINCT, nvgpu.ONE_NONCE, nvgpu.REQUIRED, nvgpu.TOPOLOGY),
         *(*report.claim_names(policy), *worker.claims(policy), *manifest.CLAIMS),
+        *(*boot.group_claims("tpm"), worker.IMAGE_DEBUG),
         *(report_hardware.ITEMS, report.DEVICES),
     }
 

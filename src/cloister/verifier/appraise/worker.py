@@ -4,7 +4,9 @@ The registers name the image; what that image says of itself in the claims docum
 what the image is worth, and is compared only once the registers are known. Steps, in order;
 each makes one claim unless the policy leaves it unchecked:
 
-1. ``software.registers``: the registers are, all together, in one accepted state.
+1. ``software.registers``: the registers are, all together, in one accepted state; before it one
+   claim for each group of registers of a measured boot (`cloister.verifier.appraise.boot`), and
+   ``image.debug`` where that state is of an image that was built.
 2. ``software.model``: the measured software names the digest of the model it serves.
 3. ``configuration.debug``, those of `cloister.verifier.appraise.serving`, and
    ``configuration.isolation``: no debugging, an accepted way of serving, an accepted sandbox.
@@ -23,15 +25,17 @@ from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.evidence.component import CONFIGURATION_DEBUG, isolation_mode
+from cloister.verifier.appraise import boot, serving
 from cloister.verifier.appraise import manifest as manifests
-from cloister.verifier.appraise import serving
 from cloister.verifier.ledger import Ledger
+from cloister.verifier.platform_references import PlatformReference
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.result import Source
 
 REGISTERS: Final = "software.registers"
 MODEL: Final = "software.model"
+IMAGE_DEBUG: Final = "image.debug"
 DEBUG: Final = "configuration.debug"
 ISOLATION: Final = "configuration.isolation"
 MANIFEST: Final = manifests.BOUND
@@ -46,10 +50,15 @@ MANIFEST_REGISTER: Final[Mapping[str, str]] = {
     "azure-tdx": "mr_config_id",
     "gcp-snp": "host_data",
     "gcp-tdx": "mr_config_id",
+    "tpm": "pcr13",
 }
 """Where each platform carries the manifest's SHA-256 (docs/design.md section 5): as it is,
-zero-padded, except for Nitro's PCR16, which was extended with it. The host chooses HOST_DATA and
-MRCONFIGID; the measured image halts unless they name the manifest that it read."""
+zero-padded, except for Nitro's PCR16 and a TPM's PCR 13, which were extended with it. The host
+chooses HOST_DATA and MRCONFIGID; the measured image halts unless they name the manifest that it
+read."""
+
+_EXTENDED: Final[Mapping[str, tuple[str, int]]] = {"nitro": ("sha384", 48), "tpm": ("sha256", 32)}
+"""Hash and size of the register where it is extended with the manifest's digest."""
 
 
 def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
@@ -65,17 +74,56 @@ def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
     return tuple(names)
 
 
+def register_claims(platform: str) -> tuple[str, ...]:
+    """Names of the claims about groups of registers, which come before all others."""
+    return boot.group_claims(platform)
+
+
+def before_manifest(
+    platform: str, registers: Mapping[str, bytes], digest: str | None
+) -> Mapping[str, bytes]:
+    """`registers` as they were before the one for the manifest was extended with `digest`.
+
+    A manifest lists reference values, so no value that follows from its digest can be among them.
+    Unless the register holds exactly what follows from `digest`, nothing is taken out of it. Only
+    for a TPM: other platforms' reference values need not list their register.
+    """
+    register = MANIFEST_REGISTER.get(platform, "")
+    if platform != "tpm" or digest is None:
+        return registers
+    if registers.get(register) != manifest_register(platform, bytes.fromhex(digest)):
+        return registers
+    return {**registers, register: bytes(_EXTENDED[platform][1])}
+
+
+def manifest_register(platform: str, digest: bytes) -> bytes:
+    """The register of a platform that extends it with the manifest's SHA-256, nothing else.
+
+    Raises:
+        KeyError: the platform carries the digest as it is.
+    """
+    name, size = _EXTENDED[platform]
+    return hashlib.new(name, bytes(size) + digest).digest()
+
+
 def appraise_registers(
     platform: str,
     registers: Mapping[str, bytes],
     *,
     reference_values: ReferenceValues,
+    policy: AppraisalPolicy,
     ledger: Ledger,
 ) -> None:
     """Step 1. `platform` is a key of `cloister.verifier.platform_references.IDENTITY`."""
     candidates = [entry for entry in reference_values.platforms if entry.platform == platform]
-    match = next((entry for entry in candidates if entry.matches(registers)), None)
+    matching = [entry for entry in candidates if entry.matches(registers)]
+    # Where one and the same state is listed as a debug image and as none, the worse is believed.
+    match = max(matching, key=_is_debug, default=None)
+    if candidates:
+        closest = match or min(candidates, key=lambda entry: len(entry.differing(registers)))
+        boot.appraise_groups(closest, registers, ledger)
     if match is not None:
+        _appraise_image(match, policy, ledger)
         ledger.affirm(
             REGISTERS,
             f"The platform measured {match.name}: {', '.join(match.registers)} are as expected.",
@@ -85,10 +133,30 @@ def appraise_registers(
     if not candidates:
         why = f"Your reference values accept no software on {platform}."
     else:
-        closest = min(candidates, key=lambda entry: len(entry.differing(registers)))
         differing = ", ".join(closest.differing(registers))
         why = f"The platform measured other software than you accept: {differing} differ."
     ledger.refuse(REGISTERS, "measurement_mismatch", why, source=Source.HARDWARE_PROVEN)
+
+
+def _is_debug(entry: PlatformReference) -> bool:
+    return entry.image is not None and entry.image.debug
+
+
+def _appraise_image(match: PlatformReference, policy: AppraisalPolicy, ledger: Ledger) -> None:
+    image = match.image
+    if image is None or policy.accept_debug:
+        return
+    ledger.expect(IMAGE_DEBUG)
+    ledger.check(
+        IMAGE_DEBUG,
+        holds=not image.debug,
+        affirmed=f"The image {image.name} {image.version} is none for debugging.",
+        code="image_debug",
+        refused=(
+            f"The image {image.name} {image.version} is for debugging: whoever runs it can look in."
+        ),
+        source=Source.HARDWARE_PROVEN,
+    )
 
 
 def appraise_claims(document: ClaimsDocument, *, policy: AppraisalPolicy, ledger: Ledger) -> None:
@@ -156,8 +224,8 @@ def appraise_manifest(
 def manifest_value(platform: str, digest: str, size: int) -> bytes:
     """What the register of `platform`, of `size` bytes, holds for a manifest's `digest`."""
     named = bytes.fromhex(digest)
-    if platform == "nitro":
-        return hashlib.sha384(bytes(48) + named).digest()
+    if platform in _EXTENDED:
+        return manifest_register(platform, named)
     return named.ljust(size, b"\0")
 
 

@@ -1,0 +1,244 @@
+"""The broker on the wire: KBS RCAR over HTTP, as an ASGI application.
+
+====== =========================================== ==============================================
+POST   ``/kbs/v0/auth``                            a challenge, and the session's cookie
+POST   ``/kbs/v0/attest``                          a token for evidence
+GET    ``/kbs/v0/resource/<repo>/<type>/<tag>``    the sealed secret for the token
+GET    ``/cloister/v0/broker?nonce=<64 hex>``      the broker's identity and its evidence
+====== =========================================== ==============================================
+
+Paths are compared as they were sent: nothing is decoded, so nothing can decode to something else.
+Whoever asks is bounded: size and time of a request, requests per network and minute, and requests
+that wait. Refusals by these bounds are counted and not written to the audit log, which a flood
+would fill; every decision of the broker itself is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import Counter
+from collections.abc import Callable, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Final
+
+from cloister.broker.denial import UNAUTHENTICATED, Denied
+from cloister.broker.desk import Desk
+from cloister.broker.turns import BusyError, Turns
+from cloister.broker.vouching import Vouching
+from cloister.channel import rcar
+from cloister.channel.resource_uri import PATH_PREFIX
+from cloister.errors import CloisterError, FetchError
+from cloister.worker.logs import EventLog
+from cloister.worker.rate import RateLimiter
+from cloister.worker.reports import source_of
+from cloister.worker.settings import RateLimit
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[MutableMapping[str, Any]], Any]
+
+RECEIVE_S: Final = 30.0
+"""Time allowed for a whole request to arrive."""
+PER_SOURCE: Final = RateLimit(per_minute=12_000, burst=6_000)
+"""A thousand workers behind one address ask three or four times each, all at once."""
+MAX_SOURCES: Final = 4096
+_HEX: Final = frozenset("0123456789abcdef")
+_LIMITS: Final = {
+    rcar.AUTH_PATH: rcar.MAX_REQUEST_BYTES,
+    rcar.ATTEST_PATH: rcar.MAX_ATTESTATION_BYTES,
+}
+
+
+class _RefusedError(Exception):
+    """Answered without a decision: `status`, a word, a sentence."""
+
+    def __init__(self, status: int, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+
+
+class BrokerApp:
+    """The ASGI application. `aclose` at the end."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        log: EventLog,
+        steady: Callable[[], float],
+        vouching: Vouching | None = None,
+        per_source: RateLimit = PER_SOURCE,
+        turns: Turns | None = None,
+    ) -> None:
+        self._desk = desk
+        self._vouching = vouching
+        self._log = log
+        self._steady = steady
+        self._rates = RateLimiter(per_source, max_names=MAX_SOURCES)
+        self.turns = turns or Turns()
+        # A quote takes tens of milliseconds; decisions do not wait for it.
+        self._quotes = Turns(max_waiting=64)
+        self.counts: Counter[str] = Counter()
+        """Answers by step and code, for the status page."""
+
+    async def aclose(self) -> None:
+        """Let what runs finish."""
+        await self.turns.aclose()
+        await self._quotes.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        try:
+            status, headers, body = await self._answer(scope, receive)
+        except _RefusedError as refused:
+            self.counts[f"refused {refused.kind}"] += 1
+            status, headers = refused.status, []
+            body = rcar.encode_error(refused.kind, refused.detail)
+        except Denied as denied:
+            self.counts[f"denied {denied.code}"] += 1
+            status = 401 if denied.reason in UNAUTHENTICATED else 403
+            headers, body = [], rcar.encode_error("Denied", f"{denied} [{denied.code}]")
+        except (BusyError, FetchError) as error:
+            self.counts["refused busy"] += 1
+            self._log.failure("broker.busy", error)
+            status, headers = 503, [(b"retry-after", b"1")]
+            body = rcar.encode_error("Busy", "the broker is busy; ask again")
+        except CloisterError as error:
+            self.counts[f"failed {error.code}"] += 1
+            self._log.event("broker.failed", code=error.code)
+            status, headers = 500, []
+            body = rcar.encode_error("Failed", "the broker cannot answer; its operator's log says")
+        except Exception as error:
+            self.counts["failed"] += 1
+            self._log.failure("broker.failed", error)
+            status, headers = 500, []
+            body = rcar.encode_error("Failed", "the broker cannot answer; its operator's log says")
+        await _respond(send, status, headers, body)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        source = source_of(scope)
+        wait = self._rates.take(source, self._steady())
+        if wait:
+            raise _RefusedError(429, "TooMany", f"too many requests; wait {wait} seconds")
+        method, path = scope["method"], _path(scope)
+        desk = self._desk
+        if method == "POST" and path == rcar.AUTH_PATH:
+            body = await _received(scope, receive, limit=_LIMITS[path])
+            challenge, cookie = await self.turns.take(
+                source, lambda: desk.challenge(body, source=source), size=len(body)
+            )
+            self.counts["challenged"] += 1
+            return 200, [(b"set-cookie", _set_cookie(cookie))], challenge
+        if method == "POST" and path == rcar.ATTEST_PATH:
+            cookie_sent = _cookie(scope)
+            body = await _received(scope, receive, limit=_LIMITS[path])
+            answer = await self.turns.take(
+                source, lambda: desk.attest(cookie_sent, body, source=source), size=len(body)
+            )
+            self.counts["attested"] += 1
+            return 200, [], answer
+        if method == "GET" and path.startswith(PATH_PREFIX):
+            cookie_sent, token = _cookie(scope), _bearer(scope)
+            sealed, _ = await self.turns.take(
+                source, lambda: desk.release(cookie_sent, token, path, source=source), size=0
+            )
+            self.counts["released"] += 1
+            return 200, [], sealed
+        if method == "GET" and path.partition("?")[0] == rcar.IDENTITY_PATH:
+            return 200, [], await self._identity(source, path)
+        raise _RefusedError(404, "NotFound", "there is nothing here")
+
+    async def _identity(self, source: str, path: str) -> bytes:
+        query = path.partition("?")[2]
+        digits = query.removeprefix("nonce=")
+        if not query.startswith("nonce=") or len(digits) != 64 or not set(digits) <= _HEX:
+            raise _RefusedError(400, "BadRequest", "a nonce is 64 lower-case hex characters")
+        vouching, report = self._vouching, None
+        if vouching is not None:
+            nonce = bytes.fromhex(digits)
+            report = await self._quotes.take(source, lambda: vouching.report(nonce), size=0)
+        encoded = None if report is None else base64.b64encode(report).decode("ascii")
+        document = {"identity": str(self._desk.store.identity), "report": encoded}
+        return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _path(scope: Scope) -> str:
+    """Path and query as they were sent."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+    query: bytes = scope.get("query_string", b"")
+    return (raw + (b"?" + query if query else b"")).decode("latin-1")
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    found = [value for key, value in scope["headers"] if key == name]
+    if len(found) > 1:
+        raise _RefusedError(400, "BadRequest", f"the field {name.decode()} is repeated")
+    return found[0].decode("latin-1") if found else None
+
+
+def _cookie(scope: Scope) -> str | None:
+    line = _header(scope, b"cookie")
+    if line is None:
+        return None
+    jar: SimpleCookie = SimpleCookie()
+    try:
+        jar.load(line)
+    except CookieError:
+        return None
+    return jar[rcar.COOKIE].value if rcar.COOKIE in jar else None
+
+
+def _set_cookie(cookie: str) -> bytes:
+    return f"{rcar.COOKIE}={cookie}; Path=/kbs/v0; HttpOnly; SameSite=Strict".encode("ascii")
+
+
+def _bearer(scope: Scope) -> str | None:
+    line = _header(scope, b"authorization")
+    if line is None:
+        return None
+    kind, _, token = line.partition(" ")
+    if kind.lower() != "bearer" or not 1 <= len(token) <= 8192:
+        raise _RefusedError(400, "BadRequest", "authorization is a bearer token")
+    return token
+
+
+async def _received(scope: Scope, receive: Receive, *, limit: int) -> bytes:
+    declared = _header(scope, b"content-length")
+    too_large = _RefusedError(413, "TooLarge", f"a request here has at most {limit} bytes")
+    if declared is not None and (not declared.isdigit() or int(declared) > limit):
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(RECEIVE_S):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise _RefusedError(400, "BadRequest", "the request was cut off")
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise _RefusedError(408, "Timeout", "the request took too long to arrive") from None
+
+
+async def _respond(
+    send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (b"cache-control", b"no-store"),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,186 @@
+"""Transactions of the broker: one at a time, durable, each with its audit entry.
+
+SQLite keeps a write-ahead log that is flushed to the disk at every commit: a token that was spent
+stays spent after a power cut. PostgreSQL does so by default. Every change first locks the one row
+of ``broker_store`` (SQLite: the database), so what one broker decides, no other can have changed
+meanwhile, and the audit log has one order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+from cloister.broker import tables
+from cloister.broker.audit import Head, encode_entry, follow
+from cloister.errors import ConfigurationError, FetchError
+from cloister.strictjson import JsonObject
+
+BUSY_S: Final = 30.0
+"""How long a change waits for another broker's on the same SQLite file."""
+_SQLITE: Final = "sqlite:///"
+
+
+class Change:
+    """One transaction that changes something. It has to record what, or it is undone."""
+
+    def __init__(self, connection: Connection, *, head: Head, at: int, rules: int) -> None:
+        self.connection = connection
+        self.at = at
+        """Unix time of this change; never before the one before it."""
+        self.rules = rules
+        self._head = head
+        self._recorded = 0
+
+    def record(self, event: str, detail: JsonObject, *, changes_rules: bool = False) -> None:
+        """Add an entry to the audit log. With `changes_rules`, open sessions end with it."""
+        entry = encode_entry(self._head, at=self.at, event=event, detail=detail)
+        self._head, _ = follow(self._head, entry)
+        self.connection.execute(
+            insert(tables.audit).values(
+                sequence=self._head.sequence, entry=entry, digest=self._head.digest
+            )
+        )
+        self._recorded += 1
+        if changes_rules:
+            self.rules = self._head.sequence
+
+    def close(self) -> None:
+        """Move the head. RuntimeError if nothing was recorded."""
+        if not self._recorded:
+            raise RuntimeError("a change of the store needs an entry in the audit log")
+        self.connection.execute(
+            update(tables.store).values(
+                sequence=self._head.sequence,
+                digest=self._head.digest,
+                at=self.at,
+                rules=self.rules,
+            )
+        )
+
+
+class Database:
+    """A database that may hold a store. For several threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def open(cls, address: str) -> Database:
+        """Open ``sqlite:///FILE`` (made with mode 0600 if absent) or ``postgresql://…``.
+
+        ConfigurationError (``broker.database``) if the address names neither, the file is not
+        its owner's alone, or the package for it is not installed.
+        """
+        if address.startswith(_SQLITE):
+            return cls(_sqlite(Path(address.removeprefix(_SQLITE))))
+        try:
+            url = make_url(address)
+        except ArgumentError:
+            url = None
+        if url is None or url.get_backend_name() != "postgresql":
+            raise _refused("a store is named sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+        url = url.set(drivername="postgresql+psycopg")
+        try:
+            # A connection that a restarted server closed is noticed before it is used.
+            return cls(create_engine(url, pool_pre_ping=True, hide_parameters=True))
+        except ModuleNotFoundError:
+            raise _refused("PostgreSQL needs the package psycopg: cloister[postgres]") from None
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for reading, one consistent view."""
+        with _converted(), self.engine.connect() as connection:
+            reading = connection.execution_options(cloister_reads=True)
+            with reading.begin():
+                yield reading
+
+    @contextlib.contextmanager
+    def change(self, *, at: float) -> Iterator[Change]:
+        """A change at Unix time `at`: all of it and its audit entries, or nothing.
+
+        Raises:
+            ConfigurationError: there is no store here (``broker.no_store``).
+            FetchError: the database cannot be reached, or stays busy (``broker.database``).
+        """
+        with _converted(), self.engine.begin() as connection:
+            row = connection.execute(select(tables.store).with_for_update()).one_or_none()
+            if row is None:
+                raise no_store()
+            head = Head(sequence=row.sequence, digest=bytes(row.digest))
+            change = Change(connection, head=head, at=max(int(at), row.at), rules=row.rules)
+            yield change
+            change.close()
+
+
+@contextlib.contextmanager
+def _converted() -> Iterator[None]:
+    """Their errors quote statements and parameters; ours do not."""
+    try:
+        yield
+    except OperationalError:
+        raise FetchError(
+            "the broker's database cannot be reached, is busy, or holds no store",
+            code="broker.database",
+        ) from None
+    except SQLAlchemyError as error:
+        raise FetchError(
+            f"the broker's database refused a statement ({type(error).__name__})",
+            code="broker.database",
+        ) from None
+
+
+def no_store() -> ConfigurationError:
+    """The error of a database without a store."""
+    return ConfigurationError(
+        "there is no store in this database; make one with `cloister broker init`",
+        code="broker.no_store",
+    )
+
+
+def _sqlite(path: Path) -> Engine:
+    path = path.expanduser().absolute()
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _refused(f"{path} cannot be opened: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
+            raise _refused(f"{path} must be a file that only its owner can read (mode 0600)")
+    finally:
+        os.close(descriptor)
+    engine = create_engine(
+        f"sqlite:///{path}", connect_args={"timeout": BUSY_S}, hide_parameters=True
+    )
+
+    @event.listens_for(engine, "connect")
+    def settings(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say, not at a first write
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("cloister_reads", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _refused(why: str) -> ConfigurationError:
+    return ConfigurationError(why, code="broker.database")

@@ -1,0 +1,47 @@
+"""Which manifest was accepted last under each pin, so that no older one is accepted again."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, insert, select, update
+
+from cloister.broker import tables
+from cloister.broker.database import Change
+from cloister.broker.denial import Denied
+from cloister.broker.manifests import Terms
+from cloister.broker.policy import ResourcePolicy
+from cloister.manifest.pin import Remembered
+from cloister.strictjson import JsonObject
+from cloister.verifier.policy import Unchecked
+
+
+def remembered(policy: ResourcePolicy, connection: Connection) -> Remembered | None:
+    """The highest version accepted under the policy's pin, or None."""
+    if isinstance(policy.manifest, Unchecked):
+        return None
+    table = tables.manifests
+    row = connection.execute(
+        select(table).where(table.c.pin_id == policy.manifest.pin.pin_id)
+    ).one_or_none()
+    return None if row is None else Remembered(version=row.version, sha256=row.sha256)
+
+
+def remember(change: Change, policy: ResourcePolicy, terms: Terms) -> None:
+    """Remember what was accepted. Raises Denied where another broker accepted a newer one."""
+    if isinstance(policy.manifest, Unchecked) or terms.accepted is None:
+        return
+    table, pin_id = tables.manifests, policy.manifest.pin.pin_id
+    found, now = remembered(policy, change.connection), terms.accepted.remembered
+    if found == now:
+        return
+    if found is not None and found.version >= now.version:
+        raise Denied(
+            "manifest",
+            "a newer manifest, or another one of this version, was accepted meanwhile",
+            because="manifest.rolled_back",
+        )
+    values: JsonObject = {"version": now.version, "sha256": now.sha256}
+    if found is None:
+        change.connection.execute(insert(table).values(pin_id=pin_id, **values))
+    else:
+        change.connection.execute(update(table).where(table.c.pin_id == pin_id).values(**values))
+    change.record("manifest.accepted", {"pin": pin_id, **values})

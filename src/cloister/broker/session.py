@@ -1,0 +1,226 @@
+"""Sessions: a challenge that needs no memory, and the row that remembers its one answer.
+
+Asking for a challenge writes nothing, so a flood of requests cannot fill the database: the cookie
+itself carries nonce, secret and expiry under the broker's MAC. The row appears when evidence was
+affirmed, and outlives the cookie, so no challenge is answered twice. Brokers behind one name
+share the MAC key through the store.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import Connection, delete, insert, select
+
+from cloister.broker import tables
+from cloister.broker.database import Change
+from cloister.broker.denial import Denied
+from cloister.broker.master import MasterKey
+from cloister.broker.store import token_digest
+from cloister.channel.resource_uri import ResourceUri
+from cloister.errors import MalformedError
+from cloister.strictjson import JsonObject, canonical, parse_json_object
+
+CHALLENGE_S: Final = 120
+"""From a challenge to its answer: a thousand workers may wait for their turn meanwhile."""
+TOKEN_S: Final = 120
+"""From an affirmed answer to the release."""
+KEEP_S: Final = CHALLENGE_S + TOKEN_S + 60
+"""For how long a row stays after its token ended."""
+_MAC_SIZE: Final = 32
+MAX_COOKIE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """What a cookie carries."""
+
+    nonce: bytes = field(repr=False)
+    tee: str
+    uri: ResourceUri | None
+    """None for stock clients, who name a secret later."""
+    version: int | None
+    expires: int
+
+    @property
+    def stock(self) -> bool:
+        """Whether a stock client asked."""
+        return self.uri is None
+
+    @property
+    def name(self) -> str:
+        """How the audit log names the session."""
+        return name_of(self.nonce)
+
+
+def name_of(nonce: bytes) -> str:
+    """A session's name in the audit log: no part of its cookie or nonce."""
+    return hashlib.sha256(b"cloister.broker.session\0" + nonce).hexdigest()[:16]
+
+
+def encode_cookie(challenge: Challenge, master: MasterKey) -> str:
+    """The value of ``kbs-session-id``: MAC and payload, base64url."""
+    payload = canonical(
+        {
+            "nonce": challenge.nonce.hex(),
+            "tee": challenge.tee,
+            "uri": None if challenge.uri is None else str(challenge.uri),
+            "version": challenge.version,
+            "expires": challenge.expires,
+        }
+    )
+    return base64.urlsafe_b64encode(master.mac(payload) + payload).rstrip(b"=").decode("ascii")
+
+
+def parse_cookie(cookie: str | None, master: MasterKey) -> Challenge:
+    """Read a cookie that this store's brokers made. Raises Denied (``session``).
+
+    Whether it is still current is for `check_current`.
+    """
+    try:
+        if cookie is None or len(cookie) > MAX_COOKIE:
+            raise ValueError
+        data = base64.b64decode(cookie + "=" * (-len(cookie) % 4), altchars=b"-_", validate=True)
+        mac, payload = data[:_MAC_SIZE], data[_MAC_SIZE:]
+        if not hmac.compare_digest(mac, master.mac(payload)):
+            raise ValueError
+        members = parse_json_object(payload, limit=MAX_COOKIE, what="the session")
+    except (ValueError, MalformedError):
+        raise Denied("session", "there is no such session") from None
+    uri, version = members["uri"], members["version"]
+    return Challenge(
+        nonce=bytes.fromhex(str(members["nonce"])),
+        tee=str(members["tee"]),
+        uri=None if uri is None else ResourceUri.parse(str(uri)),
+        version=version if isinstance(version, int) else None,
+        expires=int(str(members["expires"])),
+    )
+
+
+def check_current(challenge: Challenge, now: float) -> None:
+    """Raise Denied (``stale``) if the challenge is too old."""
+    if now >= challenge.expires:
+        raise Denied("stale", "the challenge is too old; ask for another")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A challenge that was answered with evidence that the broker affirmed."""
+
+    nonce: bytes = field(repr=False)
+    stock: bool
+    uri: ResourceUri | None
+    version: int | None
+    wrapping_key: bytes
+    statement: bytes
+    facts: bytes
+    """Canonical JSON, for the audit log."""
+    evidence: bytes | None = field(default=None, repr=False)
+    """A stock client's, which is appraised again for each secret's own terms."""
+    rules: int
+    """The entry of the audit log that changed policies or revocations last, when the evidence
+    was appraised."""
+    expires: int
+
+
+def is_answered(nonce: bytes, connection: Connection) -> bool:
+    """Whether the challenge with this nonce was answered."""
+    table = tables.sessions
+    found = connection.execute(select(table.c.expires).where(table.c.nonce == nonce)).first()
+    return found is not None
+
+
+def add_session(change: Change, session: Session, token: str) -> None:
+    """Remember an answered challenge, and forget those of long ago.
+
+    Raises Denied (``replayed``) if it was answered before.
+    """
+    if is_answered(session.nonce, change.connection):
+        raise replayed()
+    _forget(change)
+    change.connection.execute(
+        insert(tables.sessions).values(
+            nonce=session.nonce,
+            token_sha256=token_digest(token),
+            stock=session.stock,
+            uri=None if session.uri is None else str(session.uri),
+            version=session.version,
+            wrapping_key=session.wrapping_key,
+            statement=session.statement,
+            facts=session.facts,
+            evidence=session.evidence,
+            rules=session.rules,
+            expires=session.expires,
+        )
+    )
+
+
+def replayed() -> Denied:
+    """The denial of a second answer."""
+    return Denied("replayed", "this challenge was answered before")
+
+
+def find_by_token(token: str, connection: Connection) -> Session | None:
+    """The session that a token belongs to."""
+    return _find(connection, tables.sessions.c.token_sha256 == token_digest(token))
+
+
+def find_by_nonce(nonce: bytes, connection: Connection) -> Session | None:
+    """The session of a challenge."""
+    return _find(connection, tables.sessions.c.nonce == nonce)
+
+
+def is_spent(session: Session, uri: ResourceUri, connection: Connection) -> bool:
+    """Whether the session was given this secret."""
+    table = tables.releases
+    row = connection.execute(
+        select(table.c.at).where(table.c.nonce == session.nonce, table.c.uri == str(uri))
+    ).first()
+    return row is not None
+
+
+def spend(change: Change, session: Session, uri: ResourceUri, version: int) -> None:
+    """Write down that the session is given this secret; the key of the row forbids it twice."""
+    change.connection.execute(
+        insert(tables.releases).values(
+            nonce=session.nonce, uri=str(uri), version=version, at=change.at
+        )
+    )
+
+
+def facts_of(session: Session) -> JsonObject:
+    """What the audit log keeps of the worker."""
+    return parse_json_object(session.facts, limit=64 * 1024, what="the facts of a session")
+
+
+def _find(connection: Connection, condition: object) -> Session | None:
+    table = tables.sessions
+    row = connection.execute(
+        select(table).where(condition)  # type: ignore[arg-type]  # a column's comparison
+    ).one_or_none()
+    if row is None:
+        return None
+    return Session(
+        nonce=bytes(row.nonce),
+        stock=row.stock,
+        uri=None if row.uri is None else ResourceUri.parse(row.uri),
+        version=row.version,
+        wrapping_key=bytes(row.wrapping_key),
+        statement=bytes(row.statement),
+        facts=bytes(row.facts),
+        evidence=None if row.evidence is None else bytes(row.evidence),
+        rules=row.rules,
+        expires=row.expires,
+    )
+
+
+def _forget(change: Change) -> None:
+    """Remove rows of sessions whose challenge nobody could answer any more."""
+    old = tables.sessions.c.expires < change.at - KEEP_S
+    gone = select(tables.sessions.c.nonce).where(old)
+    change.connection.execute(delete(tables.releases).where(tables.releases.c.nonce.in_(gone)))
+    change.connection.execute(delete(tables.sessions).where(old))

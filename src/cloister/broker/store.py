@@ -1,0 +1,454 @@
+"""The broker's store: secrets, their versions and policies, revocations.
+
+Every change and its audit entry are one transaction. Secrets are sealed before they come near the
+database (`cloister.broker.master`); nothing in an audit entry is secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection, insert, inspect, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from cloister.broker import tables
+from cloister.broker.audit import NOTHING, encode_entry, follow
+from cloister.broker.database import Change, Database, no_store
+from cloister.broker.master import (
+    IDENTITY_PLACE,
+    MASTER_SIZE,
+    MasterKey,
+    master_context,
+    secret_place,
+)
+from cloister.broker.policy import ResourcePolicy, load_json
+from cloister.broker.root_keys.protocol import RootKey
+from cloister.channel.key_release import MAX_SECRET_BYTES, BrokerIdentity
+from cloister.channel.resource_uri import ResourceUri
+from cloister.errors import ConfigurationError, FetchError
+
+MAX_OVERLAP_S: Final = 10 * 366 * 24 * 3600
+_REVOKED: Final = re.compile(r"(sha256:)?[0-9a-f]{16,128}")
+
+Clock = Callable[[], float]
+Random = Callable[[int], bytes]
+
+
+class Revoked(StrEnum):
+    """What may be revoked."""
+
+    MANIFEST = "manifest"
+    """``sha256:`` and the digest of a manifest, or of one of its signers."""
+    PLATFORM = "platform"
+    """A processor's id in hex (AMD CHIP_ID, Intel PPID), or ``sha256:`` and a certificate's
+    digest."""
+    WORKER = "worker"
+    """``sha256:`` and the digest of a keyset, or of anything that is measured into workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """A secret without what is secret about it."""
+
+    uri: ResourceUri
+    current: int
+    policy: ResourcePolicy | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One version of a secret, sealed."""
+
+    number: int
+    sealed: bytes = field(repr=False)
+    created: int
+    not_after: int | None
+
+
+class Store:
+    """One broker's state. For several threads."""
+
+    def __init__(
+        self,
+        database: Database,
+        master: MasterKey,
+        identity_key: Ed25519PrivateKey,
+        *,
+        now: Clock,
+        random: Random,
+    ) -> None:
+        """Not for callers: `create` or `open`."""
+        self.database = database
+        self.master = master
+        self.identity_key = identity_key
+        self.identity = BrokerIdentity(identity_key.public_key().public_bytes_raw())
+        self.now = now
+        self._random = random
+
+    def __repr__(self) -> str:
+        return f"<Store of {self.identity}>"
+
+    @classmethod
+    def create(
+        cls, database: Database, root: RootKey, *, now: Clock, random: Random = os.urandom
+    ) -> Store:
+        """Make a store with a new identity in an empty database.
+
+        ConfigurationError (``broker.exists``) if there is one; FetchError if the database fails.
+        """
+        store_id, master, seed = random(16).hex(), random(MASTER_SIZE), random(32)
+        identity_key = Ed25519PrivateKey.from_private_bytes(seed)
+        identity = BrokerIdentity(identity_key.public_key().public_bytes_raw())
+        keys = MasterKey(master)
+        at = int(now())
+        entry = encode_entry(
+            NOTHING,
+            at=at,
+            event="store.created",
+            detail={"store": store_id, "identity": str(identity), "root_key": root.name},
+        )
+        head, _ = follow(NOTHING, entry)
+        try:
+            with database.engine.begin() as connection:
+                tables.metadata.create_all(connection)
+                if _row(connection) is not None:
+                    raise ConfigurationError(
+                        "there is a store in this database already", code="broker.exists"
+                    )
+                connection.execute(
+                    insert(tables.store).values(
+                        id=1,
+                        format=tables.FORMAT,
+                        store_id=store_id,
+                        root_name=root.name,
+                        wrapped_master=root.wrap(master, master_context(store_id)),
+                        identity=identity.public_key,
+                        sealed_identity_key=keys.seal(seed, IDENTITY_PLACE, random=random),
+                        sequence=head.sequence,
+                        digest=head.digest,
+                        at=at,
+                        rules=head.sequence,
+                    )
+                )
+                connection.execute(
+                    insert(tables.audit).values(
+                        sequence=head.sequence, entry=entry, digest=head.digest
+                    )
+                )
+        except SQLAlchemyError as error:
+            raise FetchError(
+                f"the store cannot be made in this database ({type(error).__name__})",
+                code="broker.database",
+            ) from None
+        return cls(database, keys, identity_key, now=now, random=random)
+
+    @classmethod
+    def open(
+        cls, database: Database, root: RootKey, *, now: Clock, random: Random = os.urandom
+    ) -> Store:
+        """Open a store with its root key.
+
+        Raises:
+            ConfigurationError: there is none (``broker.no_store``), it is of another format, or
+                the root key is another one's.
+            AuthenticationError: the database was altered (``broker.store``).
+            FetchError: the database or the root key cannot be reached.
+        """
+        master, row = cls.unwrap_master(database, root)
+        keys = MasterKey(master)
+        identity_key = keys.identity_key(row.sealed_identity_key)
+        return cls(database, keys, identity_key, now=now, random=random)
+
+    @staticmethod
+    def unwrap_master(database: Database, root: RootKey) -> tuple[bytes, StoreRow]:
+        """The master key itself, for shares and for a new root key. Raises as `open`."""
+        row = read_row(database)
+        return root.unwrap(row.wrapped_master, master_context(row.store_id)), row
+
+    def put(self, uri: ResourceUri, secret: bytes) -> int:
+        """Store a new secret; returns its version, 1. Nobody gets it before it has a policy.
+
+        ConfigurationError: it exists (``broker.secret_exists``), or is empty or too large.
+        """
+        _check_secret(secret)
+        with self.changing() as change:
+            if self._current(change.connection, uri) is not None:
+                raise ConfigurationError(
+                    f"{uri} exists; `cloister broker rotate` gives it a new version",
+                    code="broker.secret_exists",
+                )
+            change.connection.execute(
+                insert(tables.resources).values(
+                    uri=str(uri), current=1, policy=None, created=change.at
+                )
+            )
+            self._add_version(change, uri, 1, secret)
+            change.record("secret.put", {"resource": str(uri), "version": 1})
+        return 1
+
+    def rotate(self, uri: ResourceUri, secret: bytes, *, overlap_s: int) -> int:
+        """Give a secret a new version; the one before is released `overlap_s` seconds longer.
+
+        ConfigurationError: there is no such secret (``broker.secret_unknown``), or the overlap
+        or the secret's size is out of range.
+        """
+        _check_secret(secret)
+        if not 0 <= overlap_s <= MAX_OVERLAP_S:
+            raise ConfigurationError(
+                "an overlap is a number of seconds, at most ten years", code="broker.overlap"
+            )
+        with self.changing() as change:
+            before = self._current(change.connection, uri)
+            if before is None:
+                raise unknown(uri)
+            until, version = change.at + overlap_s, before + 1
+            change.connection.execute(
+                update(tables.versions)
+                .where(tables.versions.c.uri == str(uri), tables.versions.c.version == before)
+                .values(not_after=until)
+            )
+            change.connection.execute(
+                update(tables.resources)
+                .where(tables.resources.c.uri == str(uri))
+                .values(current=version)
+            )
+            self._add_version(change, uri, version, secret)
+            change.record(
+                "secret.rotated",
+                {"resource": str(uri), "version": version, "replaced_until": until},
+            )
+        return version
+
+    def set_policy(self, uri: ResourceUri, policy: ResourcePolicy) -> None:
+        """Say under which terms a secret is released; sessions that are open end.
+
+        ConfigurationError (``broker.secret_unknown``) if there is no such secret.
+        """
+        with self.changing() as change:
+            if self._current(change.connection, uri) is None:
+                raise unknown(uri)
+            change.connection.execute(
+                update(tables.resources)
+                .where(tables.resources.c.uri == str(uri))
+                .values(policy=policy.encode())
+            )
+            change.record(
+                "policy.set",
+                {
+                    "resource": str(uri),
+                    "policy": policy.digest,
+                    "stock_clients": policy.stock_clients,
+                    "development": policy.appraisal.accept_development,
+                },
+                changes_rules=True,
+            )
+
+    def revoke(self, kind: Revoked, value: str, reason: str) -> None:
+        """Release nothing any more to what `value` names; sessions that are open end.
+
+        ConfigurationError (``broker.revocation``) if `value` or `reason` is none, or it was
+        revoked before.
+        """
+        prefixed = value.startswith("sha256:")
+        if (
+            _REVOKED.fullmatch(value) is None
+            or (prefixed and len(value) != 71)
+            or not (prefixed or kind is Revoked.PLATFORM)
+        ):
+            raise _revocation("names sha256: and 64 hex digits, or a processor's id in hex")
+        if not 1 <= len(reason) <= 400 or not reason.isprintable():
+            raise _revocation("needs a reason of 1 to 400 printable characters")
+        with self.changing() as change:
+            table = tables.revocations
+            found = change.connection.execute(
+                select(table.c.at).where(table.c.kind == kind.value, table.c.value == value)
+            ).first()
+            if found is not None:
+                raise _revocation("names what is not revoked yet")
+            change.connection.execute(
+                insert(table).values(kind=kind.value, value=value, reason=reason, at=change.at)
+            )
+            change.record(
+                "revoked",
+                {"kind": kind.value, "value": value, "reason": reason},
+                changes_rules=True,
+            )
+
+    def rewrap(self, old: RootKey, new: RootKey) -> None:
+        """Let another root key hold the master key. Raises as `open` and what `new` raises."""
+        master, row = self.unwrap_master(self.database, old)
+        self.adopt_root(master, row.store_id, new)
+
+    def adopt_root(self, master: bytes, store_id: str, new: RootKey) -> None:
+        """As `rewrap`, for a master key that was recovered otherwise."""
+        wrapped = new.wrap(master, master_context(store_id))
+        with self.changing() as change:
+            change.connection.execute(
+                update(tables.store).values(wrapped_master=wrapped, root_name=new.name)
+            )
+            change.record("root_key.replaced", {"root_key": new.name})
+
+    def resources(self) -> tuple[Resource, ...]:
+        """All secrets, without what is secret."""
+        with self.database.reading() as connection:
+            rows = connection.execute(select(tables.resources).order_by(tables.resources.c.uri))
+            return tuple(_resource(row) for row in rows)
+
+    def resource(self, uri: ResourceUri, connection: Connection) -> Resource | None:
+        """One secret, as a transaction sees it."""
+        row = connection.execute(
+            select(tables.resources).where(tables.resources.c.uri == str(uri))
+        ).one_or_none()
+        return None if row is None else _resource(row)
+
+    def version(self, uri: ResourceUri, number: int, connection: Connection) -> Version | None:
+        """One version of a secret, sealed."""
+        table = tables.versions
+        row = connection.execute(
+            select(table).where(table.c.uri == str(uri), table.c.version == number)
+        ).one_or_none()
+        if row is None:
+            return None
+        return Version(
+            number=row.version,
+            sealed=bytes(row.sealed),
+            created=row.created,
+            not_after=row.not_after,
+        )
+
+    def open_version(self, uri: ResourceUri, version: Version) -> bytes:
+        """The secret itself. AuthenticationError (``broker.store``) if it was altered."""
+        return self.master.open(version.sealed, secret_place(str(uri), version.number))
+
+    def revocations(self, connection: Connection) -> dict[tuple[Revoked, str], str]:
+        """The reasons of all revocations."""
+        rows = connection.execute(select(tables.revocations))
+        return {(Revoked(row.kind), row.value): row.reason for row in rows}
+
+    def rules(self, connection: Connection) -> int:
+        """The entry that changed policies or revocations last."""
+        return int(connection.execute(select(tables.store.c.rules)).scalar_one())
+
+    def audit_entries(self) -> Iterator[bytes]:
+        """Every entry of the audit log, the oldest first, as one consistent view."""
+        with self.database.reading() as connection:
+            table = tables.audit
+            rows = connection.execute(select(table.c.entry).order_by(table.c.sequence))
+            for row in rows:
+                yield bytes(row.entry)
+
+    def last_entries(self, number: int) -> tuple[bytes, ...]:
+        """The last entries of the audit log, the oldest first."""
+        with self.database.reading() as connection:
+            column = tables.audit.c.sequence
+            rows = connection.execute(
+                select(tables.audit.c.entry).order_by(column.desc()).limit(number)
+            )
+            return tuple(reversed([bytes(row.entry) for row in rows]))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Change]:
+        """A change now."""
+        with self.database.change(at=self.now()) as change:
+            yield change
+
+    def _current(self, connection: Connection, uri: ResourceUri) -> int | None:
+        table = tables.resources
+        row = connection.execute(select(table.c.current).where(table.c.uri == str(uri))).first()
+        return None if row is None else int(row.current)
+
+    def _add_version(self, change: Change, uri: ResourceUri, number: int, secret: bytes) -> None:
+        sealed = self.master.seal(secret, secret_place(str(uri), number), random=self._random)
+        change.connection.execute(
+            insert(tables.versions).values(
+                uri=str(uri), version=number, sealed=sealed, created=change.at, not_after=None
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRow:
+    """The store's own row, as far as it does not change with every entry."""
+
+    store_id: str
+    root_name: str
+    wrapped_master: bytes = field(repr=False)
+    sealed_identity_key: bytes = field(repr=False)
+    identity: BrokerIdentity
+    at: int
+    """Time of the last audit entry: no clock of a broker may begin before it."""
+
+
+def read_row(database: Database) -> StoreRow:
+    """Read it; ConfigurationError if there is no store, or one of another format."""
+    with database.reading() as connection:
+        there = inspect(connection).has_table(tables.store.name)
+        row = _row(connection) if there else None
+    if row is None:
+        raise no_store()
+    return row
+
+
+def _row(connection: Connection) -> StoreRow | None:
+    row = connection.execute(select(tables.store)).one_or_none()
+    if row is None:
+        return None
+    if row.format != tables.FORMAT:
+        raise ConfigurationError(
+            "the store in this database is of another format than this version's",
+            code="broker.format",
+        )
+    return StoreRow(
+        store_id=row.store_id,
+        root_name=row.root_name,
+        wrapped_master=bytes(row.wrapped_master),
+        sealed_identity_key=bytes(row.sealed_identity_key),
+        identity=BrokerIdentity(bytes(row.identity)),
+        at=row.at,
+    )
+
+
+def _resource(row: object) -> Resource:
+    values = row._mapping  # type: ignore[attr-defined]  # SQLAlchemy's Row
+    policy = values["policy"]
+    return Resource(
+        uri=ResourceUri.parse(values["uri"]),
+        current=values["current"],
+        policy=None if policy is None else _policy(bytes(policy)),
+    )
+
+
+@lru_cache(maxsize=64)
+def _policy(encoded: bytes) -> ResourcePolicy:
+    """Reading one takes milliseconds, and the same few are read for every worker."""
+    return load_json(encoded)
+
+
+def unknown(uri: ResourceUri) -> ConfigurationError:
+    """The error of a secret that is not there."""
+    return ConfigurationError(f"there is no secret {uri}", code="broker.secret_unknown")
+
+
+def token_digest(token: str) -> bytes:
+    """What the store keeps of a token."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _check_secret(secret: bytes) -> None:
+    if not 1 <= len(secret) <= MAX_SECRET_BYTES:
+        raise ConfigurationError(
+            f"a secret has 1 to {MAX_SECRET_BYTES} bytes", code="broker.secret_size"
+        )
+
+
+def _revocation(why: str) -> ConfigurationError:
+    return ConfigurationError(f"a revocation {why}", code="broker.revocation")

@@ -1,0 +1,111 @@
+"""Whose turn it is: first come, first served, and between several sources one after the other.
+
+Decisions run in a few threads (one for SQLite, which changes one thing at a time anyway); whoever
+waits stands in the line of the network they come from. A source that sends thousands of requests
+lengthens its own line; somebody else's first request is answered next all the same. Within a line
+the order is that of arrival, and nobody is overtaken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+MAX_WAITING: Final = 4096
+MAX_BYTES: Final = 256 * 1024 * 1024
+"""Of requests that wait, all together."""
+
+T = TypeVar("T")
+
+
+class BusyError(Exception):
+    """Too many wait already."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    run: Callable[[], Any]
+    done: asyncio.Future[Any]
+    size: int
+
+
+class Turns:
+    """Lines of waiting work. For one event loop; `aclose` at its end."""
+
+    def __init__(
+        self, *, threads: int = 1, max_waiting: int = MAX_WAITING, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="cloister-broker")
+        self._free = threads
+        self._max_waiting = max_waiting
+        self._max_bytes = max_bytes
+        self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._waiting = 0
+        self._bytes = 0
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return self._waiting
+
+    async def take(self, source: str, run: Callable[[], T], *, size: int) -> T:
+        """Run `run` in a thread when it is its turn; raises BusyError, and what it raises.
+
+        `size` is what is held in memory meanwhile, in bytes. A caller that goes away while it
+        waits leaves the line; what runs already is finished.
+        """
+        if self._waiting >= self._max_waiting or self._bytes + size > self._max_bytes:
+            raise BusyError
+        waiting = _Waiting(run, asyncio.get_running_loop().create_future(), size)
+        self._lines.setdefault(source, deque()).append(waiting)
+        self._waiting += 1
+        self._bytes += size
+        self._next()
+        result: T = await waiting.done
+        return result
+
+    async def aclose(self) -> None:
+        """Let what runs finish; what waits is cancelled."""
+        for line in self._lines.values():
+            for waiting in line:
+                waiting.done.cancel()
+        self._lines.clear()
+        if self._running:
+            await asyncio.wait(self._running)
+        self._executor.shutdown()
+
+    def _next(self) -> None:
+        while self._free and self._lines:
+            source, line = self._lines.popitem(last=False)
+            waiting = line.popleft()
+            if line:
+                self._lines[source] = line  # at the end: the others come first
+            self._waiting -= 1
+            self._bytes -= waiting.size
+            if waiting.done.done():  # cancelled while it waited
+                continue
+            self._free -= 1
+            task = asyncio.ensure_future(self._run(waiting))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _run(self, waiting: _Waiting) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            result = await loop.run_in_executor(self._executor, waiting.run)
+        except BaseException as error:
+            if not waiting.done.done():
+                waiting.done.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not waiting.done.done():
+                waiting.done.set_result(result)
+        finally:
+            self._free += 1
+            self._next()

@@ -1,0 +1,143 @@
+"""``cloister image measure`` and ``golden``: what a machine will measure of an image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloister.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloister.image.golden import Golden
+    from cloister.image.pcrs import Prediction
+
+GOLDEN = "golden.json"
+
+
+def measure(
+    directory: Annotated[Path, typer.Argument(help="An image's folder.")],
+    *,
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--golden",
+            help="PCR 0 and 1 of firmware that you recorded; by default golden.json in the folder."
+            " Repeatable.",
+        ),
+    ] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print each event and register instead.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here instead of printing.")
+    ] = None,
+) -> None:
+    """Print the reference values of an image: what clients compare a machine with.
+
+    Nothing is booted. Exit 0 printed or written, 1 the image cannot be measured.
+    """
+    from cloister.image.image_files import read_image
+    from cloister.image.pcrs import predict
+    from cloister.image.references import tpm_references
+    from cloister.verifier.reference_values import ReferenceValues
+
+    files = read_image(directory)
+    prediction = predict(files.parts())
+    if events:
+        _write(_told(prediction), output)
+        return
+    references = tpm_references(
+        prediction, _golden(directory, golden), files.name, secure_boot=False
+    )
+    if not references:
+        raise ConfigurationError(
+            "no golden values of PCR 0 and 1 for this Secure Boot state: record some with"
+            " 'cloister image golden', or see what is predicted with --events",
+            code="image.no_golden",
+        )
+    _write(ReferenceValues.from_platforms(*references).dump_json(), output)
+
+
+def golden(
+    log: Annotated[
+        Path,
+        typer.Argument(help="A boot's event log, such as binary_bios_measurements of the kernel."),
+    ],
+    *,
+    firmware: Annotated[str, typer.Option("--firmware", help="Its name and version.")],
+    machine: Annotated[
+        str, typer.Option("--machine", help="What else decides: machine type, memory, processors.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write here, beside what is there; otherwise print."),
+    ] = None,
+) -> None:
+    """Record PCR 0 and 1 of a boot that you trust, for reference values.
+
+    Exit 0 printed or written, 1 the log cannot be used.
+    """
+    from cloister.image.golden import dump_golden, golden_from_log
+
+    entry = golden_from_log(_read(log), firmware=firmware, machine=machine)
+    before = [] if output is None or not output.exists() else _load(output)
+    _write(dump_golden([*before, entry]), output)
+
+
+def _golden(directory: Path, chosen: Sequence[Path] | None) -> list[Golden]:
+    if chosen:
+        return [entry for path in chosen for entry in _load(path)]
+    inside = directory / GOLDEN
+    return _load(inside) if inside.exists() else []
+
+
+def _load(path: Path) -> list[Golden]:
+    from cloister.image.golden import load_golden
+
+    return list(load_golden(_read(path)))
+
+
+def _told(prediction: Prediction) -> str:
+    from cloister.evidence.tpm import Alg
+
+    told = {
+        f"pcr{pcr}": {
+            "value": value.hex(),
+            "events": [
+                {"what": event.what, "sha256": event.digests[Alg.SHA256].hex()}
+                for event in prediction.of(pcr)
+            ],
+        }
+        for pcr, value in prediction.registers.items()
+    }
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _read(path: Path) -> bytes:
+    from cloister.evidence.eventlog import MAX_LOG_BYTES
+
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_LOG_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror or 'unknown reason'}", code="image.folder"
+        ) from None
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{output} cannot be written: {error.strerror or 'unknown reason'}",
+            code="image.folder",
+        ) from None

@@ -1,0 +1,133 @@
+"""Golden values: PCR 0 and 1 as boots of one firmware on one shape of machine left them.
+
+PCR 0 holds the firmware's code, PCR 1 its configuration: ACPI tables where the firmware measures
+them, boot order, what else it was told. Neither follows from an image. Record them from a boot on
+a machine that you trust, once for each firmware and shape; every entry is one accepted pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cloister.errors import ConfigurationError, MalformedError
+from cloister.evidence.eventlog import EventType, is_crypto_agile, parse_event_log, replay
+from cloister.evidence.tpm import Alg
+from cloister.strictjson import (
+    JsonObject,
+    expect_hex,
+    expect_keys,
+    expect_list,
+    expect_object,
+    expect_str,
+    parse_json_object,
+)
+
+FORMAT: Final = "cloister/golden/1"
+MAX_BYTES: Final = 1 << 20
+MAX_ENTRIES: Final = 64
+_CODE: Final = "image.golden"
+_PCR_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """One firmware on one shape of machine."""
+
+    firmware: str
+    """Name and version, for people: ``OVMF 2025.02-8 (Debian)``."""
+    machine: str
+    """What else decides the values, for people: ``q35, 768 MiB, 1 vCPU``."""
+    secure_boot: bool
+    """Whether Secure Boot was on: firmware built for it measures itself differently."""
+    pcr0: bytes
+    pcr1: bytes
+
+    @property
+    def name(self) -> str:
+        """For reference values."""
+        secured = ", Secure Boot" if self.secure_boot else ""
+        return f"{self.firmware}, {self.machine}{secured}"
+
+    def to_json(self) -> JsonObject:
+        """The entry as the document writes it."""
+        return {
+            "firmware": self.firmware,
+            "machine": self.machine,
+            "secure_boot": self.secure_boot,
+            "pcr0": self.pcr0.hex(),
+            "pcr1": self.pcr1.hex(),
+        }
+
+
+def golden_from_log(data: bytes, *, firmware: str, machine: str) -> Golden:
+    """Read PCR 0 and 1 from the event log of a boot, and whether Secure Boot was on.
+
+    Nothing is authenticated: the log has to come from a boot that you made yourself.
+
+    Raises:
+        MalformedError: no crypto-agile log with a SHA-256 bank, or one that measures no firmware.
+    """
+    if not is_crypto_agile(data):
+        raise MalformedError("the event log is not in the crypto-agile format", code=_CODE)
+    log = parse_event_log(data)
+    registers = replay(log, bank=Alg.SHA256)
+    if not any(event.pcr == 0 and event.type != EventType.EV_NO_ACTION for event in log.events):
+        raise MalformedError("the event log measures no firmware", code=_CODE)
+    states = [
+        event.data[-1:] == b"\x01"
+        for event in log.events
+        if event.pcr == 7
+        and event.type == EventType.EV_EFI_VARIABLE_DRIVER_CONFIG
+        and "SecureBoot".encode("utf-16-le") in event.data
+    ]
+    return Golden(
+        firmware=firmware,
+        machine=machine,
+        secure_boot=bool(states) and all(states),
+        pcr0=registers[0],
+        pcr1=registers[1],
+    )
+
+
+def dump_golden(entries: Iterable[Golden]) -> str:
+    """The document as text, sorted, an entry a line."""
+    lines = sorted(json.dumps(entry.to_json(), ensure_ascii=False) for entry in set(entries))
+    listed = ",\n".join(f"  {line}" for line in lines)
+    return f'{{"format": {json.dumps(FORMAT)}, "golden": [\n{listed}\n]}}\n'
+
+
+def load_golden(data: bytes) -> tuple[Golden, ...]:
+    """Read a document of at most `MAX_BYTES`.
+
+    Raises:
+        ConfigurationError: not such a document (code ``image.golden``).
+    """
+    what = "the golden values"
+    try:
+        members = parse_json_object(data, limit=MAX_BYTES, what=what)
+        expect_keys(members, what, required={"format", "golden"})
+        if members["format"] != FORMAT:
+            raise MalformedError(f"{what} are not in the format {FORMAT}")
+        listed = expect_list(members["golden"], "golden", limit=MAX_ENTRIES)
+        return tuple(_entry(entry) for entry in listed)
+    except MalformedError as error:
+        raise ConfigurationError(str(error), code=_CODE) from None
+
+
+def _entry(value: object) -> Golden:
+    what = "a golden value"
+    members = expect_object(value, what)
+    expect_keys(members, what, required={"firmware", "machine", "secure_boot", "pcr0", "pcr1"})
+    secure_boot = members["secure_boot"]
+    if not isinstance(secure_boot, bool):
+        raise MalformedError(f"{what} does not say whether Secure Boot was on")
+    return Golden(
+        firmware=expect_str(members["firmware"], "a firmware's name", limit=96),
+        machine=expect_str(members["machine"], "a machine's shape", limit=96),
+        secure_boot=secure_boot,
+        pcr0=expect_hex(members["pcr0"], "a register", size=_PCR_BYTES),
+        pcr1=expect_hex(members["pcr1"], "a register", size=_PCR_BYTES),
+    )

@@ -1,0 +1,141 @@
+"""An image's folder, read for what decides its measurements.
+
+::
+
+    uki.efi           unified kernel image                     registers 4, 9, 11
+    esp.img           the disk it lies on, with its table      register 5
+    application.img   optional; its last block names it        register 14
+    model.img         optional; its last block names it        register 15
+
+Only the beginning of the boot disk and the last block of the others are read. Whether a disk's
+content leads to the root hash in its last block is the builder's to check; a machine that boots
+one where it does not stops at the first wrong block.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.errors import ConfigurationError, MalformedError
+from cloister.image.authenticode import MAX_PE_BYTES
+from cloister.image.boot_events import BootParts
+from cloister.image.partition_table import PREFIX_BYTES, measured_table
+from cloister.image.secure_boot import SECURE_BOOT_OFF, SecureBoot
+from cloister.image.stub import UnifiedKernel, parse_uki
+
+UKI: Final = "uki.efi"
+ESP: Final = "esp.img"
+APPLICATION: Final = "application.img"
+MODEL: Final = "model.img"
+
+FOOTER_BYTES: Final = 4096
+_MAX_LINE: Final = 255
+_DEBUG_ARGUMENT: Final = "cloister.debug=1"
+_DEBUG_SUFFIX: Final = "-debug"
+_FOLDER: Final = "image.folder"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageName:
+    """Which image this is, by the os-release text inside its unified kernel image."""
+
+    name: str
+    version: str
+    debug: bool
+    """Whether its name or its command line says that it lets somebody look in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFiles:
+    """What was read."""
+
+    kernel: UnifiedKernel
+    partition_table: bytes
+    application: bytes | None
+    model: bytes | None
+
+    @property
+    def name(self) -> ImageName:
+        """Which image this is.
+
+        Raises:
+            MalformedError: its os-release text does not say (code ``image.uki``).
+        """
+        return image_name(self.kernel)
+
+    def parts(self, secure_boot: SecureBoot = SECURE_BOOT_OFF) -> BootParts:
+        """What a boot in this Secure Boot state measures."""
+        return BootParts(
+            kernel=self.kernel,
+            partition_table=self.partition_table,
+            secure_boot=secure_boot,
+            application=self.application,
+            model=self.model,
+        )
+
+
+def read_image(directory: Path) -> ImageFiles:
+    """Read the folder of an image.
+
+    Raises:
+        ConfigurationError: a file is missing or cannot be read (code ``image.folder``).
+        MalformedError, UnsupportedError: one does not decode, or cannot be predicted.
+    """
+    return ImageFiles(
+        kernel=parse_uki(_beginning(directory / UKI, MAX_PE_BYTES + 1)),
+        partition_table=measured_table(_beginning(directory / ESP, PREFIX_BYTES)),
+        application=_line(directory / APPLICATION),
+        model=_line(directory / MODEL),
+    )
+
+
+def image_name(kernel: UnifiedKernel) -> ImageName:
+    """Name and version by os-release(5); see `ImageFiles.name`."""
+    text = (kernel.file.content(".osrel") or b"").decode("utf-8", "replace")
+    pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    name, version = (pairs.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID"))
+    if not name or not version:
+        raise MalformedError(
+            "the unified kernel image does not say its ID and VERSION_ID", code="image.uki"
+        )
+    debug = name.endswith(_DEBUG_SUFFIX) or _DEBUG_ARGUMENT in kernel.command_line.split(" ")
+    return ImageName(name=name, version=version, debug=debug)
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _line(path: Path) -> bytes | None:
+    """The line in the last block of a disk, newline included; ``None`` without such a file."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < FOOTER_BYTES:
+                raise _no_line(path)
+            file.seek(-FOOTER_BYTES, os.SEEK_END)
+            block = file.read(FOOTER_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    line, newline, padding = block.partition(b"\n")
+    if not newline or any(padding) or len(line) > _MAX_LINE or not line.isascii():
+        raise _no_line(path)
+    return line + newline
+
+
+def _no_line(path: Path) -> MalformedError:
+    return MalformedError(f"the last block of {path} does not name a disk", code="image.disk_line")
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} cannot be read: {error.strerror or 'unknown reason'}", code=_FOLDER
+    )

@@ -1,0 +1,62 @@
+"""Reference values of an image: from predicted registers to what a verifier compares.
+
+Golden registers join predicted ones here: one accepted state for each firmware and shape of
+machine, and nothing that mixes two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from cloister.image.eif import EifMeasurements
+from cloister.image.golden import Golden
+from cloister.image.image_files import ImageName
+from cloister.image.pcrs import Prediction
+from cloister.verifier.platform_references import PlatformReference, ReferenceImage
+
+
+def tpm_references(
+    prediction: Prediction, golden: Iterable[Golden], image: ImageName, *, secure_boot: bool
+) -> tuple[PlatformReference, ...]:
+    """One state for each of `golden` that was recorded in the same Secure Boot state."""
+    predicted = {f"pcr{pcr}": value for pcr, value in prediction.registers.items()}
+    return tuple(
+        _reference(
+            "tpm",
+            image,
+            {"pcr0": entry.pcr0, "pcr1": entry.pcr1, **predicted},
+            on=entry.name,
+        )
+        for entry in golden
+        if entry.secure_boot is secure_boot
+    )
+
+
+def nitro_reference(measurements: EifMeasurements, image: ImageName) -> PlatformReference:
+    """The state of an enclave started from an image in the enclave format."""
+    registers = {
+        "pcr0": measurements.pcr0,
+        "pcr1": measurements.pcr1,
+        "pcr2": measurements.pcr2,
+        **({} if measurements.pcr8 is None else {"pcr8": measurements.pcr8}),
+    }
+    return _reference("nitro", image, registers)
+
+
+def register_reference(
+    platform: str, image: ImageName, registers: Mapping[str, bytes], *, on: str
+) -> PlatformReference:
+    """The state of `image` on any platform, `on` a machine that is named for people."""
+    return _reference(platform, image, registers, on=on)
+
+
+def _reference(
+    platform: str, image: ImageName, registers: Mapping[str, bytes], *, on: str = ""
+) -> PlatformReference:
+    where = f" on {on}" if on else ""
+    return PlatformReference(
+        platform=platform,
+        name=f"{image.name} {image.version}{where}"[:256],
+        registers={name: (registers[name].hex(),) for name in sorted(registers)},
+        image=ReferenceImage(name=image.name, version=image.version, debug=image.debug),
+    )

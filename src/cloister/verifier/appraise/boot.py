@@ -1,0 +1,101 @@
+"""Appraises the registers of a measured boot in groups, so that a result says what was changed.
+
+One claim for each group of registers, against one accepted state: where several are accepted, the
+one that differs least. That all registers together are in one accepted state is a claim of its own
+(``software.registers``, `cloister.verifier.appraise.worker`); no group affirms anything alone.
+
+Source: TCG "PC Client Platform Firmware Profile Specification", version 1.06, section 3.3.4, and
+systemd's "TPM2 PCR Measurements Made by systemd" for what each register is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cloister.verifier.ledger import Ledger
+from cloister.verifier.platform_references import IDENTITY, PlatformReference
+from cloister.verifier.result import Source
+
+MISMATCH: Final = "measurement_mismatch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterGroup:
+    """Registers that one kind of change moves."""
+
+    claim: str
+    registers: tuple[str, ...]
+    what: str
+    """What they hold, as a sentence's subject in the singular."""
+
+
+GROUPS: Final = (
+    RegisterGroup(claim="boot.firmware", registers=("pcr0",), what="The firmware's code"),
+    RegisterGroup(
+        claim="boot.machine",
+        registers=("pcr1",),
+        what="The machine's configuration (boot order, ACPI tables where they are measured)",
+    ),
+    RegisterGroup(
+        claim="boot.drivers",
+        registers=("pcr2", "pcr3", "pcr6"),
+        what="Code that devices bring along (option ROMs)",
+    ),
+    RegisterGroup(
+        claim="boot.loader",
+        registers=("pcr4",),
+        what="What the firmware started (boot loader, unified kernel image)",
+    ),
+    RegisterGroup(
+        claim="boot.partitions", registers=("pcr5",), what="The boot disk's partition table"
+    ),
+    RegisterGroup(claim="boot.secure_boot", registers=("pcr7",), what="The Secure Boot state"),
+    RegisterGroup(
+        claim="boot.kernel_inputs",
+        registers=("pcr8", "pcr9"),
+        what="What the kernel was given (command line, initrd)",
+    ),
+    RegisterGroup(
+        claim="boot.image", registers=("pcr11",), what="The content of the unified kernel image"
+    ),
+    RegisterGroup(
+        claim="boot.additions",
+        registers=("pcr12", "pcr13"),
+        what="What was added beside the image (command lines, credentials, extensions)",
+    ),
+    RegisterGroup(claim="boot.application", registers=("pcr14",), what="The application disk"),
+    RegisterGroup(claim="boot.model", registers=("pcr15",), what="The model disk"),
+)
+
+
+def group_claims(platform: str) -> tuple[str, ...]:
+    """Names of the claims about `platform`, in order; none where it has no such registers."""
+    return tuple(group.claim for group in GROUPS) if _is_measured_boot(platform) else ()
+
+
+def appraise_groups(
+    reference: PlatformReference, registers: Mapping[str, bytes], ledger: Ledger
+) -> None:
+    """Compare `registers` with the state `reference`, group by group."""
+    if not _is_measured_boot(reference.platform):
+        return
+    differing = reference.differing(registers)
+    for group in GROUPS:
+        changed = [name for name in group.registers if name in differing]
+        ledger.check(
+            group.claim,
+            holds=not changed,
+            affirmed=f"{group.what} is that of {reference.name}.",
+            code=MISMATCH,
+            refused=(
+                f"{group.what} is not that of {reference.name}: {', '.join(changed)}"
+                f" {'differ' if len(changed) > 1 else 'differs'}."
+            ),
+            source=Source.HARDWARE_PROVEN,
+        )
+
+
+def _is_measured_boot(platform: str) -> bool:
+    return any("pcr11" in identity for identity in IDENTITY.get(platform, ()))

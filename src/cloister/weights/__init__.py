@@ -1,0 +1,1 @@
+"""Weights that stay secret: the sealed format, making it, opening it, checking signatures."""

@@ -1,0 +1,98 @@
+"""Requests to the broker over HTTP, bounded in size and time. Nothing rests on the transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from cloister.channel.rcar import COOKIE
+from cloister.errors import ConfigurationError, FetchError
+from cloister.worker.key_release import MAX_ANSWER_BYTES, Answer
+
+if TYPE_CHECKING:
+    import httpx2
+
+TIMEOUT_S: Final = 150.0
+"""A thousand workers may stand in line before this one."""
+
+
+class BrokerHttp:
+    """A broker at one address. A context manager; for one thread at a time."""
+
+    def __init__(self, address: str, *, transport: httpx2.BaseTransport | None = None) -> None:
+        """`address` is ``http://HOST:PORT`` or ``https://…``, without a path.
+
+        ConfigurationError (``broker.address``) if it is another.
+        """
+        import httpx2
+
+        parts = urlsplit(address)
+        if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
+            raise ConfigurationError(
+                "a broker's address is http://HOST:PORT or https://HOST:PORT",
+                code="broker.address",
+            )
+        self._client = httpx2.Client(
+            base_url=f"{parts.scheme}://{parts.netloc}",
+            timeout=TIMEOUT_S,
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    def __enter__(self) -> BrokerHttp:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __call__(
+        self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str]
+    ) -> Answer:
+        """Send one request; FetchError (``broker.unreachable``) if there is no whole answer."""
+        import httpx2
+
+        self._client.cookies.clear()  # each request says itself which session it is of
+        content = body if method == "POST" else None
+        try:
+            with self._client.stream(method, path, content=content, headers=headers) as response:
+                received = bytearray()
+                for chunk in response.iter_bytes():
+                    received += chunk
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise FetchError(
+                            "the broker's answer is too large", code="broker.unreachable"
+                        )
+                return Answer(
+                    status=response.status_code,
+                    body=bytes(received),
+                    cookie=_cookie(response.headers.get_list("set-cookie")),
+                )
+        except httpx2.HTTPError as error:
+            raise FetchError(
+                f"the broker cannot be reached ({type(error).__name__})", code="broker.unreachable"
+            ) from None
+
+
+def _cookie(lines: list[str]) -> str | None:
+    for line in lines:
+        jar: SimpleCookie = SimpleCookie()
+        try:
+            jar.load(line)
+        except CookieError:
+            continue
+        if COOKIE in jar:
+            return jar[COOKIE].value
+    return None

@@ -1,0 +1,92 @@
+"""Small stand-ins for what an image is made of: programs, a unified kernel image, a disk."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+
+MAGIC = "#### LoaderInfo: systemd-stub {} ####"
+OS_RELEASE = b"ID=test\nVERSION_ID=1\n"
+COMMAND_LINE = b"console=ttyS0 panic=-1 cloister.root=x"
+INITRD = b"070701 not really an archive"
+
+
+def pe_file(
+    sections: Sequence[tuple[str, bytes]],
+    *,
+    machine: int = 0x8664,
+    magic: int = 0x20B,
+    directories: int = 16,
+    certificates: bytes = b"",
+    trailing: bytes = b"",
+    gap: bytes = b"",
+    checksum: int = 0,
+    alignment: int = 512,
+) -> bytes:
+    """A PE file by hand (Microsoft, "PE Format"); `gap` comes before the last section."""
+    optional_size = 112 + 8 * directories
+    headers = 64 + 24 + optional_size + 40 * len(sections)
+    headers_size = -(-headers // alignment) * alignment
+    table, body, address = b"", b"", 0x1000
+    for number, (name, content) in enumerate(sections):
+        body += gap if number == len(sections) - 1 else b""
+        size = -(-len(content) // alignment) * alignment
+        at = headers_size + len(body) if size else 0
+        table += struct.pack(
+            "<8sIIIIIIHHI", name.encode(), len(content), address, size, at, *[0] * 5
+        )
+        body += content.ljust(size, b"\0")
+        address += -(-max(size, 1) // 0x1000) * 0x1000
+    end = headers_size + len(body) + len(trailing)
+    padding = -end % 8 if certificates else 0
+    optional = bytearray(optional_size)
+    struct.pack_into("<H", optional, 0, magic)
+    struct.pack_into("<II", optional, 32, 0x1000, alignment)
+    struct.pack_into("<II", optional, 56, address, headers_size)
+    struct.pack_into("<I", optional, 64, checksum)
+    struct.pack_into("<I", optional, 108, directories)
+    if certificates:
+        struct.pack_into("<II", optional, 144, end + padding, len(certificates))
+    head = b"MZ" + bytes(58) + struct.pack("<I", 64)
+    coff = struct.pack(
+        "<4sHHIIIHH", b"PE\0\0", machine, len(sections), 0, 0, 0, optional_size, 0x22
+    )
+    whole = head + coff + bytes(optional) + table
+    return whole.ljust(headers_size, b"\0") + body + trailing + bytes(padding) + certificates
+
+
+def kernel(content: bytes = b"a kernel") -> bytes:
+    """A program that stands for a kernel."""
+    return pe_file([(".setup", b"setup"), (".text", content)])
+
+
+def uki(
+    *, release: str = "252.39-1", sections: Mapping[str, bytes] | None = None, **changes: bytes
+) -> bytes:
+    """A unified kernel image; `changes` replace sections by their names without the dot."""
+    parts = {
+        "osrel": OS_RELEASE,
+        "cmdline": COMMAND_LINE,
+        "initrd": INITRD,
+        "linux": kernel(),
+        **changes,
+    }
+    stub = [(".text", b"stub"), (".sbat", b"sbat,1"), (".sdmagic", MAGIC.format(release).encode())]
+    more = [(f".{name}", content) for name, content in parts.items() if content]
+    return pe_file([*stub, *more, *(sections or {}).items()])
+
+
+def disk(*, partition: bytes = b"\x01" * 16, blocks: int = 4096) -> bytes:
+    """The beginning of a disk with one partition (UEFI 2.10 section 5.3)."""
+    entry = struct.pack("<16s16sQQQ72s", b"\x28" * 16, partition, 2048, blocks - 34, 0, b"")
+    table = entry + bytes(128 * 127)
+
+    def header(crc: int) -> bytes:
+        return struct.pack(
+            "<8sIIIIQQQQ16sQIII",
+            *(b"EFI PART", 0x10000, 92, crc, 0, 1, blocks - 1, 34, blocks - 34),
+            *(b"\x02" * 16, 2, 128, 128, zlib.crc32(table)),
+        )
+
+    return bytes(512) + header(zlib.crc32(header(0))).ljust(512, b"\0") + table

@@ -1,0 +1,289 @@
+"""The broker on real sockets: a worker's release, bounds, and its own evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from cloister.broker.serve import Listening, Service, serve
+from cloister.broker.vouching import CONFIGURATION
+from cloister.channel import rcar
+from cloister.channel.key_release import BrokerIdentity
+from cloister.errors import AuthenticationError, FetchError, KeyReleaseDenied
+from cloister.evidence.component import ComponentKind
+from cloister.evidence.report import TEE_TYPE_TPM
+from cloister.testing.simulated_tpm import SimulatedAttester, default_components
+from cloister.verifier import policy as policies
+from cloister.worker.broker_http import BrokerHttp
+from cloister.worker.key_release import (
+    Answer,
+    BrokerTrust,
+    check_broker,
+    for_brokers,
+    release_key,
+)
+from cloister.worker.logs import EventLog
+from cloister.worker.settings import RateLimit
+from support.broker import CLOCK_START, SECRET, WEIGHTS, Bench, Quotes, bench
+
+
+@dataclass(kw_only=True)
+class Served:
+    """A broker that listens on loopback."""
+
+    at: Bench
+    url: str
+    status: str
+    log: io.StringIO
+
+    def http(self) -> BrokerHttp:
+        return BrokerHttp(self.url)
+
+
+@contextlib.contextmanager
+def served(at: Bench, **options: Any) -> Iterator[Served]:
+    """Serve in a thread; stopped at the end."""
+    ready, found, log = threading.Event(), [], io.StringIO()
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def listening(where: Listening) -> None:
+        found.append(where)
+        ready.set()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loops.append((asyncio.get_running_loop(), stop))
+        service = Service(
+            host="127.0.0.1", port=0, status_port=0, roots=at.attester.roots, **options
+        )
+        await serve(at.store, service, log=EventLog(log), stop=stop, ready=listening)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="broker")
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield Served(
+            at=at,
+            url=f"http://127.0.0.1:{found[0].port}",
+            status=f"http://127.0.0.1:{found[0].status_port}/",
+            log=log,
+        )
+    finally:
+        loop, stop = loops[0]
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Served]:
+    with bench(tmp_path) as at, served(at) as made:
+        yield made
+
+
+def test_a_worker_gets_its_key_over_http(broker: Served) -> None:
+    at = broker.at
+    with broker.http() as send:
+        check_broker(send, at.store.identity, None, at=CLOCK_START)
+        released = release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+    assert released.secret == SECRET
+    assert at.last()["detail"]["source"] == "127.0.0.1"
+
+
+def test_a_denial_travels_with_its_code(broker: Served) -> None:
+    at = broker.at
+    with broker.http() as send:
+        release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+        with pytest.raises(KeyReleaseDenied) as denied:
+            release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send, version=9)
+    assert denied.value.code == "key_release.unknown"
+
+
+REFUSED = [
+    ("POST", "/kbs/v0/auth", b"x" * (rcar.MAX_REQUEST_BYTES + 1), 413),
+    ("GET", "/kbs/v0/auth", b"", 404),
+    ("POST", "/kbs/v0/auth?x=1", b"{}", 404),
+    ("POST", "/kbs/v0/%61uth", b"{}", 404),
+    ("GET", "/", b"", 404),
+    ("GET", "/kbs/v0/resource/a/b/c", b"", 401),
+    ("GET", "/kbs/v0/resource/a/%2e%2e/c", b"", 403),
+    ("GET", "/cloister/v0/broker", b"", 400),
+    ("GET", "/cloister/v0/broker?nonce=AA", b"", 400),
+    ("PUT", "/kbs/v0/resource/a/b/c", b"secret", 404),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status"), REFUSED)
+def test_other_requests_are_refused(
+    broker: Served, method: str, path: str, body: bytes, status: int
+) -> None:
+    with httpx2.Client(trust_env=False) as client:
+        answer = client.request(method, broker.url + path, content=body or None)
+        good = client.post(
+            broker.url + rcar.AUTH_PATH,
+            content=rcar.encode_request("tpm", rcar.Ask(resource=WEIGHTS)),
+        )
+    assert answer.status_code == status
+    assert "detail" in answer.json()
+    assert good.status_code == 200
+
+
+def test_a_source_has_a_rate(tmp_path: Path) -> None:
+    with bench(tmp_path) as at, served(at, per_source=RateLimit(per_minute=60, burst=4)) as made:
+        with made.http() as send:
+            release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+            with pytest.raises(FetchError) as busy:
+                release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+        assert busy.value.code == "broker.busy"
+
+
+def test_another_broker_is_not_asked(broker: Served, tmp_path_factory: Any) -> None:
+    with (
+        bench(tmp_path_factory.mktemp("other")) as other,
+        broker.http() as send,
+        pytest.raises(AuthenticationError) as refused,
+    ):
+        check_broker(send, other.store.identity, None, at=CLOCK_START)
+    assert refused.value.code == "broker.identity"
+
+
+# --- the broker's own evidence ----------------------------------------------------------------
+
+
+def platform(**changes: Any) -> SimulatedAttester:
+    """A machine that a broker was measured on."""
+    components = [one for one in default_components() if one.kind is not ComponentKind.MODEL]
+    return SimulatedAttester.make(
+        **{
+            "now": CLOCK_START,
+            "components": components,
+            "configuration": CONFIGURATION,
+            **changes,
+        }
+    )
+
+
+def trust_in(machine: SimulatedAttester, **policy: Any) -> BrokerTrust:
+    return BrokerTrust(
+        policy=dataclasses.replace(for_brokers(policies.development()), **policy),
+        reference_values=machine.reference_values,
+        roots=machine.roots,
+    )
+
+
+@contextlib.contextmanager
+def sealed(tmp_path: Path, machine: SimulatedAttester) -> Iterator[Served]:
+    options = {"evidence": Quotes(machine), "tee_type": TEE_TYPE_TPM}
+    with bench(tmp_path) as at, served(at, **options) as made:
+        yield made
+
+
+def checked(broker: Served, trust: BrokerTrust, **options: Any) -> None:
+    with broker.http() as send:
+        check_broker(
+            options.pop("send", send),
+            options.pop("identity", broker.at.store.identity),
+            trust,
+            at=CLOCK_START,
+            **options,
+        )
+
+
+def test_a_sealed_broker_is_accepted_and_another_software_is_not(tmp_path: Path) -> None:
+    machine = platform()
+    (measured,) = [one for one in machine.components if one.kind is ComponentKind.CONFIGURATION]
+    with sealed(tmp_path, machine) as broker:
+        checked(broker, trust_in(machine))
+        other = platform(configuration={**CONFIGURATION, "version": 2}, ca=machine.ca)
+        for trust in (
+            trust_in(other),
+            trust_in(machine, accept_development=False),
+            trust_in(machine, denied=(measured.digest,)),
+        ):
+            with pytest.raises(AuthenticationError) as refused:
+                checked(broker, trust)
+            assert refused.value.code == "broker.unattested"
+        checked(broker, trust_in(machine))
+
+
+def test_evidence_of_another_broker_or_another_time_is_refused(tmp_path: Path) -> None:
+    machine = platform()
+    with sealed(tmp_path, machine) as broker:
+        kept: list[Answer] = []
+
+        def keep(method: str, path: str, *, body: bytes = b"", headers: Any) -> Answer:
+            with broker.http() as send:
+                kept.append(send(method, path, body=body, headers=headers))
+            return kept[-1]
+
+        checked(broker, trust_in(machine), send=keep)
+        with pytest.raises(AuthenticationError):
+            checked(broker, trust_in(machine), send=lambda *_, **__: kept[0])
+        stranger = BrokerIdentity(b"\x05" * 32)
+
+        def renamed(method: str, path: str, *, body: bytes = b"", headers: Any) -> Answer:
+            answer = keep(method, path, body=body, headers=headers)
+            document = json.loads(answer.body) | {"identity": str(stranger)}
+            return dataclasses.replace(answer, body=json.dumps(document).encode())
+
+        with pytest.raises(AuthenticationError) as refused:
+            checked(broker, trust_in(machine), send=renamed, identity=stranger)
+        assert refused.value.code == "broker.unattested"
+
+
+def test_a_worker_cannot_pass_for_a_broker(tmp_path: Path) -> None:
+    """Its public report is over another statement, whatever is trusted."""
+    machine = platform()
+    with sealed(tmp_path, machine) as broker:
+        checked(broker, trust_in(machine))
+
+        def public(_method: str, path: str, *, body: bytes = b"", headers: Any) -> Answer:
+            nonce = bytes.fromhex(path.rpartition("=")[2])
+            report = base64.b64encode(machine.report(nonce)).decode()
+            document = {"identity": str(broker.at.store.identity), "report": report}
+            return Answer(status=200, body=json.dumps(document).encode())
+
+        with pytest.raises(AuthenticationError) as refused:
+            checked(broker, trust_in(machine), send=public)
+        assert refused.value.code == "broker.unattested"
+
+
+def test_a_broker_without_evidence_is_refused_unless_development_is_named(broker: Served) -> None:
+    trust = trust_in(broker.at.attester)
+    with broker.http() as send:
+        check_broker(send, broker.at.store.identity, None, at=CLOCK_START)
+        with pytest.raises(AuthenticationError) as refused:
+            check_broker(send, broker.at.store.identity, trust, at=CLOCK_START)
+    assert refused.value.code == "broker.unattested"
+
+
+def test_the_status_page_shows_names_and_no_secrets(broker: Served) -> None:
+    at = broker.at
+    with broker.http() as send:
+        release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+    page = httpx2.get(broker.status, trust_env=False)
+    assert page.status_code == 200
+    assert str(WEIGHTS) in page.text
+    assert "released" in page.text
+    assert SECRET.decode() not in page.text
+    assert httpx2.post(broker.status, trust_env=False).status_code == 404
+    assert httpx2.get(broker.status + "x", trust_env=False).status_code == 404
+
+
+def test_the_log_of_the_process_holds_nothing_from_requests(broker: Served) -> None:
+    with httpx2.Client(trust_env=False) as client:
+        client.post(broker.url + rcar.AUTH_PATH, content=b'{"version": "a prompt"}')
+    assert "a prompt" not in broker.log.getvalue()
+    for line in broker.log.getvalue().splitlines():
+        json.loads(line)

@@ -1,0 +1,213 @@
+"""``cloister image measure`` and ``golden``: an image's folder to what a report is judged by."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cloister.cli.main import build_app
+from cloister.errors import ConfigurationError, MalformedError, UnsupportedError
+from cloister.evidence.eventlog import EventType
+from cloister.evidence.tpm import Alg
+from cloister.image.golden import load_golden
+from cloister.image.image_files import read_image
+from cloister.image.pcrs import predict
+from cloister.testing.simulated_hardware import SimulatedHardware
+from cloister.testing.simulated_vtpm import SimulatedVtpm
+from cloister.verifier import policy
+from cloister.verifier.reference_values import ReferenceValues, load_json
+from cloister.verifier.report import verify_report
+from cloister.verifier.result import Finding
+from support import boot_parts as made
+
+NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
+LINE = b"cloister-disk/1 model erofs 1 1 00 00\n"
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(build_app(["image"]), ["image", *map(str, words)])
+
+
+def boot(folder: Path, *more: tuple[int, bytes]) -> SimulatedVtpm:
+    """What firmware and image measure, in a TPM of this process."""
+    vtpm = SimulatedVtpm(banks=(Alg.SHA256,))
+    vtpm.measure(0, EventType.EV_S_CRTM_VERSION, b"firmware 1")
+    vtpm.measure(1, EventType.EV_EFI_VARIABLE_BOOT, b"order")
+    for pcr in (0, 1):
+        vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+    for predicted in predict(read_image(folder).parts()).events:
+        digests = {int(Alg.SHA256): predicted.digests[Alg.SHA256]}
+        event = dataclasses.replace(predicted.event(), digests=digests)
+        vtpm.extend(event)
+        if event.pcr < 14:  # what the init measures, the firmware's log does not hold
+            vtpm.events.append(event)
+    for pcr, data in more:
+        vtpm.measure(pcr, EventType.EV_IPL, data)
+    return vtpm
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    release = b"ID=cloister\nVERSION_ID=7\n"
+    (tmp_path / "uki.efi").write_bytes(made.uki(osrel=release))
+    (tmp_path / "esp.img").write_bytes(made.disk())
+    (tmp_path / "model.img").write_bytes(b"content" + bytes(4096 - 7) + LINE.ljust(4096, b"\0"))
+    (tmp_path / "boot.log").write_bytes(boot(tmp_path).event_log())
+    return tmp_path
+
+
+def record(folder: Path, *more: str | Path) -> Result:
+    named = ("--firmware", "OVMF 1", "--machine", "q35, 1 GiB")
+    return run("golden", folder / "boot.log", *named, "-o", folder / "golden.json", *more)
+
+
+def judged(vtpm: SimulatedVtpm, values: ReferenceValues) -> dict[str, str | None]:
+    nonce = bytes(32)
+    worker = SimulatedHardware.make("tpm", now=NOW, vtpm=vtpm)
+    result = verify_report(
+        worker.report(nonce),
+        nonce=nonce,
+        policy=policy.development(),
+        reference_values=values,
+        roots=worker.roots,
+        at=NOW,
+    )
+    return {c.name: c.code for c in result.failures if c.finding is Finding.CONTRAINDICATED}
+
+
+def test_what_is_measured_is_what_a_report_is_judged_by(folder: Path) -> None:
+    assert record(folder).exit_code == 0
+    printed = run("measure", folder)
+    values = load_json(printed.stdout.encode())
+    (image,) = values.images
+    assert (image.name, image.version, image.debug) == ("cloister", "7", False)
+    (reference,) = values.platforms
+    assert reference.name == "cloister 7 on OVMF 1, q35, 1 GiB"
+    assert judged(boot(folder), values) == {}
+    assert judged(boot(folder, (9, b"another command line")), values) == {
+        "boot.kernel_inputs": "measurement_mismatch",
+        "software.registers": "measurement_mismatch",
+    }
+
+
+def test_each_firmware_is_a_state_of_its_own(folder: Path) -> None:
+    record(folder)
+    other = SimulatedVtpm(banks=(Alg.SHA256,))
+    other.boot(secure_boot=False)
+    (folder / "boot.log").write_bytes(other.event_log())
+    run("golden", folder / "boot.log", "--firmware", "2", "--machine", "m", "-o", folder / "two")
+    secured = SimulatedVtpm(banks=(Alg.SHA256,))
+    secured.boot(secure_boot=True)
+    (folder / "boot.log").write_bytes(secured.event_log())
+    run("golden", folder / "boot.log", "--firmware", "3", "--machine", "m", "-o", folder / "two")
+    assert [entry.secure_boot for entry in load_golden((folder / "two").read_bytes())] == [
+        False,
+        True,
+    ]
+    chosen = ("--golden", folder / "golden.json", "--golden", folder / "two")
+    values = load_json(run("measure", folder, *chosen).stdout.encode())
+    names = [reference.name for reference in values.platforms]
+    assert names == ["cloister 7 on 2, m", "cloister 7 on OVMF 1, q35, 1 GiB"]
+
+
+def test_a_debug_image_says_so(folder: Path) -> None:
+    record(folder)
+    named = made.uki(osrel=b"ID=cloister-debug\nVERSION_ID=7\n")
+    told = b"quiet cloister.debug=1"
+    open_one = made.uki(osrel=b"ID=cloister\nVERSION_ID=7\n", cmdline=told)
+    for uki in (named, open_one):
+        (folder / "uki.efi").write_bytes(uki)
+        values = load_json(run("measure", folder).stdout.encode())
+        assert [image.debug for image in values.images] == [True]
+        assert judged(boot(folder), values) == {"image.debug": "image_debug"}
+
+
+def test_it_is_written_where_it_is_wanted(folder: Path) -> None:
+    record(folder)
+    printed = run("measure", folder).stdout
+    assert run("measure", folder, "-o", folder / "reference-values.json").stdout == ""
+    assert (folder / "reference-values.json").read_text() == printed
+    assert run("measure", folder).stdout == printed  # and nothing of it depends on the time
+
+
+def test_events_are_told(folder: Path) -> None:
+    told = json.loads(run("measure", folder, "--events").stdout)
+    assert [event["what"] for event in told["pcr15"]["events"]] == ["model disk", "separator"]
+    assert told["pcr12"] == {"value": "00" * 32, "events": []}
+
+
+def test_golden_values_are_needed(folder: Path) -> None:
+    raised = run("measure", folder).exception
+    assert isinstance(raised, ConfigurationError)
+    assert raised.code == "image.no_golden"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("uki.efi", None, ConfigurationError),
+        ("esp.img", None, ConfigurationError),
+        ("esp.img", b"short", MalformedError),
+        ("model.img", b"short", MalformedError),
+        ("model.img", bytes(8192), MalformedError),
+        ("model.img", (LINE + b"x").ljust(4096, b"\0"), MalformedError),
+        ("application.img", b"\xff\n".ljust(4096, b"\0"), MalformedError),
+        ("uki.efi", made.uki(osrel=b"ID=cloister\n"), MalformedError),
+        ("uki.efi", made.uki(release="300"), UnsupportedError),
+        ("golden.json", b"{}", ConfigurationError),
+    ],
+)
+def test_a_folder_that_cannot_be_measured(
+    folder: Path, name: str, content: bytes | None, error: type[Exception]
+) -> None:
+    record(folder)
+    assert run("measure", folder).exit_code == 0
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert isinstance(run("measure", folder).exception, error)
+
+
+@pytest.mark.parametrize(
+    "log", [b"", b"no log", SimulatedVtpm(banks=(Alg.SHA256,)).event_log()], ids=["", "no", "bare"]
+)
+def test_a_log_without_a_firmware(folder: Path, log: bytes) -> None:
+    assert record(folder).exit_code == 0
+    (folder / "boot.log").write_bytes(log)
+    assert isinstance(record(folder).exception, MalformedError)
+
+
+ENTRY = {
+    "firmware": "f",
+    "machine": "m",
+    "secure_boot": False,
+    "pcr0": "00" * 32,
+    "pcr1": "11" * 32,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"secure_boot": 0},
+        {"pcr0": "00" * 31},
+        {"pcr1": "00" * 33},
+        {"pcr1": "AA" * 32},
+        {"firmware": "x" * 97},
+        {"more": 1},
+    ],
+)
+def test_golden_values_are_read_strictly(changes: dict[str, object]) -> None:
+    def document(entry: dict[str, object]) -> bytes:
+        return json.dumps({"format": "cloister/golden/1", "golden": [entry]}).encode()
+
+    assert load_golden(document(dict(ENTRY)))[0].pcr1 == b"\x11" * 32
+    with pytest.raises(ConfigurationError):
+        load_golden(document({**ENTRY, **changes}))
+    with pytest.raises(ConfigurationError):
+        load_golden(document(dict(ENTRY)).replace(b"golden/1", b"golden/2"))

@@ -1,0 +1,112 @@
+"""Digests of programs: what they cover, what they leave out, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import pytest
+
+from cloister.errors import MalformedError
+from cloister.image.authenticode import MAX_SECTIONS, parse_pe
+from support.boot_parts import pe_file
+
+SECTIONS = [(".text", b"code" * 100), (".data", b"data")]
+PLAIN = pe_file(SECTIONS)
+
+
+def by_hand(data: bytes, *, certificates: int = 0) -> bytes:
+    """Authenticode of a file whose optional header begins at 88 (as `pe_file` makes them)."""
+    checksum, directory = 88 + 64, 88 + 112 + 4 * 8
+    kept = data[:checksum] + data[checksum + 4 : directory] + data[directory + 8 :]
+    return hashlib.sha256(kept[: len(kept) - certificates]).digest()
+
+
+def test_the_digest_covers_everything_but_three_places() -> None:
+    assert parse_pe(PLAIN).digest() == by_hand(PLAIN)
+    assert parse_pe(PLAIN).digest("sha384") != parse_pe(PLAIN).digest()
+
+
+def test_signing_and_checksums_do_not_change_it() -> None:
+    digest = parse_pe(PLAIN).digest()
+    assert parse_pe(pe_file(SECTIONS, checksum=77)).digest() == digest
+    signed = pe_file(SECTIONS, certificates=b"a signature beside it".ljust(24))
+    assert parse_pe(signed).digest() == digest
+    assert parse_pe(signed).certificates_at == len(signed) - 24
+
+
+def test_every_other_byte_does() -> None:
+    digest = parse_pe(PLAIN).digest()
+    changed = 0
+    for at in range(len(PLAIN)):
+        if 152 <= at < 156 or 232 <= at < 240:
+            continue  # checksum; where signatures are
+        flipped = PLAIN[:at] + bytes([PLAIN[at] ^ 1]) + PLAIN[at + 1 :]
+        try:
+            assert parse_pe(flipped).digest() != digest, at
+        except MalformedError:
+            continue
+        changed += 1
+    assert changed > 1000
+
+
+def test_bytes_after_the_sections_are_covered() -> None:
+    more = pe_file(SECTIONS, trailing=b"symbols")
+    assert parse_pe(more).digest() == by_hand(more)
+    assert parse_pe(more).digest() != parse_pe(PLAIN).digest()
+
+
+def test_the_order_in_the_header_does_not_matter() -> None:
+    """Sections are hashed as they lie in the file."""
+    table = 88 + 112 + 128
+    one, two = PLAIN[table : table + 40], PLAIN[table + 40 : table + 80]
+    swapped = parse_pe(PLAIN[:table] + two + one + PLAIN[table + 80 :])
+    assert [section.name for section in swapped.sections] == [".data", ".text"]
+    assert swapped.content(".data") == b"data"
+
+
+def test_content_is_without_padding_and_empty_sections_have_none() -> None:
+    found = parse_pe(pe_file([*SECTIONS, (".bss", b"")]))
+    assert found.content(".text") == b"code" * 100
+    assert found.content(".bss") == b""
+    assert found.content(".none") is None
+
+
+def with_field(at: int, layout: str, *values: int) -> bytes:
+    data = bytearray(PLAIN)
+    struct.pack_into(layout, data, at, *values)
+    return bytes(data)
+
+
+REFUSED = {
+    "nothing": b"",
+    "no program": b"\x7fELF" + bytes(1000),
+    "header far away": with_field(60, "<I", 1 << 20),
+    "header beyond the end": with_field(60, "<I", 60_000),
+    "no PE signature": with_field(64, "<I", 0),
+    "32-bit processor": pe_file(SECTIONS, machine=0x14C),
+    "32-bit kind": pe_file(SECTIONS, magic=0x10B),
+    "no section": pe_file([]),
+    "too many sections": with_field(70, "<H", MAX_SECTIONS + 1),
+    "no place for signatures": pe_file(SECTIONS, directories=4),
+    "too many directories": pe_file(SECTIONS, directories=17),
+    "optional header of another size": with_field(84, "<H", 200),
+    "headers beyond the end": with_field(88 + 60, "<I", 1 << 24),
+    "sections outside the headers": with_field(88 + 60, "<I", 88 + 112 + 128),
+    "gap": pe_file(SECTIONS, gap=bytes(512)),
+    "overlap": with_field(88 + 112 + 128 + 40 + 20, "<I", 512),
+    "cut off": PLAIN[:-1],
+    "two sections of one name": pe_file([(".text", b"a"), (".text", b"b")]),
+    "signature not at the end": pe_file(SECTIONS, certificates=bytes(8)) + b"more",
+    "signature over a section": with_field(88 + 112 + 32, "<II", 512, len(PLAIN) - 512),
+    "signature of no size": with_field(88 + 112 + 32, "<II", len(PLAIN), 0),
+    "signature at an odd place": pe_file(SECTIONS, trailing=b"1", certificates=bytes(8))[:-1],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_program_of_ours(case: str) -> None:
+    assert parse_pe(PLAIN).sections
+    with pytest.raises(MalformedError) as caught:
+        parse_pe(REFUSED[case])
+    assert caught.value.code == "image.pe"
