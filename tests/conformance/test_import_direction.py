@@ -27,15 +27,16 @@ manifest says."""
 
 EDGES: dict[str, set[str]] = {
     "streams": set(),
+    "aws": set(),
     "attester": {*FOUNDATION},
     "engine": set(),
     "worker": {*FOUNDATION, "engine", "attester", "streams", "weights"},
     "client": {*FOUNDATION, "streams"},
-    "broker": {*FOUNDATION, "attester", "streams", "worker"},
+    "broker": {*FOUNDATION, "attester", "aws", "streams", "worker"},
     "image": {"evidence", "attester", "verifier"},
     "weights": set(),
     "deploy": {"image"},
-    "testing": {*FOUNDATION, "attester", "engine"},
+    "testing": {*FOUNDATION, "attester", "aws", "engine"},
 }
 """What an actor may import besides `errors`. The command line may import everything."""
 

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister.aws.key_policy import Image, Measured, Use, key_policy
+from cloister.cli.main import main
+from cloister.errors import ConfigurationError
+from cloister.verifier.platform_references import PlatformReference
+from cloister.verifier.reference_values import ReferenceValues
+from support.kms import ADMIN, CALLER, ENCLAVE, image
+
+GOOD: dict[str, Any] = {"administrators": [ADMIN], "enclave_role": ENCLAVE, "images": [image()]}
+
+
+def statements(policy: Any) -> dict[str, Any]:
+    return {statement["Sid"]: statement for statement in policy["Statement"]}
+
+
+def test_a_secrets_policy_in_full() -> None:
+    found = statements(key_policy(**GOOD))
+    assert found.keys() == {"Administer", "Image0", "OnlyAttested", "Never"}
+    registers = {
+        f"kms:RecipientAttestation:PCR{index}": value.hex()
+        for index, value in image().registers.items()
+    }
+    assert found["Image0"] == {
+        "Sid": "Image0",
+        "Effect": "Allow",
+        "Principal": {"AWS": ENCLAVE},
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": "*",
+        "Condition": {"StringEqualsIgnoreCase": registers},
+    }
+    assert found["OnlyAttested"]["Effect"] == "Deny"
+    assert found["OnlyAttested"]["Principal"] == "*"
+    administered = found["Administer"]["Action"]
+    used = {"kms:Decrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:*", "kms:ReEncryptFrom"}
+    assert not set(administered) & used
+    assert "kms:PutKeyPolicy" in administered
+
+
+@pytest.mark.parametrize(
+    ("use", "inside", "outside"),
+    [
+        (Use.QUESTIONS, ["kms:Decrypt"], ["kms:GenerateDataKey"]),
+        (Use.ANSWERS, ["kms:GenerateDataKey"], ["kms:Decrypt"]),
+    ],
+)
+def test_each_side_of_a_conversation_has_its_half(
+    use: Use, inside: list[str], outside: list[str]
+) -> None:
+    found = statements(key_policy(**GOOD, use=use, caller_role=CALLER))
+    assert found["Image0"]["Action"] == inside
+    assert found["Caller"]["Action"] == outside
+    assert not set(outside) & set(found["OnlyAttested"]["Action"])
+    assert set(inside) <= set(found["OnlyAttested"]["Action"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"administrators": []},
+        {"images": []},
+        {"administrators": ["*"]},
+        {"administrators": ["arn:aws:iam::111122223333:root"]},
+        {"enclave_role": "arn:aws:iam::111122223333:role/*"},
+        {"enclave_role": ADMIN},
+        {"caller_role": CALLER},
+        {"use": Use.ANSWERS},
+        {"use": Use.ANSWERS, "caller_role": ENCLAVE},
+        {"use": Use.ANSWERS, "caller_role": ADMIN},
+        {"images": [Image(registers={0: bytes([1]) * 48})]},
+        {"measured": Measured.NITRO_TPM},
+    ],
+)
+def test_a_policy_that_would_not_hold_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        key_policy(**{**GOOD, **changed})
+    assert caught.value.code == "kms.policy"
+
+
+@pytest.mark.parametrize(
+    "registers", [{}, {0: bytes(48)}, {0: bytes([1]) * 32}, {32: bytes([1]) * 48}]
+)
+def test_an_image_has_registers_that_say_something(registers: dict[int, bytes]) -> None:
+    with pytest.raises(ConfigurationError):
+        Image(registers=registers)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["deploy", "aws", "key-policy", *words])
+    code = left.value.code
+    assert isinstance(code, int)
+    return code, capsys.readouterr().out
+
+
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    named = ("--administrator", ADMIN, "--enclave-role", ENCLAVE)
+    registers = image().registers
+    pcrs = [
+        word for index, value in registers.items() for word in ("--pcr", f"{index}={value.hex()}")
+    ]
+    code, out = run(capsys, *named, *pcrs)
+    assert code == 0
+    assert json.loads(out) == key_policy(**GOOD)
+    references = tmp_path / "reference-values.json"
+    reference = PlatformReference(
+        platform="nitro",
+        name="image",
+        registers={f"pcr{index}": (value.hex(),) for index, value in registers.items()},
+    )
+    references.write_text(ReferenceValues.from_platforms(reference).dump_json())
+    code, out = run(capsys, *named, "--reference-values", str(references))
+    assert json.loads(out) == key_policy(**GOOD)
+    assert run(capsys, *named)[0] == 2
+    assert run(capsys, *named, "--pcr", "0=00")[0] == 2
+    assert run(capsys, *named, *pcrs, "--use", "other")[0] == 2
+    assert run(capsys, *named, *pcrs, *pcrs[:2])[0] == 2
