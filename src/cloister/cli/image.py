@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloister.cli import image_build
 from cloister.cli.image_measure import golden, measure
 from cloister.errors import AuthenticationError, ConfigurationError
 from cloister.strictjson import JsonObject
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 image = typer.Typer(no_args_is_help=True)
 eif = typer.Typer(no_args_is_help=True)
+image.command("build")(image_build.build)
+image.command("lock")(image_build.lock)
 image.add_typer(eif, name="eif", help="Enclave images for AWS Nitro (EIF version 4).")
 
 

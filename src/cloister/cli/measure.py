@@ -357,7 +357,7 @@ def subject_for(
 def _check_library(measured: Measured, configuration: JsonObject) -> None:
     """The engine's version comes from this program's installation; it must be the measured."""
     installed = {entry.name: entry.version for entry in measured.installation.distributions}
-    for library in _libraries(configuration):
+    for library in libraries_of(configuration):
         found = installed.get(str(library.get("name")))
         if found == library.get("version"):
             continue
@@ -368,7 +368,7 @@ def _check_library(measured: Measured, configuration: JsonObject) -> None:
         )
 
 
-def _libraries(configuration: JsonObject) -> Iterator[JsonObject]:
+def libraries_of(configuration: JsonObject) -> Iterator[JsonObject]:
     """The library of each engine that names one."""
     engines = configuration.get("engines")
     for engine in engines if isinstance(engines, list) else []:

@@ -1,0 +1,224 @@
+"""``cloister image build`` and ``lock``: sealed machine images."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cloister.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from cloister.engine.protocol import ModelInfo
+    from cloister.image.application import GuestModel
+    from cloister.image.configuration import ImageConfiguration
+    from cloister.image.lock import ImageLock
+    from cloister.image.operations import Step
+    from cloister.image.plan import Ingredients
+    from cloister.strictjson import JsonObject
+
+GUEST_LANDLOCK_ABI: Final = 2
+"""Of the locked kernel, Linux 6.1 (Landlock's second version is 5.19's, its third 6.2's)."""
+
+Configuration = Annotated[Path, typer.Argument(help="What the image is to be (TOML).")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder for the image's files.")]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        "--work",
+        help="Packages and results of steps, kept so that a later build is quick.",
+        envvar="CLOISTER_IMAGE_WORK",
+    ),
+]
+Lock = Annotated[
+    Path | None, typer.Option("--lock", help="Packages with digests, instead of Cloister's own.")
+]
+Mirror = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror",
+        help="Where Debian's packages come from: an address with {archive} and {path}, and maybe "
+        "{resolved_at}. Repeatable; digests decide what is taken.",
+    ),
+]
+
+
+def build(
+    configuration: Configuration,
+    out: Out,
+    *,
+    work: Work = None,
+    lock: Lock = None,
+    mirror: Mirror = None,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Say what would be done, and leave.")
+    ] = False,
+) -> None:
+    """Build an image: disks, boot image, and what a verifier will see of them.
+
+    Needs bubblewrap and user namespaces, not root. Equal inputs give equal bytes. Exit 0 built,
+    1 a step failed, 2 a setting has to change, 4 a package cannot be fetched.
+    """
+    from cloister.image.downloads import MIRRORS, Store
+    from cloister.image.http import HttpFetcher
+    from cloister.image.lock import read_lock
+    from cloister.image.operations import Build
+    from cloister.image.outputs import write_outputs
+    from cloister.image.plan import Supplies, plan_image
+
+    folder = work_directory() if work is None else work
+    ingredients = ingredients_of(configuration, read_lock(lock))
+    supplies = Supplies(
+        store=Store(folder / "store"),
+        fetcher=HttpFetcher(),
+        mirrors=tuple(mirror or MIRRORS),
+        progress=lambda what: typer.echo(f"    fetching {what}", err=True),
+    )
+    plan = plan_image(ingredients, supplies)
+    running = Build(plan.operations, folder / "steps")
+    if describe:
+        for step in running.describe():
+            typer.echo(_told(step))
+        return
+    began = time.monotonic()
+    running.run(lambda step: typer.echo(_told(step), err=True))
+    written = write_outputs(plan, running, ingredients, out)
+    for name, digest in written.items():
+        typer.echo(f"{digest}  {name}")
+    typer.echo(f"{out} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+def lock(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The lock file to write.")],
+    *,
+    requirements: Annotated[
+        Path, typer.Option("--requirements", help="Python packages with digests.")
+    ] = Path("requirements/image.txt"),
+) -> None:
+    """Ask Debian's archive and Python's index for current packages, and note their digests.
+
+    Needs apt and Debian's archive keyring. A new lock makes another image.
+    """
+    from cloister.image.resolve import resolve
+
+    if not requirements.is_file():
+        raise ConfigurationError(f"there is no {requirements}", code="image.lock")
+    found = resolve(requirements, now=datetime.now(UTC))
+    output.write_text(found.dump(), encoding="utf-8")
+    typer.echo(f"{output}: {len(found.debian)} Debian packages, {len(found.wheels)} of Python")
+
+
+def work_directory() -> Path:
+    """Where steps and packages are kept: ``$XDG_CACHE_HOME/cloister/image``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cloister" / "image"
+
+
+def ingredients_of(path: Path, lock: ImageLock) -> Ingredients:
+    """Read a configuration and hash the files that it names."""
+    import hashlib
+
+    from cloister.image.application import effective_configuration
+    from cloister.image.configuration import read_configuration
+    from cloister.image.plan import Ingredients
+    from cloister.image.python_tree import cloister_source
+
+    configuration = read_configuration(path)
+    models = [_resolved(configuration, source.name) for source in configuration.models]
+    guest = [_guest_model(model) for model in models]
+    manifest = _manifest(configuration)
+    effective = effective_configuration(
+        configuration,
+        worker=_worker_configuration(configuration, models, lock),
+        models=[model for model, _ in guest],
+        manifest_sha256=None if manifest is None else hashlib.sha256(manifest).hexdigest(),
+    )
+    return Ingredients(
+        configuration=configuration,
+        effective=effective,
+        lock=lock,
+        models=guest,
+        manifest=manifest,
+        source=cloister_source(),
+    )
+
+
+def _resolved(configuration: ImageConfiguration, name: str) -> ModelInfo:
+    from cloister.engine.models import resolve_model
+
+    source = next(one for one in configuration.models if one.name == name)
+    reference = source.file if source.file == "demo" else str(configuration.path(source.file))
+    return resolve_model(reference, sha256=source.sha256, name=name)
+
+
+def _guest_model(model: ModelInfo) -> tuple[GuestModel, Path]:
+    from cloister.image.application import GuestModel
+
+    file = next(iter(model.files.values()))
+    return GuestModel(name=model.name, file=f"{model.name}.gguf", sha256=file.sha256), file.path
+
+
+def _manifest(configuration: ImageConfiguration) -> bytes | None:
+    if configuration.manifest is None:
+        return None
+    path = configuration.path(configuration.manifest)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the manifest {path} cannot be read: {error.strerror}", code="image.manifest"
+        ) from None
+
+
+def _worker_configuration(
+    configuration: ImageConfiguration, models: list[ModelInfo], lock: ImageLock
+) -> JsonObject:
+    """The worker's own effective configuration, as `cloister measure` would write it."""
+    from cloister.cli.measure import EngineOptions, effective_for
+    from cloister.cli.process_options import ProcessOptions
+
+    chosen = configuration.separation
+    options = EngineOptions(
+        context=configuration.engine.context,
+        parallel=configuration.engine.parallel,
+        landlock_abi=GUEST_LANDLOCK_ABI,
+        compat=",".join(configuration.compat),
+        processes=ProcessOptions(
+            separation=chosen.mode,
+            max_processes=chosen.max_processes,
+            recycle_after=chosen.recycle_after,
+            recycle_idle=chosen.recycle_idle,
+            recycle_age=chosen.recycle_age,
+            recycle_each=chosen.recycle_each,
+            warm=chosen.warm,
+        ),
+    )
+    effective = effective_for(models, options)
+    _check_engine(effective, lock)
+    return effective
+
+
+def _check_engine(effective: JsonObject, lock: ImageLock) -> None:
+    """The configuration names this installation's engine; the image holds the lock's."""
+    from cloister.cli.measure import libraries_of
+
+    locked = {wheel.name: wheel.version for wheel in lock.wheels}
+    for library in libraries_of(effective):
+        name = str(library.get("name"))
+        if locked.get(name) != library.get("version"):
+            raise ConfigurationError(
+                f"this installation has {name} {library.get('version')}, the lock "
+                f"{locked.get(name, 'none')}: install the locked packages "
+                "(scripts/setup python), or resolve anew with `cloister image lock`",
+                code="image.engine",
+            )
+
+
+def _told(step: Step) -> str:
+    state = "stands" if step.done else "to do"
+    key = "?" if step.key is None else step.key[:12]
+    return f"{state}  {step.operation.name:<17} {key:<12}  {step.operation.title}"

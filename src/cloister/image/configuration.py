@@ -1,0 +1,248 @@
+"""What an image is to be: the file that an operator writes (``image.toml``), read strictly.
+
+Every member has a type and a place; what is unknown, doubled or of another type is refused by
+name, because a mistyped limit is a limit that is not there. Paths are relative to the file.
+
+What a guest does follows from the file and from the bytes that it names, never from where these
+lie: `cloister.image.application` writes the effective configuration.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cloister.errors import ConfigurationError
+from cloister.image.network import NetworkPolicy, Peer
+from cloister.image.table import Table
+
+CONFIGURATION_VERSION: Final = 1
+MAX_CONFIGURATION_BYTES: Final = 256 * 1024
+DEFAULT_ADDRESS: Final = ("10.0.2.15/24",)
+"""What QEMU's own network gives a guest."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+FLAVOURS: Final = ("cpu",)
+_Address = TypeVar("_Address")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model to put on the model disk."""
+
+    name: str
+    """Under which it is served."""
+    file: str
+    """``demo``, or a path."""
+    sha256: str | None = None
+    """What the file has to be, where somebody pins it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSource:
+    """How models are computed: by llama.cpp inside the worker's sandbox."""
+
+    context: int | None = None
+    """Tokens per request; None is what the model was trained with."""
+    parallel: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Separation:
+    """How people are kept apart in the engine's memory; None where the worker's default stands."""
+
+    mode: str = "shared"
+    max_processes: int | None = None
+    recycle_after: int | None = None
+    recycle_idle: int | None = None
+    recycle_age: int | None = None
+    recycle_each: bool = False
+    warm: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What whoever asks may use."""
+
+    rate_per_minute: int = 600
+    rate_burst: int = 120
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfiguration:
+    """An image as an operator wants it."""
+
+    name: str
+    version: str
+    debug: bool = False
+    """A product of its own, which clients refuse unless their policy says otherwise."""
+    flavour: str = "cpu"
+    models: tuple[ModelSource, ...]
+    engine: EngineSource = EngineSource()
+    network: NetworkPolicy
+    separation: Separation = Separation()
+    limits: ImageLimits = ImageLimits()
+    compat: tuple[str, ...] = ()
+    manifest: Path | None = None
+    """A signed manifest (bundle) to put into the image."""
+    broker: str | None = None
+    """The peer of ``allow_out`` that releases keys."""
+    folder: Path
+    """What relative paths are relative to."""
+
+    def path(self, written: str | Path) -> Path:
+        """A path as it was written, from where it was written."""
+        return self.folder / Path(written).expanduser()
+
+
+def read_configuration(path: Path) -> ImageConfiguration:
+    """Read ``image.toml``. Raises ConfigurationError (``image.configuration``)."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", code="image.configuration"
+        ) from None
+    return parse_configuration(data, folder=path.parent)
+
+
+def parse_configuration(data: bytes, *, folder: Path) -> ImageConfiguration:
+    """Decode an image's configuration; paths in it are relative to `folder`.
+
+    Raises ConfigurationError, and nothing else.
+    """
+    if len(data) > MAX_CONFIGURATION_BYTES:
+        raise _refused(f"an image's configuration has at most {MAX_CONFIGURATION_BYTES} bytes")
+    try:
+        members = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _refused(f"the image's configuration is not TOML: {error}") from None
+    return _image(Table(members, ""), folder)
+
+
+def _image(top: Table, folder: Path) -> ImageConfiguration:
+    if top.integer("configuration", low=0) != CONFIGURATION_VERSION:
+        raise _refused(f"`configuration` has to be {CONFIGURATION_VERSION}")
+    flavour = top.text("flavour", default="cpu")
+    if flavour not in FLAVOURS:
+        raise _refused(
+            "`flavour` is cpu; an image for GPUs is planned (docs/how-to/images.md) and not built"
+        )
+    models = tuple(_model(one) for one in top.tables("model"))
+    if not models:
+        raise _refused("there is no [[model]]")
+    if len({model.name for model in models}) < len(models):
+        raise _refused("two models have the same name")
+    manifest = top.optional_text("manifest")
+    read = ImageConfiguration(
+        name=top.matching("name", _NAME),
+        version=top.matching("version", _VERSION),
+        debug=top.boolean("debug", default=False),
+        flavour=flavour,
+        models=models,
+        engine=_engine(top.table("engine")),
+        network=_network(top.table("network")),
+        separation=_separation(top.table("separation")),
+        limits=_limits(top.table("limits")),
+        compat=tuple(sorted(top.texts("compat"))),
+        manifest=None if manifest is None else Path(manifest),
+        broker=top.optional_text("broker"),
+        folder=folder,
+    )
+    top.done()
+    if read.broker is not None and read.broker not in {p.name for p in read.network.allow_out}:
+        raise _refused(
+            "`broker` names no peer of [network] allow_out: the guest could not reach it"
+        )
+    return read
+
+
+def _model(one: Table) -> ModelSource:
+    model = ModelSource(
+        name=one.matching("name", _NAME),
+        file=one.text("file"),
+        sha256=one.optional_matching("sha256", _DIGEST),
+    )
+    one.done()
+    return model
+
+
+def _engine(one: Table) -> EngineSource:
+    engine = EngineSource(
+        context=one.optional_integer("context", low=1),
+        parallel=one.integer("parallel", low=1, high=1024, default=8),
+    )
+    one.done()
+    return engine
+
+
+def _network(one: Table) -> NetworkPolicy:
+    peers = tuple(_peer(peer) for peer in one.tables("allow_out"))
+    addresses = one.texts("address", default=DEFAULT_ADDRESS)
+    if any(":" in address for address in addresses):
+        raise _refused("[network] `address` holds an IPv6 address; the guest's init sets up none")
+    policy = NetworkPolicy(
+        listen=tuple(one.integers("listen", low=1, high=65535)),
+        allow_out=peers,
+        addresses=tuple(_parsed(ipaddress.ip_interface, text, "address") for text in addresses),
+        gateways=tuple(
+            _parsed(ipaddress.ip_address, text, "gateway") for text in one.texts("gateway")
+        ),
+    )
+    one.done()
+    return policy
+
+
+def _peer(one: Table) -> Peer:
+    peer = Peer(
+        name=one.matching("name", _NAME),
+        address=_parsed(ipaddress.ip_address, one.text("address"), "allow_out address"),
+        port=one.integer("port", low=1, high=65535),
+    )
+    one.done()
+    return peer
+
+
+def _separation(one: Table) -> Separation:
+    separation = Separation(
+        mode=one.text("mode", default="shared"),
+        max_processes=one.optional_integer("max_processes", low=1),
+        recycle_after=one.optional_integer("recycle_after", low=0),
+        recycle_idle=one.optional_integer("recycle_idle", low=0),
+        recycle_age=one.optional_integer("recycle_age", low=0),
+        recycle_each=one.boolean("recycle_each", default=False),
+        warm=one.optional_integer("warm", low=0),
+    )
+    one.done()
+    return separation
+
+
+def _limits(one: Table) -> ImageLimits:
+    limits = ImageLimits(
+        rate_per_minute=one.integer("rate_per_minute", low=0, default=600),
+        rate_burst=one.integer("rate_burst", low=1, default=120),
+        threads=one.optional_integer("threads", low=1),
+    )
+    one.done()
+    return limits
+
+
+def _parsed(parse: Callable[[str], _Address], text: str, what: str) -> _Address:
+    try:
+        return parse(text)
+    except ValueError:
+        raise _refused(
+            f"[network] `{what}` holds {text!r}, which is no IP address; names are not looked up"
+        ) from None
+
+
+def _refused(why: str) -> ConfigurationError:
+    return ConfigurationError(why, code="image.configuration")

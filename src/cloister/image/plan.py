@@ -1,0 +1,377 @@
+"""What is done to make an image, in order: the operations of `cloister image build`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.image import packages, python_tree, system_tree
+from cloister.image.application import GuestModel, application_tree
+from cloister.image.command_line import KERNEL, command_line
+from cloister.image.configuration import ImageConfiguration
+from cloister.image.disks import FileSystem, make_disk
+from cloister.image.downloads import MIRRORS, Fetcher, Store, fetch_debian, fetch_wheels
+from cloister.image.esp import write_esp
+from cloister.image.init_program import COMPILERS, Run, compile_command, compile_init
+from cloister.image.initrd import build_initrd
+from cloister.image.lock import ImageLock, Use
+from cloister.image.modules import GUEST_MODULES, select_modules
+from cloister.image.operations import Made, Operation, outside
+from cloister.image.toolbox import MOUNT_POINTS, Toolbox
+from cloister.image.tree import FILE_MODE, Tree, contents_json, normalise
+from cloister.image.uki import UkiParts, build_uki, os_release
+from cloister.image.verity import read_footer
+from cloister.strictjson import JsonObject, canonical
+
+PLAN_VERSION: Final = 1
+"""Raised whenever an operation's code changes what it writes for the same inputs."""
+
+INIT_SOURCES: Final = Path(__file__).parent / "init"
+
+Paths = Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """All that decides an image."""
+
+    configuration: ImageConfiguration
+    effective: JsonObject
+    lock: ImageLock
+    models: Sequence[tuple[GuestModel, Path]]
+    """What goes on the model disk, and where it lies now."""
+    manifest: bytes | None = None
+    source: Path
+    """Cloister's own sources."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supplies:
+    """Where packages come from. Nothing here decides a byte: all is compared with the lock."""
+
+    store: Store
+    fetcher: Fetcher
+    mirrors: Sequence[str] = MIRRORS
+    progress: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Operations, and what of their results is the image."""
+
+    operations: tuple[Operation, ...]
+    artefacts: Mapping[str, Made]
+    """File name → result."""
+
+
+def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
+    """The plan of an image. Nothing is fetched or written here."""
+    tools = _tools(ingredients, supplies)
+    tree = _root_tree(ingredients, supplies)
+    root = _root_disk(tree, tools)
+    boot = _boot_tree(ingredients, supplies)
+    init = _init(tools)
+    uki = _uki(ingredients, boot=boot, init=init, root=root)
+    esp = _esp(uki, tools)
+    application = _application_disk(ingredients, tools)
+    model = _model_disk(ingredients, tools)
+    return Plan(
+        operations=(tools, tree, root, boot, init, uki, esp, application, model),
+        artefacts={
+            "uki.efi": uki.made("uki.efi"),
+            "esp.img": esp.made("esp.img"),
+            "root.img": root.made("root.img"),
+            "application.img": application.made("application.img"),
+            "model.img": model.made("model.img"),
+            "contents.json": tree.made("contents.json"),
+        },
+    )
+
+
+def _tools(ingredients: Ingredients, supplies: Supplies) -> Operation:
+    def execute(_: Paths, target: Path) -> None:
+        packages.tools_tree(_debian(ingredients, supplies, Use.TOOLS)).write(target / "tree")
+
+    return Operation(
+        name="tools",
+        title="Unpack the build's own programs",
+        parameters=_locked(ingredients, Use.TOOLS),
+        writes=("tree",),
+        execute=execute,
+    )
+
+
+def _root_tree(ingredients: Ingredients, supplies: Supplies) -> Operation:
+    lock = ingredients.lock
+
+    def execute(_: Paths, target: Path) -> None:
+        tree, libraries = system_tree.choose(_debian(ingredients, supplies, Use.ROOT))
+        fetch_wheels(lock, supplies.store, progress=supplies.progress)
+        python_tree.add_environment(tree, lock.python)
+        for wheel in lock.wheels:
+            python_tree.add_wheel(tree, supplies.store.path(wheel.sha256), wheel, lock.python)
+        python_tree.add_cloister(tree, lock.python, ingredients.source)
+        system_tree.furnish(tree)
+        system_tree.close(tree, libraries)
+        system_tree.refuse_forbidden(tree.items)
+        _write_compiled(tree, target / "tree", lock.python)
+        (target / "contents.json").write_text(
+            json.dumps({"files": contents_json(tree)}, indent=1) + "\n"
+        )
+
+    return Operation(
+        name="root-tree",
+        title="Choose the root's files, with Python's packages and Cloister",
+        parameters={
+            **_locked(ingredients, Use.ROOT),
+            "python": lock.python,
+            "wheels": [wheel.sha256 for wheel in lock.wheels],
+            "cloister": source_digest(ingredients.source),
+        },
+        writes=("tree", "contents.json"),
+        execute=execute,
+    )
+
+
+def _write_compiled(tree: Tree, target: Path, python: str) -> None:
+    """Write the root and compile it; the mount points for that are gone afterwards."""
+    extra = set(MOUNT_POINTS) - tree.directories - tree.items.keys()
+    tree.directories |= extra
+    tree.write(target)
+    python_tree.compile_bytecode(target, python, (f"usr/lib/python{python}", python_tree.HOME))
+    for name in extra:
+        (target / name).rmdir()
+    normalise(target)
+
+
+def _root_disk(tree: Operation, tools: Operation) -> Operation:
+    def execute(reads: Paths, target: Path) -> None:
+        make_disk(
+            reads["tree"],
+            target / "root.img",
+            kind="root",
+            file_system=FileSystem.SQUASHFS,
+            tools=Toolbox(tree=reads["tools"]),
+        )
+
+    return Operation(
+        name="root-disk",
+        title="Pack and seal the root disk",
+        reads={"tree": tree.made("tree"), "tools": tools.made("tree")},
+        parameters={"plan": PLAN_VERSION},
+        writes=("root.img",),
+        execute=execute,
+    )
+
+
+def _boot_tree(ingredients: Ingredients, supplies: Supplies) -> Operation:
+    def execute(_: Paths, target: Path) -> None:
+        packages.boot_tree(_debian(ingredients, supplies, Use.BOOT)).write(target / "tree")
+
+    return Operation(
+        name="boot-tree",
+        title="Unpack kernel, modules and the stub that starts them",
+        parameters=_locked(ingredients, Use.BOOT),
+        writes=("tree",),
+        execute=execute,
+    )
+
+
+def _init(tools: Operation) -> Operation:
+    def execute(reads: Paths, target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="cloister-init-") as folder:
+            program = compile_init(Path(folder), run=_in_folder(Toolbox(tree=reads["tools"])))
+        (target / "init").write_bytes(program)
+
+    return Operation(
+        name="init",
+        title="Compile the guest's init",
+        reads={"tools": tools.made("tree"), "sources": outside(INIT_SOURCES)},
+        parameters={"plan": PLAN_VERSION, "command": list(compile_command(COMPILERS[0]))},
+        writes=("init",),
+        execute=execute,
+    )
+
+
+def _uki(
+    ingredients: Ingredients, *, boot: Operation, init: Operation, root: Operation
+) -> Operation:
+    configuration = ingredients.configuration
+    release = os_release(version=configuration.version, debug=configuration.debug)
+
+    def execute(reads: Paths, target: Path) -> None:
+        files = packages.BootFiles.find(reads["boot"])
+        initrd = build_initrd(reads["init"].read_bytes(), select_modules(files.modules))
+        line = command_line(root=read_footer(reads["root"]), debug=configuration.debug)
+        parts = UkiParts(
+            kernel=files.kernel.read_bytes(),
+            initrd=initrd,
+            command_line=line,
+            os_release=release,
+        )
+        (target / "uki.efi").write_bytes(build_uki(files.stub.read_bytes(), parts))
+        (target / "command-line.txt").write_text(line + "\n")
+
+    return Operation(
+        name="uki",
+        title="Assemble the boot image: kernel, initrd, command line with the root's hash",
+        reads={
+            "boot": boot.made("tree"),
+            "init": init.made("init"),
+            "root": root.made("root.img"),
+        },
+        parameters={
+            "plan": PLAN_VERSION,
+            "os_release": release,
+            "debug": configuration.debug,
+            "modules": list(GUEST_MODULES),
+            "kernel": list(KERNEL),
+        },
+        writes=("uki.efi", "command-line.txt"),
+        execute=execute,
+    )
+
+
+def _esp(uki: Operation, tools: Operation) -> Operation:
+    def execute(reads: Paths, target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="cloister-esp-") as folder:
+            write_esp(
+                reads["uki"].read_bytes(),
+                target / "esp.img",
+                folder=Path(folder),
+                run=_in_folder(Toolbox(tree=reads["tools"])),
+            )
+
+    return Operation(
+        name="esp",
+        title="Write the disk that firmware starts from",
+        reads={"uki": uki.made("uki.efi"), "tools": tools.made("tree")},
+        parameters={"plan": PLAN_VERSION},
+        writes=("esp.img",),
+        execute=execute,
+    )
+
+
+def _in_folder(tools: Toolbox) -> Run:
+    """Runs the build's programs in a folder that they may write."""
+
+    def run(command: Sequence[str], folder: Path) -> None:
+        tools.run(command, writes={"work": folder}, folder="work")
+
+    return run
+
+
+def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
+    tree = application_tree(
+        ingredients.configuration,
+        ingredients.effective,
+        models=[model for model, _ in ingredients.models],
+        manifest=ingredients.manifest,
+    )
+    contents = {path: item.content for path, item in tree.items.items()}
+
+    def execute(reads: Paths, target: Path) -> None:
+        tree.write(target / "tree")
+        make_disk(
+            target / "tree",
+            target / "application.img",
+            kind="application",
+            file_system=FileSystem.SQUASHFS,
+            tools=Toolbox(tree=reads["tools"]),
+        )
+
+    return Operation(
+        name="application-disk",
+        title="Write the application disk: configuration, network rules, manifest",
+        reads={"tools": tools.made("tree")},
+        parameters={
+            "plan": PLAN_VERSION,
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        },
+        writes=("application.img",),
+        execute=execute,
+    )
+
+
+def _model_disk(ingredients: Ingredients, tools: Operation) -> Operation:
+    models = {model.file: path for model, path in ingredients.models}
+
+    def execute(reads: Paths, target: Path) -> None:
+        tree = target / "tree"
+        tree.mkdir()
+        for file in models:
+            _copy(reads[file], tree / file)
+        normalise(tree)
+        make_disk(
+            tree,
+            target / "model.img",
+            kind="model",
+            file_system=FileSystem.EROFS,
+            tools=Toolbox(tree=reads["tools"]),
+        )
+        shutil.rmtree(tree)
+
+    return Operation(
+        name="model-disk",
+        title="Write the model disk",
+        reads={
+            "tools": tools.made("tree"),
+            **{file: outside(path) for file, path in models.items()},
+        },
+        parameters={"plan": PLAN_VERSION},
+        writes=("model.img",),
+        execute=execute,
+    )
+
+
+def source_digest(source: Path) -> str:
+    """Of Cloister's own sources, as far as they go into an image."""
+    files = {
+        relative: hashlib.sha256((source / relative).read_bytes()).hexdigest()
+        for relative in python_tree.source_files(source)
+    }
+    return hashlib.sha256(canonical(files)).hexdigest()
+
+
+def _debian(ingredients: Ingredients, supplies: Supplies, use: Use) -> Mapping[str, Path]:
+    """The packages for one use by name, fetched where they are missing."""
+    wanted = ingredients.lock.of(use)
+    fetch_debian(
+        wanted,
+        supplies.store,
+        resolved_at=ingredients.lock.resolved_at,
+        fetcher=supplies.fetcher,
+        mirrors=supplies.mirrors,
+        progress=supplies.progress,
+    )
+    return {package.name: supplies.store.path(package.sha256) for package in wanted}
+
+
+def _locked(ingredients: Ingredients, use: Use) -> JsonObject:
+    packages_of_use = ingredients.lock.of(use)
+    return {
+        "plan": PLAN_VERSION,
+        "debian": {package.name: package.sha256 for package in packages_of_use},
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks where the file system can."""
+    with source.open("rb") as opened, target.open("wb") as written:
+        size = os.fstat(opened.fileno()).st_size
+        done = 0
+        try:
+            while done < size:
+                done += os.copy_file_range(opened.fileno(), written.fileno(), size - done)
+        except OSError:  # across file systems, on older kernels
+            opened.seek(done)
+            written.seek(done)
+            shutil.copyfileobj(opened, written, 1 << 20)
+    target.chmod(FILE_MODE)

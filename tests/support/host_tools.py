@@ -1,0 +1,47 @@
+"""Disk tools of this machine in the locked tools' place, for trees of a few files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+NEEDED = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils"}
+
+
+class HostTools:
+    """A `cloister.image.toolbox.Tools` without confinement; skips where a program is missing."""
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        reads: Mapping[str, Path] | None = None,
+        writes: Mapping[str, Path] | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: str = "",
+    ) -> str:
+        program = command[0]
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program} (Debian: {NEEDED.get(program, program)})")
+        with tempfile.TemporaryDirectory() as work:
+            for name, path in {**(reads or {}), **(writes or {})}.items():
+                (Path(work) / name).symlink_to(path.resolve())
+            command = [
+                str((Path(work) / word).resolve()) if word in {"tree", "disk"} else word
+                for word in command
+            ]
+            done = subprocess.run(
+                command,
+                cwd=Path(work) / folder,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
+            )
+        return done.stdout

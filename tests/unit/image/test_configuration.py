@@ -1,0 +1,88 @@
+"""``image.toml``: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import ConfigurationError
+from cloister.image.configuration import ImageConfiguration, parse_configuration
+
+WHOLE = """
+configuration = 1
+name = "demo"
+version = "1.0"
+broker = "broker"
+
+[[model]]
+name = "demo"
+file = "demo"
+
+[engine]
+context = 512
+parallel = 2
+
+[network]
+listen = [8440]
+address = "192.0.2.9/24"
+gateway = "192.0.2.1"
+allow_out = [{name = "broker", address = "192.0.2.7", port = 8443}]
+
+[separation]
+mode = "process-per-client"
+
+[limits]
+rate_per_minute = 60
+"""
+
+
+def parsed(text: str) -> ImageConfiguration:
+    return parse_configuration(text.encode(), folder=Path("/somewhere"))
+
+
+def test_a_whole_configuration_is_read() -> None:
+    found = parsed(WHOLE)
+    assert (found.name, found.version, found.debug) == ("demo", "1.0", False)
+    assert [(model.name, model.file) for model in found.models] == [("demo", "demo")]
+    assert found.engine.context == 512
+    assert found.network.listen == (8440,)
+    assert str(found.network.allow_out[0].address) == "192.0.2.7"
+    assert found.separation.mode == "process-per-client"
+    assert found.path("model.gguf") == Path("/somewhere/model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("configuration = 1", "configuration = 2", "has to be 1"),
+        ('name = "demo"\nversion', 'nmae = "demo"\nversion', "lacks `name`"),
+        (
+            "[engine]",
+            "[engine]\nthreads = 2",
+            r"\[engine\] has members that are not known: threads",
+        ),
+        ("parallel = 2", "parallel = true", r"\[engine\] needs `parallel` to be a whole number"),
+        ("parallel = 2", 'parallel = "2"', "whole number"),
+        ("listen = [8440]", "listen = [0]", "from 1 to 65535"),
+        ("listen = [8440]", "listen = [8440, 8440]", "each once"),
+        ("192.0.2.7", "broker.example", "no IP address; names are not looked up"),
+        ("port = 8443", "port = 53", "name service"),
+        ("192.0.2.7", "169.254.169.254", "metadata service"),
+        ("192.0.2.7", "224.0.0.1", "nobody's"),
+        ("192.0.2.7", "2001:db8::7", "of a family in which the guest has none"),
+        ("192.0.2.9/24", "2001:db8::9/64", "sets up none"),
+        ('broker = "broker"', 'broker = "other"', "names no peer"),
+        ("[[model]]", '[[model]]\nname = "demo"\nfile = "x"\n[[model]]', "two models"),
+        ("[limits]", "[limits]\nrate_burst = 0", "rate_burst"),
+        ('version = "1.0"', 'version = "1.0"\nflavour = "gpu"', "flavour"),
+        ('version = "1.0"', 'version = "1.0"\ndebug = "no"', "true or false"),
+        ('version = "1.0"', 'version = "1.0"\nversion = "2"', "not TOML"),
+        ('version = "1.0"', 'version = "a b"', "not written as it should be"),
+    ],
+)
+def test_what_is_mistaken_is_refused_by_name(before: str, after: str, said: str) -> None:
+    parsed(WHOLE)
+    assert before in WHOLE
+    with pytest.raises(ConfigurationError, match=said):
+        parsed(WHOLE.replace(before, after))

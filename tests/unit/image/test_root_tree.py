@@ -1,0 +1,121 @@
+"""The root: what is taken out of packages, what that needs, and what must not be there."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import BuildError
+from cloister.image import system_tree
+from cloister.image.deb import files_of, merged
+from cloister.image.elf import is_elf, needs_of
+from cloister.image.tree import Item, Tree
+
+PROGRAM = Path("/bin/ls").resolve()
+
+
+def deb(
+    path: Path, files: dict[str, bytes], links: dict[str, str] | None = None, data: str = "xz"
+) -> Path:
+    """A package with these files, made by hand."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode, info.uid = len(content), 0o4755, 1234
+            archive.addfile(info, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+        device = tarfile.TarInfo("./dev/mem")
+        device.type = tarfile.CHRTYPE
+        archive.addfile(device)
+    members = {
+        "debian-binary": b"2.0\n",
+        "control.tar.xz": lzma.compress(b"maintainer scripts"),
+        f"data.tar.{data}": lzma.compress(packed.getvalue()),
+    }
+    written = b"!<arch>\n"
+    for name, content in members.items():
+        written += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
+        written += content + b"\n" * (len(content) % 2)
+    path.write_bytes(written)
+    return path
+
+
+def test_a_package_is_read_without_its_scripts(tmp_path: Path) -> None:
+    package = deb(
+        tmp_path / "x.deb",
+        {"./usr/bin/tool": b"program", "./lib/data": b"data"},
+        {"./lib64/ld.so": "/lib/ld.so"},
+    )
+    found = {file.path: file for file in files_of(package)}
+    assert found.keys() == {"usr/bin/tool", "usr/lib/data", "usr/lib64/ld.so"}
+    assert found["usr/bin/tool"].content == b"program"
+    assert found["usr/lib64/ld.so"].link == "/lib/ld.so"
+
+
+def test_a_package_cannot_lead_outside(tmp_path: Path) -> None:
+    deb(tmp_path / "good.deb", {"./etc/x": b""})
+    assert list(files_of(tmp_path / "good.deb"))
+    with pytest.raises(BuildError):
+        list(files_of(deb(tmp_path / "bad.deb", {"../../etc/x": b""})))
+    with pytest.raises(ValueError, match="outside"):
+        merged("usr/../../x")
+
+
+@pytest.mark.parametrize("fault", ["cut", "zst", "none"])
+def test_what_is_no_package_is_refused(tmp_path: Path, fault: str) -> None:
+    package = deb(tmp_path / "x.deb", {"./a": b"a"}, data="zst" if fault == "zst" else "xz")
+    if fault == "cut":
+        package.write_bytes(package.read_bytes()[:-30])
+    if fault == "none":
+        package.write_bytes(b"not a package")
+    with pytest.raises(BuildError, match="no Debian package that can be read"):
+        list(files_of(package))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a program of this machine")
+def test_a_program_names_its_libraries_and_loader() -> None:
+    content = PROGRAM.read_bytes()
+    assert is_elf(content)
+    needs = needs_of(content, "ls")
+    assert "libc.so.6" in needs.libraries
+    assert needs.interpreter is not None
+    with pytest.raises(BuildError, match="broken"):
+        needs_of(content[:2000], "ls")
+
+
+def root_of(*paths: str) -> Tree:
+    tree = Tree()
+    for path in paths:
+        tree.add(path, Item(content=b"x", origin="test", why="test"))
+    return tree
+
+
+@pytest.mark.parametrize("name", ["usr/bin/sh", "usr/bin/dash", "usr/bin/apt", "usr/sbin/sshd"])
+def test_a_root_with_a_shell_is_refused(name: str) -> None:
+    system_tree.refuse_forbidden(root_of("usr/bin/python3.11").items)
+    with pytest.raises(BuildError, match="must not"):
+        system_tree.refuse_forbidden(root_of("usr/bin/python3.11", name).items)
+
+
+def test_a_missing_library_is_named() -> None:
+    tree = Tree()
+    content = PROGRAM.read_bytes()
+    tree.add("usr/bin/ls", Item(content=content, executable=True, origin="coreutils", why="test"))
+    with pytest.raises(BuildError, match="/usr/bin/ls needs"):
+        system_tree.close(tree, {})
+
+
+def test_two_packages_must_not_bring_one_file() -> None:
+    tree = root_of("a")
+    tree.add("a", Item(content=b"x", origin="same content", why="test"))
+    with pytest.raises(BuildError, match="comes from"):
+        tree.add("a", Item(content=b"y", origin="other", why="test"))
