@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.broker_options import BrokerId, BrokerKit, BrokerOptions, DevelopmentBroker
 from cloister.cli.managed_options import (
     EMBEDDED,
     EngineName,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from cloister.engine.managed import ManagedEngine
     from cloister.engine.protocol import ModelInfo
     from cloister.strictjson import JsonObject
-    from cloister.worker.settings import Separation, WorkerSettings
+    from cloister.worker.settings import BrokerSettings, Separation, WorkerSettings
 
 NATIVE_LIBRARY: Final = "xllamacpp"
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
@@ -107,6 +108,8 @@ class EngineOptions:
     compat: str = ""
     """Names of `cloister.worker.settings.Dialect`, with commas between."""
     attested_tls: bool = False
+    broker: BrokerSettings | None = None
+    """Where keys of sealed weights come from."""
     processes: ProcessOptions = field(default_factory=ProcessOptions)
     managed: ManagedOptions = field(default_factory=ManagedOptions)
     """Another engine than the embedded one, where one is named."""
@@ -140,6 +143,9 @@ def measure(
     warm: Warm = None,
     compat: Compat = "",
     attested_tls: AttestedTls = False,
+    broker_identity: BrokerId = None,
+    broker_kit: BrokerKit = None,
+    development_broker: DevelopmentBroker = False,
     landlock_abi: Annotated[
         int | None,
         typer.Option(
@@ -180,6 +186,9 @@ def measure(
         landlock_abi=landlock_abi,
         compat=compat,
         attested_tls=attested_tls,
+        broker=BrokerOptions(
+            identity=broker_identity, kit=broker_kit, development=development_broker
+        ).settings(),
         processes=ProcessOptions(
             separation=separation,
             max_processes=max_processes,
@@ -243,6 +252,7 @@ def effective_for(models: Sequence[ModelInfo], options: EngineOptions) -> JsonOb
         options.processes.settings(),
         attested_tls=options.attested_tls,
         manifest_sha256=options.manifest_sha256,
+        broker=options.broker,
     )
     return effective_configuration(engines, settings)
 
@@ -283,6 +293,7 @@ def managed_settings_for(engine: ManagedEngine, options: EngineOptions) -> Worke
         separation,
         attested_tls=options.attested_tls,
         manifest_sha256=options.manifest_sha256,
+        broker=options.broker,
     )
 
 
@@ -303,6 +314,7 @@ def settings_for(
     *,
     attested_tls: bool = False,
     manifest_sha256: str | None = None,
+    broker: BrokerSettings | None = None,
 ) -> WorkerSettings:
     """Settings of a worker that also serves the paths that `compat` names.
 
@@ -317,6 +329,7 @@ def settings_for(
             separation=separation or Separation(),
             attested_tls=attested_tls,
             manifest_sha256=manifest_sha256,
+            broker=broker,
         )
     except ValueError:
         raise ConfigurationError(

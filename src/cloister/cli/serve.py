@@ -13,6 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from cloister.cli.broker_options import (
+    Broker,
+    BrokerId,
+    BrokerKit,
+    BrokerOptions,
+    DevelopmentBroker,
+)
 from cloister.cli.managed_options import (
     EMBEDDED,
     EngineName,
@@ -127,6 +134,10 @@ def serve(
     compat: Compat = "",
     tls_port: TlsPort = None,
     manifest: Manifest = None,
+    broker_identity: BrokerId = None,
+    broker_kit: BrokerKit = None,
+    development_broker: DevelopmentBroker = False,
+    broker: Broker = None,
     host: Host = "127.0.0.1",
     port: Port = DEFAULT_PORT,
     listen: Listen = None,
@@ -155,6 +166,8 @@ def serve(
         manifest=manifest,
         operator_socket=operator_socket,
         threads=threads,
+        broker=broker,
+        broker_kit=broker_kit,
         upstream=upstream,
         rate_per_minute=rate_per_minute,
         rate_burst=rate_burst,
@@ -164,6 +177,10 @@ def serve(
     elif tls_name:
         raise ConfigurationError(
             "--tls-name names nothing without --tls-port", code="configuration.tls_names"
+        )
+    if (broker is None) is not (broker_identity is None):
+        raise ConfigurationError(
+            "--broker and --broker-identity go together", code="configuration.broker"
         )
     processes = ProcessOptions(
         separation=separation,
@@ -188,6 +205,9 @@ def serve(
         unsafe_without_sandbox=unsafe_without_sandbox,
         compat=compat,
         attested_tls=tls_port is not None,
+        broker=BrokerOptions(
+            identity=broker_identity, kit=broker_kit, development=development_broker
+        ).settings(),
         processes=processes,
         managed=managed,
         manifest_sha256=None if manifest is None else _digest_in_force(manifest),

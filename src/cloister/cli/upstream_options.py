@@ -103,6 +103,10 @@ class UpstreamOptions:
         """
         if options.managed.managed or (self.address is not None and self.application is not None):
             raise _refused("one engine answers: --engine, --upstream or --asgi")
+        if options.broker is not None:
+            raise _refused(
+                "an upstream or application brings its own model: no broker releases a key for it"
+            )
         if options.processes.given:
             raise ConfigurationError(
                 "an upstream or application is one process that the worker cannot start again: "

@@ -123,6 +123,10 @@ connect to. Without it there is none."""
 
 CONFIGURATION_WORKER: Final = "worker"
 """Member of the effective configuration: an object with the settings of the worker itself."""
+CONFIGURATION_BROKER: Final = "broker"
+"""Member of the effective configuration, where the worker takes keys from a broker: the broker's
+``identity``, what its ``evidence`` has to satisfy, and whether ``development`` was named."""
+
 WORKER_ATTESTED_TLS: Final = "attested_tls"
 """Member of it, a boolean: whether requests are also taken that are not sealed, inside a TLS that
 ends in the worker, with a key of the keyset."""

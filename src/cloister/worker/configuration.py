@@ -18,6 +18,7 @@ from cloister.channel.claims import MAX_MODELS, ClaimsDocument, ModelClaim
 from cloister.engine.protocol import Engine, ModelInfo
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import (
+    CONFIGURATION_BROKER,
     CONFIGURATION_DEBUG,
     CONFIGURATION_ISOLATION,
     CONFIGURATION_MANAGED,
@@ -30,6 +31,7 @@ from cloister.evidence.component import (
 )
 from cloister.strictjson import JsonObject
 from cloister.worker.settings import (
+    BrokerSettings,
     Dialect,
     KeySettings,
     Limits,
@@ -80,6 +82,7 @@ def effective_configuration(engines: Sequence[Engine], settings: WorkerSettings)
             "mode": settings.separation.mode.value,
         },
         "engines": [*described],
+        **_broker_described(settings.broker),
         "worker": {
             "keys": _whole_numbers(settings.keys),
             "limits": _whole_numbers(settings.limits),
@@ -110,6 +113,7 @@ def settings_of(configuration: JsonObject) -> WorkerSettings:
         compat=_dialects(sections["compat"]),
         manifest_sha256=manifest_of(configuration),
         attested_tls=_switch(sections["attested_tls"]),
+        broker=_broker(configuration.get(CONFIGURATION_BROKER)),
     )
 
 
@@ -234,6 +238,37 @@ def _dialects(value: object) -> frozenset[Dialect]:
     if not isinstance(value, list) or value != [name for name in known if name in value]:
         raise _refused("its list `compat` is not one of known names in order")
     return frozenset(Dialect(name) for name in known if name in value)
+
+
+def _broker_described(broker: BrokerSettings | None) -> JsonObject:
+    if broker is None:
+        return {}
+    return {
+        CONFIGURATION_BROKER: {
+            "identity": broker.identity,
+            "evidence": broker.evidence,
+            "development": broker.development,
+        }
+    }
+
+
+def _broker(value: object) -> BrokerSettings | None:
+    if value is None:
+        return None
+    names = {"identity", "evidence", "development"}
+    if not isinstance(value, dict) or value.keys() != names:
+        raise _refused("it does not say which broker releases its keys")
+    identity, evidence, development = (
+        value[name] for name in ("identity", "evidence", "development")
+    )
+    if (
+        not isinstance(identity, str)
+        or not (evidence is None or isinstance(evidence, str))
+        or not isinstance(development, bool)
+        or (evidence is None and not development)
+    ):
+        raise _refused("its section `broker` is out of range")
+    return BrokerSettings(identity=identity, evidence=evidence, development=development)
 
 
 def _switch(value: object) -> bool:

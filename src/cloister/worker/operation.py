@@ -35,6 +35,10 @@ class Operation:
     """None puts it into the worker's private directory."""
     threads: int | None = None
     """Of the engine; None leaves one core to the worker."""
+    broker: str | None = None
+    """Address of the broker, where the configuration names one."""
+    broker_kit: Path | None = None
+    """What that broker has to be, as it was measured."""
     upstream: str | None = None
     """Address of an engine that somebody else runs, where the configuration names such."""
     rate_per_minute: int = 600
@@ -171,7 +175,8 @@ def _is_name(name: object) -> bool:
     return len(name) <= _MAX_NAME and all(_LABEL.fullmatch(label) for label in labels)
 
 
-_PATHS: Final = ("api_keys", "manifest", "operator_socket")
+_PATHS: Final = ("api_keys", "broker_kit", "manifest", "operator_socket")
+
 _TYPES: dict[str, type] = {
     "host": str,
     "port": int,
@@ -182,6 +187,8 @@ _TYPES: dict[str, type] = {
     "manifest": str,
     "operator_socket": str,
     "threads": int,
+    "broker": str,
+    "broker_kit": str,
     "upstream": str,
     "rate_per_minute": int,
     "rate_burst": int,

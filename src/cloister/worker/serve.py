@@ -13,20 +13,24 @@ from datetime import UTC, datetime
 from typing import Final
 
 from cloister.attester.handover import Handover
+from cloister.channel.claims import ClaimsDocument
 from cloister.engine.protocol import ModelFile
 from cloister.errors import CloisterError, ConfigurationError
+from cloister.evidence.report import TEE_TYPE_TPM
 from cloister.streams.address import Address, TcpAddress
 from cloister.strictjson import JsonObject
 from cloister.worker.app import Worker, build_worker
 from cloister.worker.configuration import claims_of, settings_of
 from cloister.worker.engines import engines_of
 from cloister.worker.hardening import harden_process
+from cloister.worker.key_release import Prover
 from cloister.worker.logs import EventLog, silence_loop, silence_process
 from cloister.worker.manifest import manifest_to_serve
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
+from cloister.worker.releases import KeyReleases, open_releases
 from cloister.worker.server import allow_connections, listen_tcp
-from cloister.worker.settings import WorkerSettings
+from cloister.worker.settings import BrokerSettings, WorkerSettings
 from cloister.worker.tls_key import TlsKey
 from cloister.worker.tls_server import TlsServer
 from cloister.worker.way_in import open_way_in
@@ -70,7 +74,8 @@ async def _serve(handover: Handover, log: EventLog) -> None:
     operation = Operation.from_json(handover.operator)
     if not allow_connections(listeners=1 if operation.tls_port is None else 2):
         log.event("worker.few_descriptors")
-    worker = _build(handover, operation, log)
+    settings = settings_of(handover.configuration)
+    worker, claims = _build(handover, operation, log)
     async with contextlib.AsyncExitStack() as stack:
         way_in = await open_way_in(operation.address)
         stack.push_async_callback(way_in.aclose)
@@ -85,6 +90,10 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         )
         await operator.start()
         stack.push_async_callback(operator.aclose)
+        if settings.broker is not None:
+            releases = _releases(settings.broker, worker, claims, handover, operation, stack)
+            await asyncio.to_thread(releases.check)
+            log.event("broker.checked", attested=settings.broker.evidence is not None)
         if not await _started(worker, stop):
             return
         servers = [way_in.server(worker)]
@@ -116,7 +125,9 @@ def _shown(address: Address) -> JsonObject:
     return {"address": str(address), "host": None, "port": None}
 
 
-def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
+def _build(
+    handover: Handover, operation: Operation, log: EventLog
+) -> tuple[Worker, ClaimsDocument]:
     configuration = handover.configuration
     models = {
         name: {role: ModelFile(path=file.path, sha256=file.sha256) for role, file in files.items()}
@@ -126,12 +137,13 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
     engines = engines_of(configuration, operation, models=models, native=native)
     settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
     claims = claims_of(configuration, engines)
-    return build_worker(
+    bundle = manifest_to_serve(operation.manifest, claims, at=datetime.now(UTC))
+    worker = build_worker(
         engines=engines,
         source=handover.attester,
         tee_type=handover.tee_type,
         claims=claims,
-        manifest=manifest_to_serve(operation.manifest, claims, at=datetime.now(UTC)),
+        manifest=bundle,
         log=log,
         settings=settings,
         tls_key=tls_key_of(settings, operation),
@@ -140,6 +152,29 @@ def _build(handover: Handover, operation: Operation, log: EventLog) -> Worker:
         open_when_empty=operation.local_only,
         provenance=operation.provenance,
     )
+    return worker, claims
+
+
+def _releases(
+    settings: BrokerSettings,
+    worker: Worker,
+    claims: ClaimsDocument,
+    handover: Handover,
+    operation: Operation,
+    stack: contextlib.AsyncExitStack,
+) -> KeyReleases:
+    """Keys from the worker's broker; its connection is closed with `stack`."""
+    prover = Prover(
+        source=handover.attester,
+        tee_type=TEE_TYPE_TPM,
+        keyset=worker.context.keys.current.keyset,
+        claims=claims,
+    )
+    http, releases = open_releases(
+        settings, operation.broker, operation.broker_kit, prover=prover, random=os.urandom
+    )
+    stack.callback(http.close)
+    return releases
 
 
 def tls_key_of(settings: WorkerSettings, operation: Operation) -> TlsKey | None:

@@ -187,6 +187,19 @@ class Dialect(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Which broker a worker takes keys from, and what that has to show. Measured."""
+
+    identity: str
+    """``ed25519:<64 hex>``."""
+    evidence: str | None
+    """``sha256:<hex>`` of what the broker's own evidence has to satisfy; None: it need show none."""
+    development: bool
+    """Whether that was named. Without it, evidence is required, and not of a development
+    platform."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
     """All settings of one worker."""
 
@@ -206,3 +219,5 @@ class WorkerSettings:
     attested_tls: bool = False
     """Whether there is a second listener, where TLS that ends in the worker stands for the seal.
     Measured: it decides where requests are taken that are not sealed."""
+    broker: BrokerSettings | None = None
+    """Where keys of sealed weights come from, if from anywhere."""
