@@ -137,6 +137,7 @@ def appraise_stock(
                     platform.reference,
                     outcome.registers,
                     reference_values=reference_values,
+                    policy=policy,
                     ledger=ledger,
                 )
         conclude(outcome, policy=policy, at=at, ledger=ledger).require_affirmed_evidence()

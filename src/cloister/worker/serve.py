@@ -91,7 +91,13 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         await operator.start()
         stack.push_async_callback(operator.aclose)
         if settings.broker is not None:
-            releases = _releases(settings.broker, worker, claims, handover, operation, stack)
+            prover = Prover(
+                source=handover.attester,
+                tee_type=TEE_TYPE_TPM,
+                keyset=worker.context.keys.current.keyset,
+                claims=claims,
+            )
+            releases = _releases(settings.broker, prover, operation, stack)
             await asyncio.to_thread(releases.check)
             log.event("broker.checked", attested=settings.broker.evidence is not None)
         if not await _started(worker, stop):
@@ -157,19 +163,11 @@ def _build(
 
 def _releases(
     settings: BrokerSettings,
-    worker: Worker,
-    claims: ClaimsDocument,
-    handover: Handover,
+    prover: Prover,
     operation: Operation,
     stack: contextlib.AsyncExitStack,
 ) -> KeyReleases:
     """Keys from the worker's broker; its connection is closed with `stack`."""
-    prover = Prover(
-        source=handover.attester,
-        tee_type=TEE_TYPE_TPM,
-        keyset=worker.context.keys.current.keyset,
-        claims=claims,
-    )
     http, releases = open_releases(
         settings, operation.broker, operation.broker_kit, prover=prover, random=os.urandom
     )

@@ -193,7 +193,7 @@ class BrokerSettings:
     identity: str
     """``ed25519:<64 hex>``."""
     evidence: str | None
-    """``sha256:<hex>`` of what the broker's own evidence has to satisfy; None: it need show none."""
+    """``sha256:<hex>`` of what the broker's evidence has to satisfy; None: it need show none."""
     development: bool
     """Whether that was named. Without it, evidence is required, and not of a development
     platform."""

@@ -13,7 +13,10 @@ from cloister.cli.main import build_app
 PAGES = Path(__file__).parents[3] / "docs" / "how-to"
 TEXT = "".join(
     (PAGES / name).read_text()
-    for name in ("serve.md", "managed.md", "in-engine.md", "attested-tls.md", "compat.md")
+    for name in (
+        *("serve.md", "managed.md", "in-engine.md", "attested-tls.md", "compat.md"),
+        "broker.md",
+    )
 )
 HEADINGS = {value for name, value in vars(panels).items() if name.isupper()}
 
