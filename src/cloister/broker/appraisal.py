@@ -131,6 +131,7 @@ def _verified(
             reference_values=values,
             roots=roots,
             at=at,
+            manifest=terms.manifest,
             statement=request.digest,
         )
         if result.verdict is Finding.AFFIRMING:

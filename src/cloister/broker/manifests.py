@@ -15,7 +15,10 @@ from cloister.broker.policy import ManifestTerms, ResourcePolicy
 from cloister.errors import AppraisalError, CloisterError
 from cloister.manifest.authenticate import AuthenticatedManifest, authenticate_bundle
 from cloister.manifest.bundle import load_bundle
+from cloister.manifest.narrowing import narrowed
 from cloister.manifest.pin import Remembered
+from cloister.manifest.terms import expected_manifest, reference_alternatives
+from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
 from cloister.verifier.reference_values import ReferenceValues
 
@@ -27,6 +30,8 @@ class Terms:
     appraisal: AppraisalPolicy
     alternatives: tuple[ReferenceValues, ...]
     """Sets of reference values, one of which has to match."""
+    manifest: ExpectedManifest | None = None
+    """What the worker has to run under."""
     accepted: AuthenticatedManifest | None = None
 
     @property
@@ -63,13 +68,6 @@ def _authenticated(
     remembered: Remembered | None,
     at: datetime,
 ) -> Terms:
-    from cloister.manifest.narrowing import (  # type: ignore[import-not-found,unused-ignore]  # soon
-        narrowed,
-    )
-    from cloister.manifest.terms import (  # type: ignore[import-not-found,unused-ignore]  # soon
-        reference_alternatives,
-    )
-
     accepted = authenticate_bundle(load_bundle(bundle), terms.pin, at=at, remembered=remembered)
     if not isinstance(terms.digests, Unchecked) and accepted.digest not in terms.digests:
         raise AppraisalError(
@@ -79,5 +77,6 @@ def _authenticated(
     return Terms(
         appraisal=narrowed(policy.appraisal, accepted.manifest),
         alternatives=reference_alternatives(accepted.manifest),
+        manifest=expected_manifest(accepted),
         accepted=accepted,
     )

@@ -13,10 +13,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from cloister.attester.handover import Handover
-from cloister.channel.claims import ClaimsDocument
 from cloister.engine.protocol import ModelFile
 from cloister.errors import CloisterError, ConfigurationError
-from cloister.evidence.report import TEE_TYPE_TPM
 from cloister.streams.address import Address, TcpAddress
 from cloister.strictjson import JsonObject
 from cloister.worker.app import Worker, build_worker
@@ -75,7 +73,7 @@ async def _serve(handover: Handover, log: EventLog) -> None:
     if not allow_connections(listeners=1 if operation.tls_port is None else 2):
         log.event("worker.few_descriptors")
     settings = settings_of(handover.configuration)
-    worker, claims = _build(handover, operation, log)
+    worker, prover = _build(handover, operation, log)
     async with contextlib.AsyncExitStack() as stack:
         way_in = await open_way_in(operation.address)
         stack.push_async_callback(way_in.aclose)
@@ -91,12 +89,6 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         await operator.start()
         stack.push_async_callback(operator.aclose)
         if settings.broker is not None:
-            prover = Prover(
-                source=handover.attester,
-                tee_type=TEE_TYPE_TPM,
-                keyset=worker.context.keys.current.keyset,
-                claims=claims,
-            )
             releases = _releases(settings.broker, prover, operation, stack)
             await asyncio.to_thread(releases.check)
             log.event("broker.checked", attested=settings.broker.evidence is not None)
@@ -131,9 +123,7 @@ def _shown(address: Address) -> JsonObject:
     return {"address": str(address), "host": None, "port": None}
 
 
-def _build(
-    handover: Handover, operation: Operation, log: EventLog
-) -> tuple[Worker, ClaimsDocument]:
+def _build(handover: Handover, operation: Operation, log: EventLog) -> tuple[Worker, Prover]:
     configuration = handover.configuration
     models = {
         name: {role: ModelFile(path=file.path, sha256=file.sha256) for role, file in files.items()}
@@ -158,7 +148,14 @@ def _build(
         open_when_empty=operation.local_only,
         provenance=operation.provenance,
     )
-    return worker, claims
+    prover = Prover(
+        source=handover.attester,
+        tee_type=handover.tee_type,
+        keyset=worker.context.keys.current.keyset,
+        claims=claims,
+        manifest=bundle,
+    )
+    return worker, prover
 
 
 def _releases(
