@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "same.",
     ),
     "measure": ("cloister.cli.measure", "Compute reference values ahead of time."),
+    "manifest": ("cloister.cli.manifest", "What may see prompts: write, sign, check, compare."),
     "model": ("cloister.cli.model", "Prepare a model: check its files and record their digests."),
     "quantize": ("cloister.cli.quantize", "Make smaller copies of a GGUF model."),
     "bench": ("cloister.cli.bench", "Measure models, and what an endpoint delivers."),

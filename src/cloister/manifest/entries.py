@@ -87,6 +87,14 @@ class ImageEntry:
     """Whether somebody can look into it while it runs."""
     reference_values: ReferenceValues
 
+    def __post_init__(self) -> None:
+        """Refuse an image that its own build calls otherwise. MalformedError."""
+        built = {(one.name, one.version, one.debug) for one in self.reference_values.images}
+        if built - {(self.name, self.version, self.debug)}:
+            raise MalformedError(
+                "an image's name, version or debug are not those that its reference values name"
+            )
+
     def to_json(self) -> JsonObject:
         """The entry as the manifest writes it."""
         return {

@@ -50,7 +50,7 @@ def _check_permitted(policy: AppraisalPolicy, manifest: Manifest) -> None:
         permitted += [
             f"the image {image.name} {image.version}, which is for debugging"
             for image in manifest.images
-            if image.debug
+            if image.debug or any(built.debug for built in image.reference_values.images)
         ]
     if permitted:
         raise AppraisalError(

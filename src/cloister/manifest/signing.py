@@ -10,7 +10,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
@@ -65,6 +68,28 @@ def owner_of(name: str, public_key: Ed25519PublicKey | MLDSA65PublicKey) -> KeyO
         name=name,
         algorithm=KeyAlgorithm.ED25519 if ed25519 else KeyAlgorithm.ML_DSA_65,
         public_key=public_key.public_bytes(Encoding.Raw, PublicFormat.Raw),
+    )
+
+
+def generate_pem(algorithm: str, *, password: bytes | None = None) -> tuple[bytes, bytes]:
+    """A fresh key as PEM: the private one (PKCS #8, encrypted if there is a password), the public.
+
+    Raises:
+        ConfigurationError: no algorithm of that name (code ``manifest.key``).
+    """
+    try:
+        known = KeyAlgorithm(algorithm)
+    except ValueError:
+        raise _not_a_key(f"cannot be of {algorithm}: take {' or '.join(KeyAlgorithm)}") from None
+    key: PrivateKey = (
+        Ed25519PrivateKey.generate()
+        if known is KeyAlgorithm.ED25519
+        else MLDSA65PrivateKey.generate()
+    )
+    protection = NoEncryption() if password is None else BestAvailableEncryption(password)
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection),
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
     )
 
 

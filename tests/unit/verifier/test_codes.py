@@ -43,6 +43,9 @@ FOLDERS = (
     "client/manifest_memory.py",
     "client/manifest_options.py",
     "client/manifest_trust.py",
+    "cli/manifest.py",
+    "cli/manifest_draft.py",
+    "cli/manifest_files.py",
 )
 """Whose codes are in ``codes.md``."""
 CLI = (
