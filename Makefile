@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean
+.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean run-vm boot-sample boot-matrix
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -63,6 +63,23 @@ soak-sample: setup  ## Ten clients for a few seconds
 
 lock: setup  ## Resolve the dependencies anew into requirements/
 	@scripts/setup lock
+
+# Machine images are built from packages of Debian's, which are fetched once into CLOISTER_IMAGE_WORK.
+BOOT_IMAGE ?= build/boot-image
+BOOT_TESTS = CLOISTER_BOOT_IMAGE=$(abspath $(BOOT_IMAGE)) $(BIN)/python -m pytest
+
+$(BOOT_IMAGE)/esp.img: setup
+	@scripts/setup boot
+	@$(BIN)/cloister image build tests/boot/image.toml --out $(BOOT_IMAGE)
+
+run-vm: $(BOOT_IMAGE)/esp.img  ## Build an image of the demo model, boot it, check it, ask it
+	@$(BIN)/cloister image boot $(BOOT_IMAGE) --port 0 --ask "What is Cloister?"
+
+boot-sample: $(BOOT_IMAGE)/esp.img  ## Boot an image once, and try three attacks (some minutes)
+	@$(BOOT_TESTS) -m "boot and not slow" tests/boot
+
+boot-matrix: $(BOOT_IMAGE)/esp.img  ## Boot it with every change and attack there is (an hour)
+	@$(BOOT_TESTS) -m "boot or slow" tests/boot
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

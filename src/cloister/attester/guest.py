@@ -262,6 +262,8 @@ class Questions:
             case "api_keys":
                 self._state.store_api_keys(decoded(message.get("table")))
                 return {"stored": True}
+            case "boot_log":
+                return {"log": encoded(read_boot_log(BOOT_LOG))}
             case "ready":
                 return {"ready": self._state.ready}
         raise MalformedError("the operator's port does not know the question")

@@ -9,6 +9,7 @@ not public, nor can it make the worker do anything but refuse people:
 ``{"ask": "activate", …}``              the secret of a credential that was sealed to that AK
 ``{"ask": "certificate", "chain": …}``  certificates of that AK and no other go into every report
 ``{"ask": "api_keys", "table": …}``     who is served: the table that `cloister keys` writes
+``{"ask": "boot_log"}``                 the firmware's event log, which reports carry too
 ``{"ask": "ready"}``                    where the worker listens, or null while it starts
 ======================================  ==========================================================
 

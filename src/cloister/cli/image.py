@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli import image_build
+from cloister.cli.image_boot import boot
 from cloister.cli.image_measure import golden, measure
 from cloister.errors import AuthenticationError, ConfigurationError
 from cloister.strictjson import JsonObject
@@ -27,6 +28,7 @@ image.add_typer(eif, name="eif", help="Enclave images for AWS Nitro (EIF version
 
 image.command()(measure)
 image.command()(golden)
+image.command()(boot)
 
 
 @eif.command()

@@ -41,7 +41,7 @@ MARKS: Final = (
     ("firmware", "BdsDxe: starting", "the firmware has started the image"),
     ("kernel", "init: [", "the kernel has started the init"),
     ("modules", "modules, and no more", "modules loaded"),
-    ("disks", "init: worker", "disks measured and mounted, network rules in force"),
+    ("disks", "] network: ", "disks measured and mounted, network rules in force"),
     ("hardened", "worker.hardened", "the worker runs"),
     ("ready", "worker.ready", "the engine has loaded the model"),
 )
@@ -128,7 +128,9 @@ class BootedGuest:
 
         link = OperatorLink.connect(self.sockets.operator, waiting=waiting)
         with contextlib.closing(link):
-            self.certificate = self._enrol(link)
+            enrol_guest(link, self._plan.ca, issuer=self._plan.tpm.issuer, at=self._now())
+            self._note("certified", "the guest's attestation key is certified")
+            self.boot_log = bytes_of(link.ask("boot_log"), "log")
             if self._plan.api_keys is not None:
                 link.ask("api_keys", table=_text(self._plan.api_keys))
             while True:
@@ -174,27 +176,6 @@ class BootedGuest:
     ) -> None:
         self.close()
 
-    def _enrol(self, link: OperatorLink) -> x509.Certificate:
-        """Steps 1 to 3 of `cloister.attester.enrolment`, across the port."""
-        ca = self._plan.ca
-        names = link.ask("enrolment")
-        challenge = ca.challenge(
-            ek_certificate=bytes_of(names, "ek_certificate"),
-            intermediates=(self._plan.tpm.issuer,),
-            ak_public=bytes_of(names, "ak_public"),
-            at=self._now(),
-        )
-        answer = link.ask(
-            "activate",
-            credential=_text(challenge.sealed.credential),
-            secret=_text(challenge.sealed.secret),
-        )
-        certificate = ca.certify(challenge.id, bytes_of(answer, "answer"), at=self._now())
-        chain = (certificate, ca.certificate)
-        link.ask("certificate", chain=[_text(one.public_bytes(Encoding.DER)) for one in chain])
-        self._note("certified", "the guest's attestation key is certified")
-        return certificate
-
     def _note(self, name: str, meaning: str) -> None:
         self.time_line[name] = round(self._steady() - self._began, 1)
         self._progress(f"{self.time_line[name]:6.1f} s  {meaning}")
@@ -215,6 +196,35 @@ class BootedGuest:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+def enrol_guest(
+    link: OperatorLink, ca: EnrolmentCa, *, issuer: x509.Certificate, at: datetime
+) -> x509.Certificate:
+    """Have `ca` certify the guest's key, by the steps of `cloister.attester.enrolment`.
+
+    `issuer` is the intermediate that signed the certificate of the TPM's endorsement key.
+
+    Raises:
+        AuthenticationError: the CA refuses.
+        FetchError, EngineError: the guest does not answer as it should, or not at all.
+    """
+    names = link.ask("enrolment")
+    challenge = ca.challenge(
+        ek_certificate=bytes_of(names, "ek_certificate"),
+        intermediates=(issuer,),
+        ak_public=bytes_of(names, "ak_public"),
+        at=at,
+    )
+    answer = link.ask(
+        "activate",
+        credential=_text(challenge.sealed.credential),
+        secret=_text(challenge.sealed.secret),
+    )
+    certificate = ca.certify(challenge.id, bytes_of(answer, "answer"), at=at)
+    chain = (certificate, ca.certificate)
+    link.ask("certificate", chain=[_text(one.public_bytes(Encoding.DER)) for one in chain])
+    return certificate
 
 
 def _text(data: bytes) -> str:

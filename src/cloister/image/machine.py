@@ -2,8 +2,8 @@
 
 One machine, described once: q35 with OVMF in two flash chips, a TPM, the image's disks read-only on
 virtio, at most one network card without an option ROM, one port for the operator, a serial console.
-What of it the firmware measures is part of the evidence (`docs/how-to/images.md` has the table), so
-nothing is left to QEMU's defaults.
+What of it the firmware measures is part of the evidence (docs/how-to/boot-images.md has the table),
+so nothing is left to QEMU's defaults.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _SECURE: Final = ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd")
 
 OPERATOR_PORT: Final = "cloister.operator"
 """As the guest looks for it (`cloister.attester.guest_port`)."""
+REQUESTS_PORT: Final = "cloister.requests"
+"""In the guest, ``/dev/virtio-ports/cloister.requests``."""
 
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -35,7 +37,7 @@ _PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 class Firmware:
     """The two flash chips of OVMF. The variables are copied for each start."""
 
-    code: Path
+    program: Path
     variables: Path
     secure_boot: bool = False
 
@@ -66,7 +68,7 @@ class Machine:
                 "a machine has 256 MiB of memory or more, and 1 to 255 processors",
                 code="image.machine",
             )
-        for path in (self.firmware.code, self.firmware.variables, self.esp, *self.disks):
+        for path in (self.firmware.program, self.firmware.variables, self.esp, *self.disks):
             if "," in str(path):
                 raise ConfigurationError(
                     f"QEMU takes no comma in a path: {path}", code="image.machine"
@@ -90,14 +92,14 @@ class Sockets:
         return self.folder / "operator.sock"
 
     @property
+    def requests(self) -> Path:
+        """The host's end of the port that a machine without a network card takes requests on."""
+        return self.folder / "requests.sock"
+
+    @property
     def console(self) -> Path:
         """The serial console, as a file."""
         return self.folder / "console.log"
-
-    @property
-    def firmware_log(self) -> Path:
-        """The firmware's own messages (only those of debug builds say anything)."""
-        return self.folder / "firmware.log"
 
     @property
     def variables(self) -> Path:
@@ -115,7 +117,7 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
         *("-accel", "kvm" if machine.accelerated else "tcg,thread=multi"),
         *("-cpu", "host" if machine.accelerated else "max"),
         *("-m", str(machine.memory_mib), "-smp", str(machine.cpus)),
-        *_flash(0, machine.firmware.code, ",readonly=on"),
+        *_flash(0, machine.firmware.program, ",readonly=on"),
         *_flash(1, sockets.variables, ""),
         *(("-global", "driver=cfi.pflash01,property=secure,value=on") if secure else ()),
         *("-chardev", f"socket,id=tpm,path={sockets.tpm}"),
@@ -127,11 +129,12 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
     command += [
         *("-device", "virtio-rng-pci"),
         *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,id=operator,path={sockets.operator},server=on,wait=off"),
-        *("-device", f"virtserialport,chardev=operator,name={OPERATOR_PORT}"),
+        *_port(OPERATOR_PORT, sockets.operator),
         *("-serial", f"file:{sockets.console}"),
     ]
-    if machine.port is not None:
+    if machine.port is None:
+        command += _port(REQUESTS_PORT, sockets.requests)
+    else:
         forward = f"hostfwd=tcp:127.0.0.1:{machine.port}-{GUEST_ADDRESS}:{machine.guest_port}"
         # restrict: QEMU too lets nothing out that the guest begins.
         command += [
@@ -144,6 +147,13 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
 
 def _flash(unit: int, path: Path, options: str) -> tuple[str, str]:
     return "-drive", f"if=pflash,format=raw,unit={unit},file={path}{options}"
+
+
+def _port(name: str, path: Path) -> tuple[str, ...]:
+    return (
+        *("-chardev", f"socket,id={name},path={path},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev={name},name={name}"),
+    )
 
 
 def _disk(name: str, path: Path, options: str) -> tuple[str, ...]:
@@ -166,14 +176,13 @@ def find_qemu() -> str:
 
 def find_firmware(*, secure_boot: bool = False) -> Firmware:
     """OVMF as distributions install it; UnsupportedError (``image.firmware_missing``) if not."""
-    code, variables = _SECURE if secure_boot else _PLAIN
+    names = _SECURE if secure_boot else _PLAIN
     for folder in FIRMWARE_FOLDERS:
-        if (folder / code).is_file() and (folder / variables).is_file():
-            return Firmware(
-                code=folder / code, variables=folder / variables, secure_boot=secure_boot
-            )
+        program, variables = (folder / name for name in names)
+        if program.is_file() and variables.is_file():
+            return Firmware(program=program, variables=variables, secure_boot=secure_boot)
     raise UnsupportedError(
-        f"{code} is not installed; on Debian: apt install ovmf", code="image.firmware_missing"
+        f"{names[0]} is not installed; on Debian: apt install ovmf", code="image.firmware_missing"
     )
 
 

@@ -64,7 +64,7 @@ class PeHeaders:
 def parse_pe(image: bytes) -> PeHeaders:
     """Decode the headers of a PE32+ image.
 
-    Raises MalformedError (code ``pe_malformed``), and nothing else.
+    Raises MalformedError (code ``image.pe``), and nothing else.
     """
     try:
         (offset,) = struct.unpack_from("<I", image, 0x3C)
@@ -157,4 +157,4 @@ def _aligned(value: int, alignment: int) -> int:
 
 
 def _malformed(why: str) -> MalformedError:
-    return MalformedError(f"the executable {why}", code="pe_malformed")
+    return MalformedError(f"the executable {why}", code="image.pe")

@@ -55,6 +55,7 @@ CLI = (
     "cli/evidence_cache.py",
     "cli/evidence_files.py",
     "cli/image.py",
+    "cli/image_boot.py",
     "cli/image_measure.py",
     "cli/verify.py",
     "cli/verify_evidence.py",

@@ -19,6 +19,7 @@
 #define MAX_ARGUMENTS 32
 #define BOOT_LOG "/sys/kernel/security/tpm0/binary_bios_measurements"
 #define PRIVATE_DIRECTORY "/run/cloister"
+#define PORTS "/dev/virtio-ports" /* where others have udev put them */
 
 /* Each of these holds until the next boot: the first two lines cannot be taken back, and nobody
    is left who could change the others. */
@@ -71,16 +72,31 @@ static void give(const char *path)
 		halt(path);
 }
 
-/* The virtio ports are the worker's: what it answers there, it decides. */
+/* Whether a name that the host chose can be that of a file here. */
+static int is_plain(const char *name)
+{
+	size_t plain = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789.-");
+	return *name && *name != '.' && !name[plain];
+}
+
+/* The virtio ports are the worker's, who finds them by name: what it answers there, it decides. */
 static void give_ports(void)
 {
 	DIR *directory = opendir("/sys/class/virtio-ports");
+	mkdir(PORTS, 0755);
 	for (struct dirent *entry; directory && (entry = readdir(directory));) {
-		char path[320];
+		char path[320], name[128], link[192];
 		if (entry->d_name[0] == '.')
 			continue;
 		snprintf(path, sizeof path, "/dev/%s", entry->d_name);
 		give(path);
+		snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+		if (access(path, F_OK) || !read_text(path, name, sizeof name) || !is_plain(name))
+			continue;
+		snprintf(link, sizeof link, PORTS "/%s", name);
+		snprintf(path, sizeof path, "../%s", entry->d_name);
+		if (symlink(path, link))
+			halt("two ports of one name");
 	}
 	if (directory)
 		closedir(directory);
@@ -148,6 +164,8 @@ _Noreturn void run_worker(void)
 	copy_boot_log();
 	give(PRIVATE_DIRECTORY);
 	give("/dev/tpmrm0");
+	give("/dev/sev-guest");
+	give("/dev/tdx_guest");
 	give_ports();
 	say("worker");
 	pid_t worker = fork(), ended;

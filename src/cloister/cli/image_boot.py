@@ -1,0 +1,320 @@
+"""``cloister image boot``: an image in an emulated machine whose firmware and TPM measure it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cloister.cli.operation_options import State, state_directory
+from cloister.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from cloister.image.boot import BootedGuest, BootPlan
+    from cloister.image.machine import Firmware, Machine
+    from cloister.strictjson import JsonObject
+    from cloister.verifier.reference_values import ReferenceValues
+
+ANSWER_WITHIN_S: Final = 300.0
+"""Of a whole answer: emulated processors compute a few tokens a second."""
+
+DISKS: Final = ("root.img", "application.img", "model.img")
+ESP: Final = "esp.img"
+REFERENCE_VALUES: Final = "reference-values.json"
+_LOCAL: Final = "tcp://127.0.0.1:8440"
+PLATFORM: Final = "development (software TPM)"
+
+
+def boot(
+    directory: Annotated[Path, typer.Argument(help="An image's folder.")],
+    *,
+    memory: Annotated[int, typer.Option("--memory", min=256, help="MiB.")] = 1024,
+    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Processors.")] = 1,
+    port: Annotated[
+        int,
+        typer.Option("--port", min=0, max=65535, help="On this machine's loopback; 0: a free one."),
+    ] = 8440,
+    guest_port: Annotated[
+        int, typer.Option("--guest-port", min=1, max=65535, help="That the image listens on.")
+    ] = 8440,
+    no_network: Annotated[
+        bool,
+        typer.Option(
+            "--no-network",
+            help="No network card: requests go through a virtio-serial port, which the image has"
+            " to listen on.",
+        ),
+    ] = False,
+    code: Annotated[
+        Path | None, typer.Option("--firmware", help="OVMF's code; by default the system's.")
+    ] = None,
+    variables: Annotated[
+        Path | None,
+        typer.Option("--variables", help="OVMF's variables, of which a copy is used."),
+    ] = None,
+    secure_boot: Annotated[
+        bool,
+        typer.Option("--secure-boot", help="Firmware that starts only images whose signer it has."),
+    ] = False,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-keys", help="Who is served (cloister keys); by default one key, shown once."
+        ),
+    ] = None,
+    reference_values: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference-values",
+            help="For the kit; by default those in the folder, or else predicted here, with PCR 0"
+            " and 1 of this very boot.",
+        ),
+    ] = None,
+    kit: Annotated[
+        Path | None, typer.Option("--kit", help="Where to write what a client pins.")
+    ] = None,
+    console: Annotated[
+        bool, typer.Option("--console", help="Print what the guest writes when it is ready.")
+    ] = False,
+    ask: Annotated[
+        str | None,
+        typer.Option("--ask", help="Check the guest, ask this question, and end the guest."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=10, help="Seconds until the worker must be ready.")
+    ] = 300.0,
+    state: State = None,
+) -> None:
+    """Boot an image until it ends, or SIGTERM or Ctrl-C.
+
+    Emulated, unless this machine's processor virtualises; with a software TPM, whose evidence
+    proves nothing to anyone else.
+    """
+    from cloister.cli.asking import plain
+    from cloister.image.boot import BootedGuest
+
+    if ask is not None and (no_network or api_keys is not None):
+        raise ConfigurationError(
+            "--ask goes with a network and with the key that is made for this boot",
+            code="image.ask",
+        )
+    own = state_directory() if state is None else state
+    machine = _machine(
+        directory,
+        memory=memory,
+        cpus=cpus,
+        port=None if no_network else port or _free_port(),
+        guest_port=guest_port,
+        firmware=_firmware(code, variables, secure_boot=secure_boot),
+    )
+    table, api_key = _api_keys(api_keys)
+    plan = _plan(machine, own, table)
+    how = "on this processor" if machine.accelerated else "emulated, which takes a while"
+    typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
+    with _stopping(), BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest:
+        ready = guest.wait_ready(timeout)
+        where = own / "vm-kit" if kit is None else kit
+        _write_kit(plan, _values(reference_values, directory, guest.boot_log, machine), where)
+        if console:
+            typer.echo(plain(guest.console()))
+        _announce(ready, machine, guest, where, api_key)
+        if ask is None:
+            guest.wait()
+        else:
+            typer.echo(_answer(machine, where, api_key, str(_models(ready)[0]), ask))
+
+
+def _machine(
+    directory: Path,
+    *,
+    memory: int,
+    cpus: int,
+    port: int | None,
+    guest_port: int,
+    firmware: Firmware,
+) -> Machine:
+    from cloister.image.machine import Machine, can_accelerate
+
+    present = tuple(directory / name for name in DISKS if (directory / name).is_file())
+    if not (directory / ESP).is_file() or not present:
+        raise ConfigurationError(
+            f"{directory} is no image's folder: it has no {ESP} or no {DISKS[0]}",
+            code="image.folder",
+        )
+    return Machine(
+        firmware=firmware,
+        esp=directory / ESP,
+        disks=present,
+        memory_mib=memory,
+        cpus=cpus,
+        port=port,
+        guest_port=guest_port,
+        accelerated=can_accelerate(),
+    )
+
+
+def _firmware(code: Path | None, variables: Path | None, *, secure_boot: bool) -> Firmware:
+    from cloister.image.machine import Firmware, find_firmware
+
+    if (code is None) is not (variables is None):
+        raise ConfigurationError(
+            "a firmware is named by both --firmware and --variables", code="image.machine"
+        )
+    if code is None or variables is None:
+        return find_firmware(secure_boot=secure_boot)
+    for path in (code, variables):
+        if not path.is_file():
+            raise ConfigurationError(f"{path} is no file", code="image.machine")
+    return Firmware(program=code, variables=variables, secure_boot=secure_boot)
+
+
+def _free_port() -> int:
+    """A port that is free now; another program may be quicker, and QEMU then says so."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _api_keys(path: Path | None) -> tuple[bytes, str | None]:
+    """The table for the guest; where none is named, one with a single key, and that key."""
+    from cloister.worker.api_keys import ApiKeyFile, load_table
+
+    if path is not None:
+        table = load_table(path.expanduser())
+        if table is None:
+            raise ConfigurationError(f"{path} does not exist", code="image.api_keys")
+        return table.encode(), None
+    with tempfile.TemporaryDirectory(prefix="cloister-") as folder:
+        file = Path(folder) / "api-keys.json"
+        _, api_key = ApiKeyFile(file).add("image boot", at=int(datetime.now(UTC).timestamp()))
+        return file.read_bytes(), api_key
+
+
+def _plan(machine: Machine, state: Path, table: bytes) -> BootPlan:
+    from cloister.attester.enrolment import EnrolmentCa
+    from cloister.attester.swtpm import manufacture
+    from cloister.image.boot import BootPlan
+
+    made = manufacture(state)
+    ca = EnrolmentCa.open(state / "enrolment", manufacturers=(made.root,), at=datetime.now(UTC))
+    return BootPlan(machine=machine, tpm=made, ca=ca, api_keys=table)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM unwinds, as Ctrl-C does, so that nothing is left running."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _values(
+    named: Path | None, directory: Path, boot_log: bytes, machine: Machine
+) -> ReferenceValues:
+    from cloister.client.trust import read_reference_values
+
+    inside = directory / REFERENCE_VALUES
+    if named is not None or inside.is_file():
+        return read_reference_values(inside if named is None else named)
+    typer.echo(
+        "PCR 0 and 1 (firmware and machine) are taken from this boot, so nothing shows that they"
+        " are genuine; all others are predicted from the image.",
+        err=True,
+    )
+    return predicted(directory, boot_log, machine)
+
+
+def _write_kit(plan: BootPlan, values: ReferenceValues, kit: Path) -> None:
+    from cloister.attester.kit import ClientKit
+    from cloister.endorsements.roots import Roots
+    from cloister.verifier.policy import development
+
+    ClientKit(
+        roots=Roots(enrolment_cas=(plan.ca.certificate,)),
+        reference_values=values,
+        policy=development(),
+    ).write(kit)
+
+
+def predicted(directory: Path, boot_log: bytes, machine: Machine) -> ReferenceValues:
+    """Reference values of an image, with the golden values of the boot that `boot_log` tells of."""
+    from cloister.image.golden import golden_from_log
+    from cloister.image.image_files import read_image
+    from cloister.image.pcrs import predict
+    from cloister.image.references import tpm_references
+    from cloister.verifier.reference_values import ReferenceValues
+
+    files = read_image(directory)
+    golden = golden_from_log(
+        boot_log,
+        firmware=machine.firmware.program.name,
+        machine=f"QEMU q35, {machine.memory_mib} MiB, {machine.cpus} processors",
+    )
+    references = tpm_references(predict(files.parts()), [golden], files.name, secure_boot=False)
+    if not references:
+        raise ConfigurationError(
+            "for Secure Boot, name the reference values (--reference-values): they depend on whose"
+            " keys the firmware has",
+            code="image.no_golden",
+        )
+    return ReferenceValues.from_platforms(*references)
+
+
+def _models(ready: JsonObject) -> list[str]:
+    listed = ready.get("models")
+    return [str(name) for name in listed] if isinstance(listed, list) and listed else ["nothing"]
+
+
+def _answer(machine: Machine, kit: Path, api_key: str | None, model: str, question: str) -> str:
+    """One answer by the ordinary client, which checks the guest first."""
+    from cloister.cli.asking import plain
+    from cloister.client.connect import connect
+
+    address = f"http://127.0.0.1:{machine.port}"
+    with connect(address, kit=kit, development=True, trust_env=False) as connection:
+        result = connection.verify()
+        typer.echo(f"Checked: {result.platform}, {len(result.claims)} claims hold", err=True)
+        answer = connection.http.post(
+            "/v1/chat/completions",
+            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
+            json={"model": model, "messages": [{"role": "user", "content": question}]},
+            timeout=ANSWER_WITHIN_S,
+        )
+        answer.raise_for_status()
+        return plain(str(answer.json()["choices"][0]["message"]["content"]))
+
+
+def _announce(
+    ready: JsonObject, machine: Machine, guest: BootedGuest, kit: Path, api_key: str | None
+) -> None:
+    if machine.port is None:
+        address = "http://127.0.0.1:8440"
+        way = f"  no network; run: cloister forward {_LOCAL} virtio:{guest.sockets.requests}\n"
+    else:
+        address, way = f"http://127.0.0.1:{machine.port}", ""
+    keyed = "" if api_key is None else f" --api-key {api_key}"
+    typer.echo(
+        f"Serving {', '.join(_models(ready))} at {address}\n"
+        f"  platform   {PLATFORM}: proves nothing to anyone else\n"
+        f"  pins       {kit}\n{way}"
+        f"Check it:    cloister verify {address} --kit {kit} --development\n"
+        f"Talk to it:  cloister chat {address} --kit {kit} --development{keyed}",
+        err=True,
+    )

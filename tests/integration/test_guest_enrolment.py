@@ -1,0 +1,193 @@
+"""A guest's key is certified across the operator's port, and no other key ever is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cloister.attester.device_tpm import DeviceTpmAttester, find_attestation_key
+from cloister.attester.enrolment import EnrolmentCa
+from cloister.attester.guest import Certifiable, OperatorState, Questions
+from cloister.attester.guest_port import MAX_MESSAGE_BYTES, encoded, serve_port
+from cloister.attester.swtpm import Manufactured
+from cloister.errors import AuthenticationError, EngineError, FetchError
+from cloister.evidence.report import ITEM_QUOTE
+from cloister.image.boot import enrol_guest
+from cloister.image.operator_link import OperatorLink, bytes_of
+from support.software_tpm import software_tpm
+
+pytestmark = pytest.mark.tpm
+
+
+DIGEST = bytes(range(32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Both ends of a port, with a TPM at the guest's."""
+
+    link: OperatorLink
+    connection: socket.socket
+    attester: DeviceTpmAttester
+    made: Manufactured
+    state: OperatorState
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """The certificates in the guest's evidence."""
+        quote = self.attester.quote(DIGEST)[ITEM_QUOTE]
+        return tuple(entry.data for entry in quote.endorsements)
+
+
+class ClosedError(Exception):
+    """Ends the guest's thread, which otherwise waits for the next machine to hold the port."""
+
+
+@contextlib.contextmanager
+def port(folder: Path) -> Iterator[Pair]:
+    ours, theirs = socket.socketpair()
+
+    def until_closed(_: float) -> None:
+        raise ClosedError
+
+    with software_tpm() as (running, made), ours, theirs:
+        tpm = running.tpm
+        attester = DeviceTpmAttester(tpm, find_attestation_key(tpm, provided=()))
+        state = OperatorState(api_keys=folder / "api-keys.json")
+        questions = Questions(Certifiable.open(attester, tpm), state)
+
+        def answer() -> None:
+            with contextlib.suppress(ClosedError):
+                serve_port(theirs.fileno(), questions, pause=until_closed)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            link = OperatorLink(ours, waiting=lambda: None)
+            yield Pair(link=link, connection=ours, attester=attester, made=made, state=state)
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def authority(made: Manufactured) -> EnrolmentCa:
+    return EnrolmentCa.in_memory(manufacturers=(made.root,), at=datetime.now(UTC))
+
+
+def test_the_key_is_certified_and_the_certificate_is_in_the_evidence(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        assert at.chain == ()
+        ca = authority(at.made)
+        certificate = enrol_guest(at.link, ca, issuer=at.made.issuer, at=datetime.now(UTC))
+        assert at.chain == tuple(
+            one.public_bytes(Encoding.DER) for one in (certificate, ca.certificate)
+        )
+
+
+def test_a_certificate_of_another_key_is_not_taken(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        ca = authority(at.made)
+        enrol_guest(at.link, ca, issuer=at.made.issuer, at=datetime.now(UTC))
+        before = at.chain
+        other = encoded(ca.certificate.public_bytes(Encoding.DER))
+        for chain in ([other], [], ["AAAA"]):
+            with pytest.raises(FetchError) as caught:
+                at.link.ask("certificate", chain=chain)
+            assert caught.value.code == "guest.refused"
+        assert at.chain == before
+
+
+def test_a_ca_that_knows_another_manufacturer_certifies_nothing(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        enrol_guest(at.link, authority(at.made), issuer=at.made.issuer, at=datetime.now(UTC))
+        stranger = EnrolmentCa.in_memory(
+            manufacturers=(authority(at.made).certificate,), at=datetime.now(UTC)
+        )
+        with pytest.raises(AuthenticationError) as caught:
+            enrol_guest(at.link, stranger, issuer=at.made.issuer, at=datetime.now(UTC))
+        assert caught.value.code == "enrolment.ek_chain"
+
+
+def test_a_credential_for_another_key_is_not_opened(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        names = at.link.ask("enrolment")
+        challenge = authority(at.made).challenge(
+            ek_certificate=bytes_of(names, "ek_certificate"),
+            intermediates=(at.made.issuer,),
+            ak_public=bytes_of(names, "ak_public"),
+            at=datetime.now(UTC),
+        )
+        sealed = challenge.sealed
+        assert at.link.ask(
+            "activate", credential=encoded(sealed.credential), secret=encoded(sealed.secret)
+        )["answer"]
+        wrong = sealed.credential[:-1] + bytes([sealed.credential[-1] ^ 1])
+        with pytest.raises(FetchError):
+            at.link.ask("activate", credential=encoded(wrong), secret=encoded(sealed.secret))
+
+
+def test_who_is_served_is_the_operators_to_say(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        for table in (b"one", b"two"):
+            at.link.ask("api_keys", table=encoded(table))
+            path = tmp_path / "api-keys.json"
+            assert path.read_bytes() == table
+            assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_ready_is_told_when_it_is(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        assert at.link.ask("ready") == {"ready": None}
+        at.state.ready = {"port": 8440}
+        assert at.link.ask("ready") == {"ready": {"port": 8440}}
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"[]", b'{"ask": "keys"}', b'{"ask": "enrolment", "ask": "x"}', b"\xff"]
+)
+def test_what_does_not_decode_is_refused_and_the_next_question_answered(
+    tmp_path: Path, message: bytes
+) -> None:
+    with port(tmp_path) as at:
+        at.connection.settimeout(60)
+        at.connection.sendall(len(message).to_bytes(4, "big") + message)
+        size = int.from_bytes(at.connection.recv(4, socket.MSG_WAITALL), "big")
+        answer = json.loads(at.connection.recv(size, socket.MSG_WAITALL))
+        assert answer.keys() == {"error"}
+        assert at.link.ask("ready") == {"ready": None}
+
+
+def test_a_length_of_gigabytes_allocates_nothing(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        at.connection.settimeout(60)
+        at.connection.sendall((MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
+        size = int.from_bytes(at.connection.recv(4, socket.MSG_WAITALL), "big")
+        assert b"error" in at.connection.recv(size, socket.MSG_WAITALL)
+
+
+@pytest.mark.parametrize("answer", [b"\0\0\0\2[]", b"\x7f\xff\xff\xff", b'\0\0\0\x0b{"x": "y"}}'])
+def test_a_guest_that_answers_nonsense(answer: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(answer)
+        with pytest.raises(FetchError) as caught:
+            OperatorLink(ours, waiting=lambda: None).ask("ready")
+        assert caught.value.code == "guest.answer"
+
+
+def test_a_guest_that_goes_away() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        with pytest.raises(EngineError) as caught:
+            OperatorLink(ours, waiting=lambda: None).ask("ready")
+        assert caught.value.code == "guest.ended"

@@ -1,0 +1,91 @@
+"""The machine of an image, as QEMU is told of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import ConfigurationError
+from cloister.image.machine import Firmware, Machine, Sockets, can_accelerate, qemu_command
+
+SOCKETS = Sockets(folder=Path("/run/vm"))
+MACHINE = Machine(
+    firmware=Firmware(program=Path("/fw/code.fd"), variables=Path("/fw/vars.fd")),
+    esp=Path("/image/esp.img"),
+    disks=(Path("/image/root.img"), Path("/image/model.img")),
+)
+
+
+def words(machine: Machine) -> str:
+    return " ".join(qemu_command(machine, SOCKETS))
+
+
+def test_disks_and_firmware_are_read_only_and_nothing_is_qemus_own_idea() -> None:
+    command = qemu_command(MACHINE, SOCKETS)
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(command)
+    drives = [word for word in command if "file=/image" in word or "file=/fw" in word]
+    assert len(drives) == 4
+    assert all("readonly=on" in drive for drive in drives)
+    assert "file=/run/vm/variables.fd" in words(MACHINE)
+
+
+def test_the_network_lets_nothing_out_and_listens_on_loopback() -> None:
+    command = words(MACHINE)
+    assert "restrict=on" in command
+    assert "hostfwd=tcp:127.0.0.1:8440-10.0.2.15:8440" in command
+    assert "romfile=" in command
+    assert "cloister.requests" not in command
+
+
+def test_without_a_network_there_is_a_port_and_no_card() -> None:
+    command = words(dataclasses.replace(MACHINE, port=None))
+    assert "netdev" not in command
+    assert "virtio-net" not in command
+    assert "name=cloister.requests" in command
+
+
+def test_the_operators_port_is_always_there() -> None:
+    for machine in (MACHINE, dataclasses.replace(MACHINE, port=None)):
+        assert "name=cloister.operator" in words(machine)
+
+
+def test_secure_boot_protects_its_variables() -> None:
+    secure = dataclasses.replace(
+        MACHINE, firmware=dataclasses.replace(MACHINE.firmware, secure_boot=True)
+    )
+    assert "property=secure" in words(secure)
+    assert "smm=on" in words(secure)
+    assert "property=secure" not in words(MACHINE)
+
+
+@pytest.mark.parametrize("change", [{"memory_mib": 64}, {"cpus": 0}, {"esp": Path("/a,b=c.img")}])
+def test_what_is_no_machine(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        dataclasses.replace(MACHINE, **change)  # type: ignore[arg-type]
+    assert caught.value.code == "image.machine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "usable", "accelerated"),
+    [
+        ("fpu vmx sse", True, True),
+        ("fpu svm sse", True, True),
+        ("fpu vmx sse", False, False),
+        ("fpu sse hypervisor", True, False),
+        ("fpu vmx_something", True, False),
+    ],
+)
+def test_the_processor_decides_and_not_the_device(
+    tmp_path: Path, flags: str, *, usable: bool, accelerated: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    found = can_accelerate(
+        cpuinfo=tmp_path / "cpuinfo", device=tmp_path / "kvm", may_use=lambda _: usable
+    )
+    assert found is accelerated
+
+
+def test_a_machine_without_proc_emulates(tmp_path: Path) -> None:
+    assert not can_accelerate(cpuinfo=tmp_path / "none", may_use=lambda _: True)
