@@ -1,0 +1,307 @@
+"""SQLite and a real PostgreSQL server, several brokers at once: one order, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from cloister.broker import audit
+from cloister.broker.database import Database
+from cloister.broker.denial import Denied
+from cloister.broker.desk import Desk
+from cloister.broker.root_keys.development import MemoryRootKey
+from cloister.broker.store import Revoked, Store
+from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, FetchError
+from support.broker import (
+    OTHER,
+    ROOT,
+    SECRET,
+    SOURCE,
+    WEIGHTS,
+    Bench,
+    attested,
+    bench,
+    policy_for,
+)
+from support.postgres import HAVE_POSTGRES, MISSING, postgres_database
+
+THREADS = 4
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.skipif(not HAVE_POSTGRES, reason=MISSING)),
+    ]
+)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'broker.db'}"
+        return
+    with postgres_database() as found:
+        yield found
+
+
+@pytest.fixture
+def at(address: str) -> Iterator[Bench]:
+    with bench(address) as made:
+        yield made
+        audit.follow_all(made.store.audit_entries())
+
+
+@pytest.fixture
+def others(at: Bench, address: str) -> Iterator[list[Desk]]:
+    """Further brokers of the same store, each with connections of its own."""
+    databases = [Database.open(address) for _ in range(2)]
+    yield [
+        Desk(Store.open(database, ROOT, now=at.clock), roots=at.attester.roots)
+        for database in databases
+    ]
+    for database in databases:
+        database.close()
+
+
+def together(*steps: Callable[[], Any]) -> list[Any]:
+    """Run all at once; results, or the deliberate errors."""
+    gate = threading.Barrier(len(steps))
+
+    def run(step: Callable[[], Any]) -> Any:
+        gate.wait(30)
+        try:
+            return step()
+        except CloisterError as error:
+            return error
+
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return list(pool.map(run, steps))
+
+
+def test_a_store_keeps_and_releases(at: Bench) -> None:
+    assert at.release().secret == SECRET
+    assert at.store.rotate(WEIGHTS, b"n" * 32, overlap_s=60) == 2
+    assert at.release().secret == b"n" * 32
+    assert at.release(version=1).secret == SECRET
+    with pytest.raises(ConfigurationError):
+        at.store.put(WEIGHTS, b"again")
+
+
+def test_a_session_goes_on_at_another_broker(at: Bench, others: list[Desk]) -> None:
+    made = attested(at)
+    sealed, _ = others[0].release(made.cookie, made.token, WEIGHTS.path, source=SOURCE)
+    assert sealed
+    for desk in (at.desk, *others):
+        with pytest.raises(Denied) as denied:
+            desk.release(made.cookie, made.token, WEIGHTS.path, source=SOURCE)
+        assert denied.value.reason == "spent"
+        with pytest.raises(Denied) as denied:
+            desk.attest(made.cookie, made.body, source=SOURCE)
+        assert denied.value.reason == "replayed"
+
+
+def test_one_token_shown_to_all_brokers_at_once_is_spent_once(
+    at: Bench, others: list[Desk]
+) -> None:
+    made = attested(at)
+    desks = [at.desk, *others] * 2
+    outcomes = together(
+        *(
+            lambda desk=desk: desk.release(made.cookie, made.token, WEIGHTS.path, source=SOURCE)
+            for desk in desks
+        )
+    )
+    assert sum(isinstance(one, tuple) for one in outcomes) == 1
+    assert {one.reason for one in outcomes if isinstance(one, Denied)} == {"spent"}
+
+
+def test_one_answer_given_to_all_brokers_at_once_counts_once(at: Bench, others: list[Desk]) -> None:
+    fresh = unanswered(at)
+    desks = [at.desk, *others]
+    outcomes = together(
+        *(lambda desk=desk: desk.attest(fresh[0], fresh[1], source=SOURCE) for desk in desks)
+    )
+    assert sum(isinstance(one, bytes) for one in outcomes) == 1
+    assert {one.reason for one in outcomes if isinstance(one, Denied)} == {"replayed"}
+
+
+def unanswered(at: Bench) -> tuple[str, bytes]:
+    """A cookie and an attestation that no broker has seen."""
+    from cloister.channel import rcar
+    from cloister.worker.key_release import Answer, release_key
+    from support.broker import Wire
+
+    seen: dict[str, Any] = {}
+    wire = Wire(at.desk)
+
+    def send(method: str, path: str, *, body: bytes = b"", headers: Any) -> Answer:
+        if path == rcar.ATTEST_PATH:
+            seen["cookie"] = headers["cookie"].removeprefix(f"{rcar.COOKIE}=")
+            seen["body"] = body
+            raise FetchError("held back")
+        return wire(method, path, body=body, headers=headers)
+
+    with pytest.raises(FetchError):
+        release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+    return seen["cookie"], seen["body"]
+
+
+def test_releases_rotations_and_revocations_at_once(at: Bench, others: list[Desk]) -> None:
+    """Whatever comes first, each worker gets a version that was in force, and the log is whole."""
+    versions = {1: SECRET, 2: b"2" * 32, 3: b"3" * 32}
+
+    def work(desk: Desk) -> list[Any]:
+        local = Bench(store=desk.store, desk=desk, clock=at.clock, attester=at.attester)
+        released = []
+        for _ in range(4):
+            try:
+                released.append(local.release())
+            except CloisterError as error:
+                # A revocation in between ends the session; the worker begins anew.
+                assert error.code == "key_release.rules"
+        return released
+
+    def rotate() -> list[Any]:
+        for number in (2, 3):
+            others[0].store.rotate(WEIGHTS, versions[number], overlap_s=60)
+        return []
+
+    def revoke() -> list[Any]:
+        others[1].store.revoke(Revoked.WORKER, "sha256:" + "9" * 64, "somebody else")
+        return []
+
+    outcomes = together(
+        *(lambda desk=desk: work(desk) for desk in (at.desk, *others)),
+        rotate,
+        revoke,
+    )
+    released = [one for outcome in outcomes for one in outcome]
+    assert released
+    assert all(one.secret == versions[one.version] for one in released)
+    log = [json.loads(entry) for entry in at.store.audit_entries()]
+    assert [entry["sequence"] for entry in log] == list(range(1, len(log) + 1))
+    spent = [entry["detail"]["session"] for entry in log if entry["event"] == "released"]
+    assert len(spent) == len(set(spent)) == len(released)
+    assert at.release().version == 3
+
+
+def test_of_two_who_put_one_name_one_wins(at: Bench, others: list[Desk]) -> None:
+    outcomes = together(
+        lambda: others[0].store.put(OTHER, b"one"), lambda: others[1].store.put(OTHER, b"two")
+    )
+    assert sorted(map(type, outcomes), key=str) == sorted([int, ConfigurationError], key=str)
+    at.store.set_policy(OTHER, policy_for(at.attester))
+    assert at.release(OTHER).secret in {b"one", b"two"}
+
+
+def test_of_two_who_make_a_store_one_wins(address: str) -> None:
+    def make() -> Store:
+        database = Database.open(address)
+        try:
+            return Store.create(database, ROOT, now=lambda: 1.0)
+        finally:
+            database.close()
+
+    outcomes = together(make, make)
+    assert sum(isinstance(one, Store) for one in outcomes) == 1
+    database = Database.open(address)
+    assert Store.open(database, ROOT, now=lambda: 1.0).resources() == ()
+    database.close()
+
+
+def test_nothing_opens_without_a_store_or_with_another_root_key(address: str) -> None:
+    database = Database.open(address)
+    for root in (ROOT, MemoryRootKey(b"x" * 32)):
+        with pytest.raises(ConfigurationError) as refused:
+            Store.open(database, root, now=lambda: 1.0)
+        assert refused.value.code == "broker.no_store"
+    Store.create(database, ROOT, now=lambda: 1.0)
+    Store.open(database, ROOT, now=lambda: 1.0)
+    with pytest.raises(ConfigurationError) as refused:
+        Store.open(database, MemoryRootKey(b"x" * 32), now=lambda: 1.0)
+    assert refused.value.code == "root_key.refused"
+    database.close()
+
+
+def test_another_root_key_can_take_over(at: Bench) -> None:
+    new = MemoryRootKey(b"x" * 32, name="development (new)")
+    at.store.rewrap(ROOT, new)
+    with pytest.raises(ConfigurationError):
+        Store.open(at.store.database, ROOT, now=at.clock)
+    again = Store.open(at.store.database, new, now=at.clock)
+    assert again.identity == at.store.identity
+    assert at.last()["detail"] == {"root_key": "development (new)"}
+    assert at.release().secret == SECRET
+
+
+COPIED = (
+    "UPDATE broker_versions SET sealed = (SELECT sealed FROM broker_versions WHERE {}) WHERE {}"
+)
+MOVED = {
+    "another secret's": COPIED.format("uri LIKE '%llama' AND version = 1", "uri LIKE '%other'"),
+    "another version's": COPIED.format("uri LIKE '%llama' AND version = 1", "version = 2"),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_row_that_holds_another_row_s_secret_does_not_open(at: Bench, case: str) -> None:
+    at.store.put(OTHER, b"o" * 32)
+    at.store.set_policy(OTHER, at.policy)
+    at.store.rotate(WEIGHTS, b"n" * 32, overlap_s=60)
+    assert at.release(OTHER).secret == b"o" * 32
+    with at.store.database.engine.begin() as connection:
+        connection.execute(text(MOVED[case]))
+    moved = OTHER if "secret" in case else WEIGHTS
+    with pytest.raises(AuthenticationError) as refused:
+        at.release(moved)
+    assert refused.value.code == "broker.store"
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM broker_audit", "UPDATE broker_audit SET sequence = 0"]
+)
+def test_the_database_keeps_the_log_from_mistakes(at: Bench, statement: str) -> None:
+    with (
+        pytest.raises(DBAPIError, match="only grows"),
+        at.store.database.engine.begin() as connection,
+    ):
+        connection.execute(text(statement))
+
+
+def test_a_change_without_an_entry_is_undone(at: Bench) -> None:
+    with pytest.raises(RuntimeError), at.store.changing() as change:
+        change.connection.execute(text("DELETE FROM broker_versions"))
+    assert at.release().secret == SECRET
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "mysql://x/y", "sqlite:////nowhere/at/all/x.db", "postgresql", "://"]
+)
+def test_other_addresses_are_refused(wrong: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Database.open(wrong)
+    assert refused.value.code == "broker.database"
+
+
+def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    Database.open(f"sqlite:///{path}").close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError):
+        Database.open(f"sqlite:///{path}")
+
+
+def test_a_database_that_is_away_is_said_so() -> None:
+    database = Database.open("postgresql://nobody@127.0.0.1:1/none?connect_timeout=2")
+    with pytest.raises(FetchError) as away:
+        Store.open(database, ROOT, now=lambda: 1.0)
+    assert away.value.code == "broker.database"
+    assert "127.0.0.1" not in str(away.value)
+    database.close()
