@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 import uuid
 import zlib
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloister.deploy.apply import Effects
-from cloister.deploy.deployment import Deployment, Machine, read_image
+from cloister.deploy.deployment import Deployment, read_image
 from cloister.deploy.tools import Finished
 
 MANIFEST = bytes(range(32))
@@ -25,11 +27,18 @@ def write_image(folder: Path) -> Path:
     (folder / "root.img").write_bytes(b"root".ljust(8192, b"\2"))
     (folder / "model.img").write_bytes(b"model".ljust(12288, b"\3"))
     (folder / "image.eif").write_bytes(b".eif" + bytes(100))
-    (folder / "reference-values.json").write_text(
-        '{"format": "cloister/reference-values/1", "components": [],'
-        ' "image": {"name": "demo", "version": "1", "debug": false}}'
-    )
+    write_record(folder, {"debug": False})
     return folder
+
+
+def write_record(folder: Path, members: Mapping[str, object]) -> None:
+    """The build's record of every file that is there, with these members besides."""
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in folder.iterdir()
+        if path.name != "build.json"
+    }
+    (folder / "build.json").write_text(json.dumps({"files": files, **members}))
 
 
 def tiny_disk(esp: bytes) -> bytes:
@@ -52,7 +61,6 @@ def deployment(folder: Path, *, name: str = "web", manifest: bytes | None = MANI
     return Deployment(
         name=name,
         image=read_image(image, debug_accepted=False),
-        machine=Machine(vcpus=4, memory_mib=8192),
         folder=folder / "deployment",
         port=8440,
         manifest=manifest,

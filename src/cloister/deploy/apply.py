@@ -109,7 +109,8 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
                 continue
             if isinstance(step, Run) and step.undo:
                 tell(step, "begin")
-                _succeed(step, effects.run(_words(step.undo, journal.values)))
+                undoing = _words(step.undo, journal.values)
+                _succeed(step, _patiently(step, undoing, step.undo_tries, effects, tell))
             journal.undo(step.id)
             tell(step, "undone")
         return tuple(sorted(journal.begun))
@@ -140,13 +141,7 @@ def _do(step: Step, values: Mapping[str, str], effects: Effects, tell: Tell) -> 
 
 def _run(step: Run, values: Mapping[str, str], effects: Effects, tell: Tell) -> dict[str, str]:
     argv = _words(step.argv, values)
-    finished = effects.run(argv)
-    for _ in range(step.tries - 1):
-        if finished.code == 0:
-            break
-        tell(step, "again")
-        effects.sleep(step.pause_s)
-        finished = effects.run(argv)
+    finished = _patiently(step, argv, step.tries, effects, tell)
     _succeed(step, finished)
     for expect in step.expects:
         if not _holds(expect, finished):
@@ -154,6 +149,20 @@ def _run(step: Run, values: Mapping[str, str], effects: Effects, tell: Tell) -> 
                 f"{step.id}: it is not so that {expect.says}", code="deploy.expectation"
             )
     return _capture(step, step.capture, finished)
+
+
+def _patiently(
+    step: Run, argv: Sequence[str], tries: int, effects: Effects, tell: Tell
+) -> Finished:
+    """Run a command until it ends well, at most `tries` times."""
+    finished = effects.run(argv)
+    for _ in range(tries - 1):
+        if finished.code == 0:
+            break
+        tell(step, "again")
+        effects.sleep(step.pause_s)
+        finished = effects.run(argv)
+    return finished
 
 
 def _succeed(step: Step, finished: Finished) -> None:
@@ -167,11 +176,16 @@ def _holds(expect: Expect, finished: Finished) -> bool:
         return re.search(expect.equals, finished.out + finished.err) is not None
     try:
         found = json.loads(finished.out)
-        for name in expect.member:
-            found = found[name]
+        for part in expect.member:
+            if isinstance(part, tuple):
+                name, value = part
+                (found,) = [one for one in found if one[name] == value]
+            else:
+                found = found[part]
     except (ValueError, LookupError, TypeError, RecursionError):
         return False
-    return isinstance(found, str) and found == expect.equals
+    # Numbers and booleans are compared as JSON writes them.
+    return (found if isinstance(found, str) else json.dumps(found)) == expect.equals
 
 
 def _capture(step: Step, capture: Capture | None, finished: Finished) -> dict[str, str]:

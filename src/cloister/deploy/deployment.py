@@ -1,4 +1,4 @@
-"""What is deployed: a built image, the shape of its machine, and what the host hands it.
+"""What is deployed: a built image, a name, and what the host hands it.
 
 The same description serves every target; what only one platform knows (a firmware file, a
 resource group) stands beside it.
@@ -15,7 +15,7 @@ from typing import Final
 from cloister.deploy import words
 from cloister.deploy.plan import Input
 from cloister.errors import ConfigurationError, MalformedError
-from cloister.strictjson import expect_object, parse_json_object
+from cloister.strictjson import JsonObject, expect_object, expect_str, parse_json_object
 
 ARTEFACTS: Final = {
     "uki": "uki.efi",
@@ -24,14 +24,13 @@ ARTEFACTS: Final = {
     "application": "application.img",
     "model": "model.img",
     "eif": "image.eif",
-    "references": "reference-values.json",
 }
 """What `cloister image build` may leave in its folder, by role."""
+RECORD: Final = "build.json"
+"""Its record: name, version, whether it is a debug image, and each file's digest."""
 
 MIB: Final = 1 << 20
-MAX_VCPUS: Final = 512
-MAX_MEMORY_MIB: Final = 16 * 1024 * 1024
-_MAX_REFERENCES: Final = 8 * MIB
+MAX_RECORD_BYTES: Final = 8 * MIB
 _PIECE: Final = 4 * MIB
 
 
@@ -67,25 +66,15 @@ class BuiltImage:
             if role in self.files
         )
 
+    def boot_disk_parts(self) -> tuple[Input, ...]:
+        """What one disk for a cloud is made of."""
+        return (self.file("esp"), *(one for _, one in self.disks()))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """How large the machine is. Both values move measurements on some platforms.
-
-    Raises:
-        ConfigurationError: a size is out of bounds (code ``deploy.machine``).
-    """
-
-    vcpus: int
-    memory_mib: int
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that no machine has."""
-        if not 1 <= self.vcpus <= MAX_VCPUS or not 256 <= self.memory_mib <= MAX_MEMORY_MIB:
-            raise ConfigurationError(
-                f"a machine has 1 to {MAX_VCPUS} processors, and 256 MiB to 16 TiB of memory",
-                code="deploy.machine",
-            )
+    @property
+    def short(self) -> str:
+        """Twelve hexadecimal digits that are others for another image: for names in a cloud."""
+        digests = "".join(f"{role}={self.files[role].sha256}," for role in sorted(self.files))
+        return hashlib.sha256(digests.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +87,11 @@ class Deployment:
 
     name: str
     image: BuiltImage
-    machine: Machine
     folder: Path
     """For files that are written and for progress; one deployment each."""
     port: int
     """Where the worker listens inside the guest, and where the platform lets people in."""
-    manifest: bytes | None
+    manifest: bytes | None = None
     """SHA-256 of the manifest, for HOST_DATA or MRCONFIGID; None: the image names none."""
 
     def __post_init__(self) -> None:
@@ -123,11 +111,13 @@ def read_image(
 ) -> BuiltImage:
     """Find an image's files in `folder` and hash each; `tell` hears of every file before.
 
-    The digests go into the plan: what is uploaded or started later has to be what was planned.
+    The digests go into the plan: what is uploaded or started later has to be what was planned, and
+    what was planned has to be what was built.
 
     Raises:
-        ConfigurationError: no image is there, a file cannot be read, or it is a debug image and
-            nobody asked for one (codes ``deploy.image``, ``deploy.debug``).
+        ConfigurationError: no image is there, a file cannot be read or is not what the build's
+            record says, or it is a debug image and nobody asked for one (codes ``deploy.image``,
+            ``deploy.changed``, ``deploy.debug``).
     """
     root = words.path(folder, "the image")
     files: dict[str, Input] = {}
@@ -142,7 +132,7 @@ def read_image(
             f"{ARTEFACTS['eif']}; make one with `cloister image build`",
             code="deploy.image",
         )
-    debug = "references" in files and _says_debug(files["references"].path)
+    debug = _check_record(root / RECORD, files)
     if debug and not debug_accepted:
         raise ConfigurationError(
             "this is a debug image: whoever runs it can look inside, and clients refuse it; "
@@ -173,16 +163,34 @@ def hash_file(path: Path) -> Input:
     return Input(path=path, size=size, sha256=digest.hexdigest())
 
 
-def _says_debug(references: Path) -> bool:
-    """Whether the reference values' own `image` member says so; no member, no debug image."""
+def _check_record(path: Path, files: Mapping[str, Input]) -> bool:
+    """Whether the build's record calls it a debug image; files that it lists are as it says.
+
+    An image without a record (a lone enclave image, say) is taken as it is.
+    """
+    if not path.exists():
+        return False
     try:
-        document = parse_json_object(
-            references.read_bytes(), limit=_MAX_REFERENCES, what="the reference values"
-        )
-        if "image" not in document:
-            return False
-        return expect_object(document["image"], "the reference values' image")["debug"] is not False
+        with path.open("rb") as opened:
+            record = parse_json_object(
+                opened.read(MAX_RECORD_BYTES + 1), limit=MAX_RECORD_BYTES, what=path.name
+            )
+        listed = expect_object(record.get("files"), f"`files` of {path.name}")
+        for role, found in files.items():
+            if ARTEFACTS[role] in listed and _recorded(listed, role) != found.sha256:
+                raise ConfigurationError(
+                    f"{found.path.name} is not what was built: {path.name} lists another digest",
+                    code="deploy.changed",
+                )
     except MalformedError as error:
         raise ConfigurationError(str(error), code="deploy.image") from None
-    except KeyError:
-        return True  # a member that leaves it open is not believed
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", code="deploy.image"
+        ) from None
+    return record.get("debug") is not False  # one that leaves it open is not believed
+
+
+def _recorded(listed: JsonObject, role: str) -> str:
+    entry = expect_object(listed[ARTEFACTS[role]], "a file of the record")
+    return expect_str(entry.get("sha256"), "a digest of the record", limit=64)

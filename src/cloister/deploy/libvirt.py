@@ -89,8 +89,8 @@ def _domain(deployment: Deployment, host: Host) -> ET.Element:
         )
     domain = ET.Element("domain", type="kvm")
     ET.SubElement(domain, "name").text = deployment.name
-    ET.SubElement(domain, "memory", unit="MiB").text = str(deployment.machine.memory_mib)
-    ET.SubElement(domain, "vcpu", placement="static").text = str(deployment.machine.vcpus)
+    ET.SubElement(domain, "memory", unit="MiB").text = str(host.machine.memory_mib)
+    ET.SubElement(domain, "vcpu", placement="static").text = str(host.machine.vcpus)
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         # A second start inside one process would begin with registers that were never measured.
         ET.SubElement(domain, event).text = "destroy"

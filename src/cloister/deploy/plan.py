@@ -46,8 +46,9 @@ class Expect:
 
     says: str
     """In words, for people who run the commands by hand."""
-    member: tuple[str | int, ...] = ()
-    """Where in the JSON that it prints; empty: `equals` is a pattern that the text contains."""
+    member: tuple[str | int | tuple[str, str], ...] = ()
+    """Where in the JSON that it prints: a member's name, a number in a list, or a pair that the one
+    object of a list has. Empty: `equals` is a pattern that the text contains."""
     equals: str = ""
 
 
@@ -77,6 +78,8 @@ class Run:
     tries: int = 1
     """How often, `pause_s` apart, before it counts as failed: for what takes its time."""
     pause_s: int = 0
+    undo_tries: int = 1
+    """The same for `undo`: what uses a thing may take its time to go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +235,7 @@ def _run_json(step: Run) -> JsonObject:
         document["capture"] = {"name": step.capture.name, "pattern": step.capture.pattern}
     if step.expects:
         document["expects"] = [
-            {"says": one.says, "member": list(one.member), "equals": one.equals}
+            {"says": one.says, "member": _member_json(one), "equals": one.equals}
             for one in step.expects
         ]
     if step.look is not None:
@@ -242,7 +245,14 @@ def _run_json(step: Run) -> JsonObject:
     if step.tries > 1:
         document["tries"] = step.tries
         document["pause_s"] = step.pause_s
+    if step.undo_tries > 1:
+        document["undo_tries"] = step.undo_tries
+        document["pause_s"] = step.pause_s
     return document
+
+
+def _member_json(expect: Expect) -> Json:
+    return [list(part) if isinstance(part, tuple) else part for part in expect.member]
 
 
 def _argv_json(argv: tuple[Argument, ...]) -> Json:

@@ -25,6 +25,8 @@ from cloister.errors import ConfigurationError
 from cloister.strictjson import JsonObject
 
 PROGRAM: Final = "qemu-system-x86_64"
+MAX_VCPUS: Final = 512
+MAX_MEMORY_MIB: Final = 16 * 1024 * 1024
 GUEST: Final = "cc0"
 RAM: Final = "ram0"
 
@@ -41,6 +43,26 @@ class Network(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """How large the guest is. Both values move measurements.
+
+    Raises:
+        ConfigurationError: a size is out of bounds (code ``deploy.machine``).
+    """
+
+    vcpus: int
+    memory_mib: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no machine has."""
+        if not 1 <= self.vcpus <= MAX_VCPUS or not 256 <= self.memory_mib <= MAX_MEMORY_MIB:
+            raise ConfigurationError(
+                f"a machine has 1 to {MAX_VCPUS} processors, and 256 MiB to 16 TiB of memory",
+                code="deploy.machine",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """What the machine that runs QEMU is told besides the deployment.
 
@@ -49,6 +71,7 @@ class Host:
     """
 
     firmware: Path
+    machine: Machine
     network: Network = Network.USER
     interface: str = ""
     """Of the host, for `Network.TAP`."""
@@ -80,7 +103,7 @@ def common(deployment: Deployment, host: Host) -> list[str]:
         # The process that parses the guest's requests may start none and gain nothing.
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-accel", "kvm"),
-        *("-smp", str(deployment.machine.vcpus), "-m", f"{deployment.machine.memory_mib}M"),
+        *("-smp", str(host.machine.vcpus), "-m", f"{host.machine.memory_mib}M"),
         *("-bios", str(host.firmware)),
         *("-serial", f"file:{deployment.folder / 'console.log'}"),
         *("-pidfile", str(deployment.folder / "qemu.pid"), "-daemonize"),
@@ -88,9 +111,9 @@ def common(deployment: Deployment, host: Host) -> list[str]:
     ]
 
 
-def ram(deployment: Deployment, backend: str) -> list[str]:
+def ram(host: Host, backend: str) -> list[str]:
     """The guest's memory, from a backend of this kind."""
-    size = deployment.machine.memory_mib * MIB
+    size = host.machine.memory_mib * MIB
     options: JsonObject = {"qom-type": backend, "id": RAM, "size": size}
     if backend == "memory-backend-memfd":
         options |= {"share": True, "prealloc": False, "reserve": False}

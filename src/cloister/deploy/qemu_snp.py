@@ -43,7 +43,7 @@ def qemu_snp_plan(deployment: Deployment, host: qemu.Host, *, cpu: str = "EPYC-v
             f"q35,confidential-guest-support={qemu.GUEST},memory-backend={qemu.RAM},vmport=off",
         ),
         *("-cpu", cpu),
-        *qemu.ram(deployment, "memory-backend-memfd"),
+        *qemu.ram(host, "memory-backend-memfd"),
         *qemu.guest_object(snp_guest(deployment)),
         *("-kernel", str(deployment.image.file("uki").path)),
         *(word for role, one in deployment.image.disks() for word in qemu.disk(one.path, role)),

@@ -63,7 +63,7 @@ def qemu_tdx_plan(deployment: Deployment, host: qemu.Host, *, quotes: QuoteServi
             f"memory-backend={qemu.RAM},hpet=off",
         ),
         *("-cpu", "host"),
-        *qemu.ram(deployment, "memory-backend-ram"),
+        *qemu.ram(host, "memory-backend-ram"),
         *qemu.guest_object(tdx_guest(deployment, quotes)),
         *qemu.disk(deployment.image.file("esp").path, "esp", boot=True),
         *(word for role, one in deployment.image.disks() for word in qemu.disk(one.path, role)),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
 
-from cloister.deploy.deployment import Deployment, Machine, read_image
+from cloister.deploy.deployment import Deployment, read_image
 from cloister.errors import ConfigurationError
-from support.deployments import deployment, write_image
+from support.deployments import deployment, write_image, write_record
 
 
 def test_an_image_is_its_files_and_their_digests(tmp_path: Path) -> None:
@@ -20,9 +19,7 @@ def test_an_image_is_its_files_and_their_digests(tmp_path: Path) -> None:
     assert root.sha256 == hashlib.sha256((tmp_path / "image" / "root.img").read_bytes()).hexdigest()
     assert root.size == 8192
     assert [role for role, _ in image.disks()] == ["root", "model"]
-    assert heard == [
-        *("uki.efi", "esp.img", "root.img", "model.img", "image.eif", "reference-values.json")
-    ]
+    assert heard == [*("uki.efi", "esp.img", "root.img", "model.img", "image.eif")]
     with pytest.raises(ConfigurationError) as caught:
         image.file("application")
     assert caught.value.code == "deploy.artefact"
@@ -37,31 +34,53 @@ def test_a_folder_without_an_image_is_none(tmp_path: Path) -> None:
         read_image(tmp_path, debug_accepted=False)
 
 
-@pytest.mark.parametrize("member", [{"debug": True}, {"debug": 1}, {"debug": "no"}, {}])
-def test_a_debug_image_is_deployed_only_by_name(member: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "members", [{"debug": True}, {"debug": 1}, {"debug": "no"}, {"debug": None}, {}]
+)
+def test_a_debug_image_is_deployed_only_by_name(members: dict[str, object], tmp_path: Path) -> None:
     image = write_image(tmp_path / "image")
     assert not read_image(image, debug_accepted=False).debug
-    (image / "reference-values.json").write_text(json.dumps({"image": member}))
+    write_record(image, members)
     with pytest.raises(ConfigurationError) as caught:
         read_image(image, debug_accepted=False)
     assert caught.value.code == "deploy.debug"
     assert read_image(image, debug_accepted=True).debug
 
 
-@pytest.mark.parametrize("text", ["nonsense", "[]", '{"image": 1}', '{"image": {}, "image": {}}'])
-def test_reference_values_that_cannot_be_read_stop_it(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["uki.efi", "esp.img", "root.img", "model.img", "image.eif"])
+def test_what_is_deployed_is_what_was_built(name: str, tmp_path: Path) -> None:
     image = write_image(tmp_path / "image")
-    (image / "reference-values.json").write_text(text)
+    read_image(image, debug_accepted=False)
+    data = bytearray((image / name).read_bytes())
+    data[-1] ^= 1
+    (image / name).write_bytes(data)
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        read_image(image, debug_accepted=False)
+    assert caught.value.code == "deploy.changed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("nonsense", "[]", '{"debug": false}', '{"files": 1, "debug": false}'),
+        *('{"files": {"uki.efi": 1}}', '{"files": {"uki.efi": {}}}', '{"files": {}, "files": {}}'),
+    ],
+)
+def test_a_record_that_cannot_be_read_stops_it(text: str, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image")
+    (image / "build.json").write_text(text)
     with pytest.raises(ConfigurationError) as caught:
         read_image(image, debug_accepted=False)
     assert caught.value.code == "deploy.image"
 
 
-@pytest.mark.parametrize(("vcpus", "memory"), [(0, 1024), (513, 1024), (1, 255), (1, 1 << 25)])
-def test_machines_have_a_size(vcpus: int, memory: int) -> None:
-    assert Machine(vcpus=1, memory_mib=256).memory_mib == 256
-    with pytest.raises(ConfigurationError):
-        Machine(vcpus=vcpus, memory_mib=memory)
+def test_another_image_has_other_names(tmp_path: Path) -> None:
+    first = read_image(write_image(tmp_path / "a"), debug_accepted=False)
+    again = read_image(write_image(tmp_path / "b"), debug_accepted=False)
+    assert first.short == again.short
+    (tmp_path / "b" / "model.img").write_bytes(bytes(4096))
+    write_record(tmp_path / "b", {"debug": False})
+    assert read_image(tmp_path / "b", debug_accepted=False).short != first.short
 
 
 def test_every_word_of_a_description_is_checked(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ OBJECTS = {
 
 
 def host(folder: Path, **changes: object) -> qemu.Host:
-    made = qemu.Host(firmware=folder / "OVMF.fd")
+    made = qemu.Host(firmware=folder / "OVMF.fd", machine=qemu.Machine(vcpus=4, memory_mib=8192))
     return replace(made, **changes)  # type: ignore[arg-type]  # names of its own fields
 
 
@@ -224,6 +224,13 @@ def test_words_that_could_become_options_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError):
         snp(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("vcpus", "memory"), [(0, 1024), (513, 1024), (1, 255), (1, 1 << 25)])
+def test_machines_have_a_size(vcpus: int, memory: int) -> None:
+    assert qemu.Machine(vcpus=1, memory_mib=256).memory_mib == 256
+    with pytest.raises(ConfigurationError):
+        qemu.Machine(vcpus=vcpus, memory_mib=memory)
 
 
 def test_other_words_are_refused_too(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from typing import Annotated
 import typer
 
 from cloister.cli.deploy.aws import aws
+from cloister.cli.deploy.clouds import azure, google
 from cloister.cli.deploy.qemu import libvirt, qemu
 
 deploy = typer.Typer(no_args_is_help=True)
 deploy.add_typer(qemu, name="qemu", help="A guest under QEMU, on a machine of your own.")
 deploy.add_typer(libvirt, name="libvirt", help="The same guests as libvirt domains.")
 deploy.add_typer(aws, name="aws", help="Amazon Web Services.")
+deploy.command("azure")(azure)
+deploy.command("google")(google)
 
 
 @deploy.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from cloister.errors import ConfigurationError
+from cloister.strictjson import JsonObject
 
 if TYPE_CHECKING:
     from cloister.deploy.apply import Effects
@@ -48,8 +49,6 @@ class Common(NamedTuple):
 
     image: Path
     name: str
-    vcpus: int
-    memory: int
     port: int
     manifest: str | None
     debug_image: bool
@@ -79,7 +78,7 @@ class Action(NamedTuple):
 def deployment(target: str, common: Common) -> Deployment:
     """The description that the options give; hashes the image's files."""
     from cloister.deploy import words
-    from cloister.deploy.deployment import Deployment, Machine, read_image
+    from cloister.deploy.deployment import Deployment, read_image
 
     words.NAME.check(common.name)  # before it becomes part of a path
     folder = common.folder or Path("~/.local/state/cloister/deploy") / target / common.name
@@ -90,18 +89,28 @@ def deployment(target: str, common: Common) -> Deployment:
             debug_accepted=common.debug_image,
             tell=lambda name: typer.echo(f"reading {name}", err=True),
         ),
-        machine=Machine(vcpus=common.vcpus, memory_mib=common.memory),
         folder=words.path(folder, "the deployment's folder"),
         port=common.port,
         manifest=None if common.manifest is None else words.digest(common.manifest),
     )
 
 
-def carry_out(target: str, common: Common, make: Callable[[Deployment], Plan], to: Action) -> None:
-    """Make the plan, and show it, carry it out or take it back."""
+def carry_out(
+    target: str,
+    common: Common,
+    make: Callable[[Deployment], Plan],
+    to: Action,
+    *,
+    terraform: Path | None = None,
+    module: Callable[[Deployment], JsonObject] | None = None,
+) -> None:
+    """Make the plan, and show it, carry it out or take it back; or write a Terraform module."""
     to.check()
-    plan = make(deployment(target, common))
-    if to.apply:
+    what = deployment(target, common)
+    plan = make(what)
+    if terraform is not None and module is not None:
+        _write_module(plan, module(what), terraform, to)
+    elif to.apply:
         _apply(plan)
     elif to.undo:
         _undo(plan)
@@ -111,6 +120,25 @@ def carry_out(target: str, common: Common, make: Callable[[Deployment], Plan], t
         from cloister.deploy.shell import script
 
         typer.echo(script(plan), nl=False)
+
+
+def _write_module(plan: Plan, module: JsonObject, folder: Path, to: Action) -> None:
+    from cloister.deploy.plan import Convert
+    from cloister.deploy.shell import command_line, converting
+    from cloister.deploy.terraform import write_module
+
+    if to.apply or to.undo or to.json:
+        raise ConfigurationError(
+            "--terraform writes a module; `terraform apply` and `terraform destroy` do the rest",
+            code="deploy.options",
+        )
+    path = write_module(module, folder)
+    typer.echo(f"{path} is written. Before `terraform apply`, make the disk that it uploads:")
+    for step in plan.steps:
+        if isinstance(step, Convert):
+            typer.echo(f"  {command_line(converting(step))}")
+    for note in plan.notes:
+        typer.echo(note, err=True)
 
 
 def _apply(plan: Plan) -> None:

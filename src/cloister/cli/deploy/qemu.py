@@ -64,8 +64,8 @@ def qemu_snp(
     """
     from cloister.deploy.qemu_snp import qemu_snp_plan
 
-    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
-    host = _host(firmware, network, interface, gpu, listen=listen, guest=guest)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen, guest=guest)
     options.carry_out(
         "qemu-snp",
         common,
@@ -103,8 +103,8 @@ def qemu_tdx(
     """
     from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
 
-    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
-    host = _host(firmware, network, interface, gpu, listen=listen, guest=guest)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen, guest=guest)
     options.carry_out(
         "qemu-tdx",
         common,
@@ -140,8 +140,8 @@ def libvirt_snp(
     """
     from cloister.deploy.libvirt import libvirt_snp_plan
 
-    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
-    host = _host(firmware, network, interface, gpu)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, (vcpus, memory), network, interface, gpu)
     options.carry_out(
         "libvirt-snp",
         common,
@@ -177,8 +177,8 @@ def libvirt_tdx(
     """
     from cloister.deploy.libvirt import libvirt_tdx_plan
 
-    common = options.Common(image, name, vcpus, memory, port, manifest_digest, debug_image, folder)
-    host = _host(firmware, network, interface, gpu)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    host = _host(firmware, (vcpus, memory), network, interface, gpu)
     options.carry_out(
         "libvirt-tdx",
         common,
@@ -189,6 +189,7 @@ def libvirt_tdx(
 
 def _host(
     firmware: Path,
+    size: tuple[int, int],
     network: str,
     interface: str,
     gpus: list[str] | None,
@@ -205,6 +206,7 @@ def _host(
         )
     return recipes.Host(
         firmware=firmware,
+        machine=recipes.Machine(vcpus=size[0], memory_mib=size[1]),
         network=recipes.Network(network),
         interface=interface,
         listen=listen,

@@ -1,0 +1,337 @@
+"""An Azure confidential VM, from a version of an image in a gallery.
+
+Sources: Microsoft, "Create a custom image for Azure confidential VMs", "Prepare … VHD … to upload";
+Azure CLI 2.91.0: ``az storage blob upload``, ``az sig image-definition create``, ``az sig
+image-version create``, ``az network nsg``, ``az vm create``.
+
+Authorisation is the signed-in person's own (``--auth-mode login``): no account keys and no signed
+addresses exist that a log could hold. The image is *specialized*: it takes no user, no password and
+no agent. What is encrypted of the disk is the virtual TPM's state; everything else on it is public,
+and checked by dm-verity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cloister.deploy import words
+from cloister.deploy.deployment import Deployment
+from cloister.deploy.ingress import Filter
+from cloister.deploy.plan import (
+    Argument,
+    Capture,
+    Captured,
+    Convert,
+    Expect,
+    Look,
+    Plan,
+    Run,
+    Step,
+    Tool,
+)
+
+AZ: Final = Tool(
+    name="az",
+    version=("version", "--query", '"azure-cli"', "--output", "tsv"),
+    minimum=(2, 60),
+    get="learn.microsoft.com/cli/azure",
+)
+_IMAGE: Final = Captured(name="image")
+_IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
+_IMAGE_ID: Final = (
+    "/subscriptions/[0-9a-f-]{36}/resourceGroups/[A-Za-z0-9_.-]+"
+    "/providers/Microsoft.Compute/galleries/[A-Za-z0-9_.-]+/images/[A-Za-z0-9_.-]+"
+    "/versions/[0-9.]+"
+)
+NOTES: Final = (
+    "Never tried on Azure. Flags were checked against Azure CLI 2.91.0.",
+    "That a specialized image starts as a confidential VM is Microsoft's documentation's word.",
+    "The paravisor between hardware and guest is Azure's; evidence names it, and it is trusted.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in Azure; group, storage account, container and gallery exist already.
+
+    Raises:
+        ConfigurationError: a word cannot be used.
+    """
+
+    location: str
+    group: str
+    storage_account: str
+    container: str
+    gallery: str
+    version: str
+    """Of the image in the gallery."""
+    machine_type: str = "Standard_DC4as_v5"
+    network: str
+    subnet: str
+    public: bool = False
+    secure_boot: bool = False
+    """Azure trusts Microsoft's keys there: an image signed by others does not start with it."""
+
+    def __post_init__(self) -> None:
+        """Check every word."""
+        words.REGION.check(self.location)
+        words.RESOURCE_GROUP.check(self.group)
+        words.STORAGE_ACCOUNT.check(self.storage_account)
+        words.CONTAINER.check(self.container)
+        words.GALLERY.check(self.gallery)
+        words.VERSION.check(self.version)
+        words.MACHINE_TYPE.check(self.machine_type)
+        words.NETWORK.check(self.network)
+        words.NETWORK.check(self.subnet)
+
+
+def azure_plan(deployment: Deployment, place: Place, allowed: Filter) -> Plan:
+    """The plan: fixed VHD, page blob, image version, security group, machine.
+
+    Raises:
+        ConfigurationError: the image lacks a part, or a word cannot be used.
+    """
+    make = _Steps(deployment, place, allowed)
+    return Plan(
+        target="azure",
+        name=deployment.name,
+        folder=deployment.folder,
+        tools=(AZ,),
+        inputs=deployment.image.boot_disk_parts(),
+        steps=(*make.blob(), *make.image(), *make.network(), *make.machine()),
+        notes=NOTES,
+    )
+
+
+class _Steps:
+    """The steps of one plan, in groups."""
+
+    def __init__(self, deployment: Deployment, place: Place, allowed: Filter) -> None:
+        self._deployment = deployment
+        self._place = place
+        self._allowed = allowed
+        self._name = f"cloister-{deployment.name}"
+        self._blob = f"{self._name}-{deployment.image.short}.vhd"
+
+    def blob(self) -> tuple[Step, ...]:
+        folder = self._deployment.folder
+        disk, vhd = folder / "disk.raw", folder / "disk.vhd"
+        place = self._place
+        blob = (
+            *("--account-name", place.storage_account, "--container-name", place.container),
+            *("--name", self._blob, "--auth-mode", "login"),
+        )
+        return (
+            Convert(
+                id="disk",
+                says="Make one disk out of the image's parts.",
+                kind="disk",
+                sources=tuple(one.path for one in self._deployment.image.boot_disk_parts()),
+                target=disk,
+            ),
+            Convert(
+                id="vhd",
+                says="Make it a fixed VHD.",
+                kind="vhd",
+                sources=(disk,),
+                target=vhd,
+            ),
+            Run(
+                id="upload",
+                says="Upload it as a page blob.",
+                argv=self._az(
+                    *("storage", "blob", "upload", *blob, "--file", str(vhd), "--type", "page"),
+                    *("--overwrite", "true", "--no-progress", "--output", "none"),
+                ),
+                undo=self._az("storage", "blob", "delete", *blob, "--output", "none"),
+            ),
+        )
+
+    def image(self) -> tuple[Step, ...]:
+        place = self._place
+        definition = (
+            *("--resource-group", place.group, "--gallery-name", place.gallery),
+            *("--gallery-image-definition", self._name),
+        )
+        version = (*definition, "--gallery-image-version", place.version)
+        found = "[?name=='{}' && provisioningState=='Succeeded'].id | [0]"
+        uri = (
+            f"https://{place.storage_account}.blob.core.windows.net/{place.container}/{self._blob}"
+        )
+        return (
+            Run(
+                id="definition",
+                says="Say in the gallery what kind of image it is.",
+                argv=self._az(
+                    *("sig", "image-definition", "create", *definition),
+                    *("--location", place.location, "--publisher", "cloister"),
+                    *("--offer", "cloister", "--sku", self._name, "--os-type", "Linux"),
+                    *("--os-state", "Specialized", "--hyper-v-generation", "V2"),
+                    *("--architecture", "x64"),
+                    *("--features", "SecurityType=ConfidentialVmSupported", "--output", "none"),
+                ),
+                undo=self._az("sig", "image-definition", "delete", *definition),
+            ),
+            Run(
+                id="image",
+                says="Make a version of it from the blob; this takes minutes.",
+                argv=self._az(
+                    *("sig", "image-version", "create", *version, "--location", place.location),
+                    *("--os-vhd-uri", uri, "--os-vhd-storage-account", place.storage_account),
+                    *("--query", "id", "--output", "tsv"),
+                ),
+                capture=Capture(name="image", pattern=_IMAGE_ID),
+                look=Look(
+                    argv=self._az(
+                        *("sig", "image-version", "list", *definition),
+                        *("--query", found.format(place.version), "--output", "tsv"),
+                    )
+                ),
+                undo=self._az("sig", "image-version", "delete", *version),
+            ),
+        )
+
+    def network(self) -> tuple[Step, ...]:
+        group = ("--resource-group", self._place.group)
+        allowed = self._allowed
+        everything = (
+            *("--protocol", "*", "--source-address-prefixes", "*", "--source-port-ranges", "*"),
+            *("--destination-address-prefixes", "*", "--destination-port-ranges", "*"),
+        )
+        steps: list[Step] = [
+            Run(
+                id="nsg",
+                says="Make a network security group.",
+                argv=self._az(
+                    *("network", "nsg", "create", *group, "--name", self._name),
+                    *("--location", self._place.location, "--output", "none"),
+                ),
+                undo=self._az("network", "nsg", "delete", *group, "--name", self._name),
+            ),
+            self._rule(
+                "in",
+                "Let in who was named, on the worker's port.",
+                *("--priority", "100", "--direction", "Inbound", "--access", "Allow"),
+                *("--protocol", "Tcp", "--destination-port-ranges", str(allowed.port)),
+                *("--source-address-prefixes", *allowed.sources),
+            ),
+            self._rule(
+                "no-in",
+                "Let nobody else in, neighbours of the network included.",
+                *("--priority", "4000", "--direction", "Inbound", "--access", "Deny"),
+                *everything,
+            ),
+        ]
+        steps += [
+            self._rule(
+                f"out-{number}",
+                "Let out what was named.",
+                *("--priority", str(100 + number), "--direction", "Outbound"),
+                *("--access", "Allow", "--protocol", "Tcp"),
+                *("--destination-address-prefixes", peer.range),
+                *("--destination-port-ranges", str(peer.port)),
+            )
+            for number, peer in enumerate(allowed.peers)
+        ]
+        steps.append(
+            self._rule(
+                "no-out",
+                "Let nothing else out.",
+                *("--priority", "4000", "--direction", "Outbound", "--access", "Deny"),
+                *everything,
+            )
+        )
+        return tuple(steps)
+
+    def machine(self) -> tuple[Step, ...]:
+        place = self._place
+        one = ("--resource-group", place.group, "--name", self._name)
+        found = f"[?name=='{self._name}'].provisioningState | [0]"
+        addresses = "publicIps" if place.public else "privateIps"
+        return (
+            *self._public_address(),
+            Run(
+                id="machine",
+                says="Start the machine.",
+                argv=self._az(
+                    *("vm", "create", *one, "--location", place.location),
+                    *("--image", _IMAGE, "--specialized", "true", "--size", place.machine_type),
+                    *("--security-type", "ConfidentialVM"),
+                    *("--os-disk-security-encryption-type", "VMGuestStateOnly"),
+                    *("--enable-vtpm", "true"),
+                    *("--enable-secure-boot", "true" if place.secure_boot else "false"),
+                    *("--vnet-name", place.network, "--subnet", place.subnet),
+                    *("--nsg", self._name),
+                    *("--public-ip-address", f"{self._name}-ip" if place.public else ""),
+                    *("--nic-delete-option", "Delete", "--os-disk-delete-option", "Delete"),
+                    *("--output", "none"),
+                ),
+                look=Look(
+                    argv=self._az(
+                        *("vm", "list", "--resource-group", place.group),
+                        *("--query", found, "--output", "tsv"),
+                    ),
+                    finds="Succeeded",
+                ),
+                undo=self._az("vm", "delete", *one, "--yes"),
+            ),
+            Run(
+                id="protected",
+                says="Ask Azure whether it is protected as it was asked for.",
+                argv=self._az(
+                    *("vm", "show", *one, "--query", "securityProfile", "--output", "json")
+                ),
+                expects=(
+                    Expect(
+                        says="its securityType is ConfidentialVM",
+                        member=("securityType",),
+                        equals="ConfidentialVM",
+                    ),
+                    Expect(
+                        says="it has a virtual TPM",
+                        member=("uefiSettings", "vTpmEnabled"),
+                        equals="true",
+                    ),
+                ),
+            ),
+            Run(
+                id="address",
+                says="Ask for its address.",
+                argv=self._az(
+                    *("vm", "show", *one, "--show-details", "--query", addresses),
+                    *("--output", "tsv"),
+                ),
+                capture=Capture(name="address", pattern=_IPV4),
+            ),
+        )
+
+    def _public_address(self) -> tuple[Step, ...]:
+        if not self._place.public:
+            return ()
+        one = ("--resource-group", self._place.group, "--name", f"{self._name}-ip")
+        return (
+            Run(
+                id="public-address",
+                says="Take a public address.",
+                argv=self._az(
+                    *("network", "public-ip", "create", *one, "--sku", "Standard"),
+                    *("--location", self._place.location, "--output", "none"),
+                ),
+                undo=self._az("network", "public-ip", "delete", *one),
+            ),
+        )
+
+    def _rule(self, name: str, says: str, *flags: str) -> Run:
+        group = ("--resource-group", self._place.group, "--nsg-name", self._name)
+        return Run(
+            id=f"nsg-{name}",
+            says=says,
+            argv=self._az(
+                *("network", "nsg", "rule", "create", *group, "--name", name, *flags),
+                *("--output", "none"),
+            ),
+        )
+
+    def _az(self, *words_: Argument) -> tuple[Argument, ...]:
+        return ("az", *words_, "--only-show-errors")

@@ -1,0 +1,268 @@
+"""A Google Cloud Confidential VM, SEV-SNP or TDX.
+
+Sources: Google Cloud, "Create a Confidential VM instance", "Manually import boot disks" (a gzipped
+tar with ``disk.raw``), "Guest operating system features"; ``gcloud compute images create``,
+``instances create`` and ``firewall-rules create`` of Google Cloud SDK 528.0.0.
+
+The machine gets no service account, no metadata keys and no public key of anybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cloister.deploy import words
+from cloister.deploy.deployment import Deployment
+from cloister.deploy.ingress import Filter
+from cloister.deploy.plan import (
+    Argument,
+    Capture,
+    Convert,
+    Expect,
+    Look,
+    Plan,
+    Run,
+    Step,
+    Tool,
+)
+
+GCLOUD: Final = Tool(
+    name="gcloud", version=("--version",), minimum=(500, 0), get="cloud.google.com/sdk"
+)
+_IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
+NOTES: Final = (
+    "Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.",
+    "The virtual TPM is Google's: that it belongs to this guest is Google's word.",
+)
+
+
+class Kind(StrEnum):
+    """What protects the guest's memory."""
+
+    SNP = "snp"
+    TDX = "tdx"
+
+
+_TYPE: Final = {Kind.SNP: "SEV_SNP", Kind.TDX: "TDX"}
+DEFAULT_MACHINE: Final = {Kind.SNP: "n2d-standard-4", Kind.TDX: "c3-standard-4"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in Google Cloud.
+
+    Raises:
+        ConfigurationError: a word cannot be used.
+    """
+
+    project: str
+    zone: str
+    bucket: str
+    """Holds the disk until it is an image."""
+    machine_type: str
+    network: str = "default"
+    subnet: str = ""
+    public: bool = False
+    """Whether the machine gets a public address."""
+
+    def __post_init__(self) -> None:
+        """Check every word."""
+        words.PROJECT.check(self.project)
+        words.REGION.check(self.zone)
+        words.BUCKET.check(self.bucket)
+        words.MACHINE_TYPE.check(self.machine_type)
+        words.NETWORK.check(self.network)
+        if self.subnet:
+            words.NETWORK.check(self.subnet)
+
+
+def google_plan(deployment: Deployment, place: Place, allowed: Filter, kind: Kind) -> Plan:
+    """The plan: disk, image, firewall, machine.
+
+    Raises:
+        ConfigurationError: the image lacks a part, or a word cannot be used.
+    """
+    make = _Steps(deployment, place, allowed, kind)
+    return Plan(
+        target=f"google-{kind}",
+        name=deployment.name,
+        folder=deployment.folder,
+        tools=(GCLOUD,),
+        inputs=deployment.image.boot_disk_parts(),
+        steps=(*make.image(), *make.firewall(), *make.machine()),
+        notes=NOTES,
+    )
+
+
+class _Steps:
+    """The steps of one plan, in groups."""
+
+    def __init__(self, deployment: Deployment, place: Place, allowed: Filter, kind: Kind) -> None:
+        self._deployment = deployment
+        self._place = place
+        self._allowed = allowed
+        self._kind = kind
+        self._name = f"cloister-{deployment.name}"
+        self._image = f"{self._name}-{deployment.image.short}"
+
+    def image(self) -> tuple[Step, ...]:
+        folder = self._deployment.folder
+        disk, packed = folder / "disk.raw", folder / "disk.tar.gz"
+        address = f"gs://{self._place.bucket}/{self._image}.tar.gz"
+        features = f"UEFI_COMPATIBLE,GVNIC,{_TYPE[self._kind]}_CAPABLE"
+        return (
+            Convert(
+                id="disk",
+                says="Make one disk out of the image's parts.",
+                kind="disk",
+                sources=tuple(one.path for one in self._deployment.image.boot_disk_parts()),
+                target=disk,
+            ),
+            Convert(
+                id="pack",
+                says="Pack it as Google takes it.",
+                kind="google",
+                sources=(disk,),
+                target=packed,
+            ),
+            Run(
+                id="upload",
+                says="Upload it.",
+                argv=self._gcloud("storage", "cp", str(packed), address),
+                undo=self._gcloud("storage", "rm", address),
+            ),
+            Run(
+                id="image",
+                says="Make an image of it; this takes minutes.",
+                argv=self._gcloud(
+                    *("compute", "images", "create", self._image, f"--source-uri={address}"),
+                    *(f"--guest-os-features={features}", "--architecture=X86_64"),
+                ),
+                look=self._exists("images", self._image, "READY"),
+                undo=self._gcloud("compute", "images", "delete", self._image),
+            ),
+        )
+
+    def firewall(self) -> tuple[Step, ...]:
+        allowed = self._allowed
+        steps: list[Step] = [
+            self._rule(
+                "in",
+                "Let in who was named, on the worker's port.",
+                *("--direction=INGRESS", "--action=ALLOW", "--priority=900"),
+                f"--rules=tcp:{allowed.port}",
+                f"--source-ranges={','.join(allowed.sources)}",
+            ),
+            self._rule(
+                "no-in",
+                "Let nobody else in, whatever the network's other rules say.",
+                *("--direction=INGRESS", "--action=DENY", "--priority=901"),
+                *("--rules=all", "--source-ranges=0.0.0.0/0"),
+            ),
+        ]
+        steps += [
+            self._rule(
+                f"out-{number}",
+                "Let out what was named.",
+                *("--direction=EGRESS", "--action=ALLOW", "--priority=900"),
+                f"--rules=tcp:{peer.port}",
+                f"--destination-ranges={peer.range}",
+            )
+            for number, peer in enumerate(allowed.peers)
+        ]
+        steps.append(
+            self._rule(
+                "no-out",
+                "Let nothing else out.",
+                *("--direction=EGRESS", "--action=DENY", "--priority=901"),
+                *("--rules=all", "--destination-ranges=0.0.0.0/0"),
+            )
+        )
+        return tuple(steps)
+
+    def machine(self) -> tuple[Step, ...]:
+        place = self._place
+        card = f"network={place.network},nic-type=GVNIC"
+        if place.subnet:
+            card += f",subnet={place.subnet}"
+        if not place.public:
+            card += ",no-address"
+        zone = f"--zone={place.zone}"
+        one = ("compute", "instances", "describe", self._name, zone)
+        address = (
+            "networkInterfaces[0].accessConfigs[0].natIP"
+            if place.public
+            else "networkInterfaces[0].networkIP"
+        )
+        return (
+            Run(
+                id="machine",
+                says="Start the machine.",
+                argv=self._gcloud(
+                    *("compute", "instances", "create", self._name, zone),
+                    f"--machine-type={place.machine_type}",
+                    f"--confidential-compute-type={_TYPE[self._kind]}",
+                    "--maintenance-policy=TERMINATE",
+                    *(f"--image={self._image}", f"--image-project={place.project}"),
+                    f"--network-interface={card}",
+                    *("--shielded-vtpm", "--shielded-integrity-monitoring"),
+                    # Secure Boot there trusts Microsoft's keys unless the image brings its own;
+                    # clients verify what was measured, not who signed it.
+                    "--no-shielded-secure-boot",
+                    *("--no-service-account", "--no-scopes", f"--tags={self._name}"),
+                ),
+                look=self._exists("instances", self._name, "RUNNING"),
+                undo=self._gcloud("compute", "instances", "delete", self._name, zone),
+            ),
+            Run(
+                id="protected",
+                says="Ask Google whether it is protected as it was asked for.",
+                argv=self._gcloud(
+                    *one, "--format=value(confidentialInstanceConfig.confidentialInstanceType)"
+                ),
+                expects=(
+                    Expect(
+                        says=f"its type is {_TYPE[self._kind]}",
+                        equals=rf"\A{_TYPE[self._kind]}\s*\Z",
+                    ),
+                ),
+            ),
+            Run(
+                id="address",
+                says="Ask for its address.",
+                argv=self._gcloud(*one, f"--format=value({address})"),
+                capture=Capture(name="address", pattern=_IPV4),
+            ),
+        )
+
+    def _rule(self, name: str, says: str, *flags: str) -> Run:
+        rule = f"{self._name}-{name}"
+        return Run(
+            id=f"firewall-{name}",
+            says=says,
+            argv=self._gcloud(
+                *("compute", "firewall-rules", "create", rule),
+                *(f"--network={self._place.network}", f"--target-tags={self._name}", *flags),
+            ),
+            look=Look(
+                argv=self._gcloud(
+                    *("compute", "firewall-rules", "list", f"--filter=name={rule}"),
+                    "--format=value(name)",
+                ),
+                finds=rule,
+            ),
+            undo=self._gcloud("compute", "firewall-rules", "delete", rule),
+        )
+
+    def _exists(self, kind: str, name: str, state: str) -> Look:
+        return Look(
+            argv=self._gcloud(
+                *("compute", kind, "list", f"--filter=name={name}", "--format=value(status)")
+            ),
+            finds=state,
+        )
+
+    def _gcloud(self, *words_: str) -> tuple[Argument, ...]:
+        return ("gcloud", *words_, f"--project={self._place.project}", "--quiet")

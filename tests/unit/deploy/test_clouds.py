@@ -1,0 +1,256 @@
+"""Cloud recipes: parameters by the platforms' own models, filters, words that are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cloister.deploy import aws_machine, azure, google
+from cloister.deploy.apply import Effects, apply
+from cloister.deploy.aws_nitro import Enclave, aws_nitro_plan
+from cloister.deploy.ingress import make_filter
+from cloister.deploy.plan import Plan, Run, Write
+from cloister.errors import ConfigurationError
+from support.cloud_plans import (
+    AWS_PLACE,
+    AZURE_PLACE,
+    GOOGLE_PLACE,
+    allowed,
+    answers,
+    by_query,
+    plan_of,
+)
+from support.deployments import Recorder, deployment
+
+Protection = aws_machine.Protection
+
+
+@pytest.mark.parametrize(
+    ("sources", "peers"),
+    [
+        ([], []),
+        (["203.0.113.7/24"], []),
+        (["any", "all"], []),
+        (["any"], ["broker.example:8441"]),
+        (["any"], ["198.51.100.7"]),
+        (["any"], ["198.51.100.7:0"]),
+        (["any"], ["198.51.100.7:65536"]),
+        (["any"], ["198.51.100.7:1"] * 17),
+    ],
+)
+def test_filters_name_somebody_by_address(sources: list[str], peers: list[str]) -> None:
+    good = make_filter(8440, ["any", "any"], ["198.51.100.7:8441", "[2001:db8::7]:8441"])
+    assert good.sources == ("0.0.0.0/0",)
+    assert [peer.range for peer in good.peers] == ["198.51.100.7/32", "2001:db8::7/128"]
+    with pytest.raises(ConfigurationError):
+        make_filter(8440, sources, peers)
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        (AWS_PLACE, "region", "us-east-2 --profile x"),
+        (AWS_PLACE, "bucket", "a/../b"),
+        (AWS_PLACE, "bucket", "-b"),
+        (AWS_PLACE, "vpc", "vpc-1,Name=x"),
+        (AWS_PLACE, "subnet", "subnet-0123abcd'"),
+        (AWS_PLACE, "machine_type", "m6a.large${x}"),
+        (GOOGLE_PLACE, "project", "my-project --impersonate-service-account=x"),
+        (GOOGLE_PLACE, "zone", "us-central1-a,x"),
+        (GOOGLE_PLACE, "network", "default,no-address"),
+        (GOOGLE_PLACE, "subnet", "a,network=b"),
+        (AZURE_PLACE, "group", "a b"),
+        (AZURE_PLACE, "storage_account", "x.evil.example/"),
+        (AZURE_PLACE, "container", "a/b"),
+        (AZURE_PLACE, "gallery", "a'b"),
+        (AZURE_PLACE, "version", "1.0.0'].id"),
+        (AZURE_PLACE, "network", "/subscriptions/x"),
+    ],
+)
+def test_words_of_places_are_refused(
+    place: aws_machine.Place | google.Place | azure.Place, field: str, value: str
+) -> None:
+    assert replace(place) == place
+    with pytest.raises(ConfigurationError) as caught:
+        replace(place, **{field: value})  # type: ignore[arg-type]  # a field of each
+    assert caught.value.code == "deploy.word"
+
+
+def written(plan: Plan, step: str) -> dict[str, object]:
+    """The file that a step wrote when the plan was carried out."""
+    (path,) = [one.path for one in plan.steps if isinstance(one, Write) and one.id == step]
+    document = json.loads(path.read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture(params=["aws-snp", "aws-nitrotpm"])
+def done(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
+    """A plan for AWS that was carried out."""
+    plan = plan_of(request.param, tmp_path, "198.51.100.7:8441", "[2001:db8::7]:443")
+    tools = Recorder(answers(plan))
+    effects = Effects(
+        run=lambda argv, /: by_query(argv) or tools(argv),
+        sleep=lambda _: None,
+        which=lambda name: name,
+    )
+    apply(plan, effects, tell=lambda *_: None)
+    return plan
+
+
+def test_aws_takes_every_parameter(done: Plan) -> None:
+    pytest.importorskip("botocore", reason="needs botocore, which moto brings")
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    model = botocore.session.Session().get_service_model("ec2")
+    calls = {
+        "import-request": "ImportSnapshot",
+        "image-request": "RegisterImage",
+        "in-request": "AuthorizeSecurityGroupIngress",
+        "out-request": "AuthorizeSecurityGroupEgress",
+        "instance-request": "RunInstances",
+    }
+    for step, operation in calls.items():
+        shape = model.operation_model(operation).input_shape
+        parameters = written(done, step)
+        report = ParamValidator().validate(parameters, shape)
+        assert not report.has_errors(), report.generate_report()
+        for name, value in enumerated(shape, parameters):
+            assert value in shape_at(shape, name).enum
+        assert ParamValidator().validate({**parameters, "Debug": True}, shape).has_errors()
+    from botocore import xform_name
+
+    for step in done.steps:
+        if not isinstance(step, Run) or step.argv[3] != "ec2" or step.argv[4] == "wait":
+            continue
+        name = "".join(part.title() for part in str(step.argv[4]).split("-"))
+        members = model.operation_model(name).input_shape.members
+        known = {"--" + xform_name(member, "-") for member in members}
+        # The command line's own words, for every operation and for rules of a group.
+        known |= {"--cli-input-json", "--query", "--output", "--protocol", "--cidr"}
+        flags = {word for word in step.argv[5:] if isinstance(word, str) and word[:2] == "--"}
+        assert flags <= known, name
+
+
+def enumerated(
+    shape: object, value: object, at: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], str]]:
+    """Every value of a parameter whose values the model lists."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    members = getattr(shape, "members", None)
+    if isinstance(value, dict) and members is not None:
+        for name, one in value.items():
+            found += enumerated(members[name], one, (*at, name))
+    elif isinstance(value, list):
+        for one in value:
+            found += enumerated(shape.member, one, (*at, "[]"))  # type: ignore[attr-defined]
+    elif isinstance(value, str) and getattr(shape, "enum", None):
+        found.append((at, value))
+    return found
+
+
+def shape_at(shape: object, at: tuple[str, ...]) -> object:
+    for name in at:
+        shape = shape.member if name == "[]" else shape.members[name]  # type: ignore[attr-defined]
+    return shape
+
+
+def test_an_instance_gets_no_key_no_role_and_no_metadata(done: Plan) -> None:
+    request = written(done, "instance-request")
+    assert not {"KeyName", "IamInstanceProfile", "UserData"} & request.keys()
+    assert request["MetadataOptions"] == {"HttpEndpoint": "disabled", "HttpTokens": "required"}
+    snp = {"AmdSevSnp": "enabled"} if done.target == "aws-snp" else None
+    assert request.get("CpuOptions") == snp
+    assert (request["ImageId"], request["SecurityGroupIds"]) == ("ami-0123abcd", ["sg-0123abcd"])
+    image = written(done, "image-request")
+    # Under SEV-SNP too: nothing else there measures the image.
+    assert (image["BootMode"], image["TpmSupport"]) == ("uefi", "v2.0")
+
+
+def test_what_is_let_through_is_what_was_named(done: Plan) -> None:
+    assert written(done, "in-request")["IpPermissions"] == [
+        {
+            "IpProtocol": "tcp",
+            "FromPort": 8440,
+            "ToPort": 8440,
+            "IpRanges": [{"CidrIp": "203.0.113.0/24"}],
+            "Ipv6Ranges": [{"CidrIpv6": "2001:db8::/32"}],
+        }
+    ]
+    peers = written(done, "out-request")["IpPermissions"]
+    assert isinstance(peers, list)
+    assert [one["FromPort"] for one in peers] == [8441, 443]
+    ids = [step.id for step in done.steps]
+    assert ids.index("nothing-out") < ids.index("instance")
+    assert ids.index("in") < ids.index("instance")
+
+
+@pytest.mark.parametrize("target", ["google-snp", "azure"])
+def test_everything_else_is_shut_before_the_machine_starts(target: str, tmp_path: Path) -> None:
+    steps = plan_of(target, tmp_path).steps
+    ids = [step.id for step in steps]
+    prefix = "firewall" if target == "google-snp" else "nsg"
+    for rule in ("in", "no-in", "no-out"):
+        assert ids.index(f"{prefix}-{rule}") < ids.index("machine")
+
+
+def test_a_machine_has_a_public_address_only_where_somebody_wants_one(tmp_path: Path) -> None:
+    what = deployment(tmp_path)
+    for public in (False, True):
+        plan = azure.azure_plan(what, replace(AZURE_PLACE, public=public), allowed())
+        (machine,) = [step for step in plan.steps if isinstance(step, Run) and step.id == "machine"]
+        at = machine.argv.index("--public-ip-address")
+        assert machine.argv[at + 1] == ("cloister-web-ip" if public else "")
+        assert ("public-address" in [step.id for step in plan.steps]) == public
+        google_one = google.google_plan(
+            what, replace(GOOGLE_PLACE, public=public), allowed(), google.Kind.SNP
+        )
+        (machine,) = [
+            step for step in google_one.steps if isinstance(step, Run) and step.id == "machine"
+        ]
+        assert any(",no-address" in str(word) for word in machine.argv) != public
+
+
+def test_an_enclave_has_room_for_its_image(tmp_path: Path) -> None:
+    plan_of("aws-nitro", tmp_path)
+    what = deployment(tmp_path)
+    eif = tmp_path / "image" / "image.eif"
+    aws_nitro_plan(what, Enclave(vcpus=2, memory_mib=64))
+    large = replace(
+        what,
+        image=replace(
+            what.image, files={"eif": replace(what.image.file("eif"), size=16 * (1 << 20) + 1)}
+        ),
+    )
+    with pytest.raises(ConfigurationError, match="65 MiB") as caught:
+        aws_nitro_plan(large, Enclave(vcpus=2, memory_mib=64))
+    assert caught.value.code == "deploy.machine"
+    eif.write_bytes(b".eif nonsense")
+    with pytest.raises(ConfigurationError) as caught:
+        aws_nitro_plan(what, Enclave(vcpus=2, memory_mib=64))
+    assert caught.value.code == "deploy.image"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"vcpus": 0}, {"memory_mib": 63}, {"cid": 3}, {"cid": 1 << 32}),
+        *({"listen": "0.0.0.0:1 x"}, {"program": Path("/a b")}, {"program": Path("/a\nUser=root")}),
+    ],
+)
+def test_an_enclaves_values_stay_values(changes: dict[str, object]) -> None:
+    good = Enclave(vcpus=2, memory_mib=64)
+    with pytest.raises(ConfigurationError):
+        replace(good, **changes)  # type: ignore[arg-type]  # its own fields
+
+
+def test_the_forwarder_may_do_nothing_but_forward(tmp_path: Path) -> None:
+    plan = plan_of("aws-nitro", tmp_path)
+    (unit,) = [one for one in plan.steps if isinstance(one, Write) and one.id == "forward"]
+    lines = str(unit.content).splitlines()
+    assert "ExecStart=/usr/local/bin/cloister forward tcp://0.0.0.0:8440 vsock://16:8440" in lines
+    assert {"DynamicUser=yes", "NoNewPrivileges=yes", "CapabilityBoundingSet="} <= set(lines)

@@ -1,0 +1,83 @@
+"""Terraform modules: what they hold, and that Terraform reads them where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cloister.deploy import aws_machine, google
+from cloister.deploy.terraform import aws_module, azure_module, google_module, write_module
+from cloister.strictjson import JsonObject
+from support.cloud_plans import AWS_PLACE, AZURE_PLACE, GOOGLE_PLACE, allowed
+from support.deployments import deployment
+
+PEER = "198.51.100.7:8441"
+
+
+def modules(folder: Path) -> dict[str, JsonObject]:
+    what = deployment(folder)
+    passing = allowed(PEER)
+    return {
+        "aws-snp": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.SNP),
+        "aws-nitrotpm": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.NITROTPM),
+        "google-snp": google_module(what, GOOGLE_PLACE, passing, google.Kind.SNP),
+        "google-tdx": google_module(what, GOOGLE_PLACE, passing, google.Kind.TDX),
+        "azure": azure_module(what, AZURE_PLACE, passing),
+    }
+
+
+def test_references_lead_to_resources_of_the_module(tmp_path: Path) -> None:
+    for module in modules(tmp_path).values():
+        resources = {**module["resource"]}  # type: ignore[dict-item]  # an object
+        named = {f"{kind}.{name}" for kind, ones in resources.items() for name in ones}  # type: ignore[union-attr]
+        named |= {
+            f"data.{kind}.{name}"
+            for kind, ones in dict(module.get("data", {})).items()  # type: ignore[arg-type]
+            for name in ones
+        }
+        text = json.dumps(module)
+        used = set(re.findall(r"\$\{(?:coalesce\()?((?:data\.)?\w+\.\w+)\.", text))
+        assert used
+        assert used <= named
+        assert "password" not in text
+        assert "%{" not in text
+
+
+def test_what_protects_is_switched_on(tmp_path: Path) -> None:
+    found = modules(tmp_path)
+    snp = json.dumps(found["aws-snp"])
+    assert '"cpu_options": {"amd_sev_snp": "enabled"}' in snp
+    assert '"tpm_support": "v2.0"' in snp
+    assert "cpu_options" not in json.dumps(found["aws-nitrotpm"])
+    for target, word in (("google-snp", "SEV_SNP"), ("google-tdx", "TDX")):
+        text = json.dumps(found[target])
+        assert f'"confidential_instance_type": "{word}"' in text
+        assert f'"type": "{word}_CAPABLE"' in text
+        assert "service_account" not in text
+    azure = json.dumps(found["azure"])
+    assert '"confidential_vm_supported": true' in azure
+    assert '"storage_use_azuread": true' in azure
+
+
+@pytest.mark.skipif(shutil.which("terraform") is None, reason="needs terraform")
+def test_terraform_reads_every_module(tmp_path: Path) -> None:
+    """`terraform providers` reads a configuration whole and needs no network; `validate` does."""
+    environment = {**os.environ, "TF_CLI_CONFIG_FILE": "/dev/null", "CHECKPOINT_DISABLE": "1"}
+    for target, module in modules(tmp_path).items():
+        folder = tmp_path / target
+        write_module(module, folder)
+        done = subprocess.run(
+            ["terraform", f"-chdir={folder}", "providers", "-no-color"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "provider[registry.terraform.io/hashicorp/" in done.stdout

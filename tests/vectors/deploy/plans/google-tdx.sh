@@ -1,0 +1,53 @@
+#!/bin/sh
+# google-tdx: web
+# Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.
+# The virtual TPM is Google's: that it belongs to this guest is Google's word.
+set -eu
+umask 077
+mkdir -p /home/me/deployment
+
+# Make one disk out of the image's parts.
+cloister deploy convert disk /home/me/image/esp.img /home/me/image/root.img /home/me/image/model.img --out /home/me/deployment/disk.raw
+
+# Pack it as Google takes it.
+cloister deploy convert google /home/me/deployment/disk.raw --out /home/me/deployment/disk.tar.gz
+
+# Upload it.
+gcloud storage cp /home/me/deployment/disk.tar.gz gs://my-images/cloister-web-1900a0023ce3.tar.gz --project=my-project --quiet
+
+# Make an image of it; this takes minutes.
+gcloud compute images create cloister-web-1900a0023ce3 --source-uri=gs://my-images/cloister-web-1900a0023ce3.tar.gz --guest-os-features=UEFI_COMPATIBLE,GVNIC,TDX_CAPABLE --architecture=X86_64 --project=my-project --quiet
+
+# Let in who was named, on the worker's port.
+gcloud compute firewall-rules create cloister-web-in --network=default --target-tags=cloister-web --direction=INGRESS --action=ALLOW --priority=900 --rules=tcp:8440 --source-ranges=203.0.113.0/24,2001:db8::/32 --project=my-project --quiet
+
+# Let nobody else in, whatever the network's other rules say.
+gcloud compute firewall-rules create cloister-web-no-in --network=default --target-tags=cloister-web --direction=INGRESS --action=DENY --priority=901 --rules=all --source-ranges=0.0.0.0/0 --project=my-project --quiet
+
+# Let out what was named.
+gcloud compute firewall-rules create cloister-web-out-0 --network=default --target-tags=cloister-web --direction=EGRESS --action=ALLOW --priority=900 --rules=tcp:8441 --destination-ranges=198.51.100.7/32 --project=my-project --quiet
+
+# Let nothing else out.
+gcloud compute firewall-rules create cloister-web-no-out --network=default --target-tags=cloister-web --direction=EGRESS --action=DENY --priority=901 --rules=all --destination-ranges=0.0.0.0/0 --project=my-project --quiet
+
+# Start the machine.
+gcloud compute instances create cloister-web --zone=us-central1-a --machine-type=n2d-standard-4 --confidential-compute-type=TDX --maintenance-policy=TERMINATE --image=cloister-web-1900a0023ce3 --image-project=my-project --network-interface=network=default,nic-type=GVNIC,subnet=default,no-address --shielded-vtpm --shielded-integrity-monitoring --no-shielded-secure-boot --no-service-account --no-scopes --tags=cloister-web --project=my-project --quiet
+
+# Ask Google whether it is protected as it was asked for.
+gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(confidentialInstanceConfig.confidentialInstanceType)' --project=my-project --quiet
+printf '%s ' 'Is it so that its type is TDX? yes or no:'
+read -r answer
+[ "$answer" = yes ]
+
+# Ask for its address.
+address=$(gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(networkInterfaces[0].networkIP)' --project=my-project --quiet)
+printf %s "$address" | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
+
+# To undo it, in this order:
+#   gcloud compute instances delete cloister-web --zone=us-central1-a --project=my-project --quiet
+#   gcloud compute firewall-rules delete cloister-web-no-out --project=my-project --quiet
+#   gcloud compute firewall-rules delete cloister-web-out-0 --project=my-project --quiet
+#   gcloud compute firewall-rules delete cloister-web-no-in --project=my-project --quiet
+#   gcloud compute firewall-rules delete cloister-web-in --project=my-project --quiet
+#   gcloud compute images delete cloister-web-1900a0023ce3 --project=my-project --quiet
+#   gcloud storage rm gs://my-images/cloister-web-1900a0023ce3.tar.gz --project=my-project --quiet
