@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -90,3 +91,49 @@ def disk(*, partition: bytes = b"\x01" * 16, blocks: int = 4096) -> bytes:
         )
 
     return bytes(512) + header(zlib.crc32(header(0))).ljust(512, b"\0") + table
+
+
+def variable_store(
+    *variables: tuple[str, bytes], deleted: tuple[str, bytes] | None = None, size: int = 8192
+) -> bytes:
+    """A store of authenticated variables (EDK2, VariableFormat.h) in a firmware volume."""
+    volume = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
+    head = struct.pack("<16s16sQ4sIHHHBB", bytes(16), volume, 72 + size, b"_FVH", 0, 72, 0, 0, 0, 2)
+    body = b""
+    for state, entries in ((0x3D, [deleted] if deleted else []), (0x3F, variables)):
+        for name, content in entries:
+            text = name.encode("utf-16-le") + b"\0\0"
+            sizes = (0, len(text), len(content))
+            one = struct.pack("<HBBIQ16s", 0x55AA, state, 0, 3, 0, bytes(16))
+            one += struct.pack("<III16s", *sizes, bytes(16)) + text + content
+            body += one + b"\xff" * (-len(one) % 4)
+    kind = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792").bytes_le
+    store = struct.pack("<16sIBBHI", kind, size, 0x5A, 0xFE, 0, 0) + body
+    return head.ljust(72, b"\0") + store.ljust(size, b"\xff")
+
+
+SNP_RESET, SNP_HASHES_AT = 0x80B004, 0x810C00
+SNP_SECTIONS = ((0x800000, 0x9000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3))
+SNP_HASHES = (0x810000, 0x1000, 0x10)
+
+
+def snp_firmware(*sections: tuple[int, int, int]) -> bytes:
+    """Firmware with metadata for SEV-SNP (EDK2, OvmfSevMetadata.asm) and nothing else."""
+    sections = sections or (*SNP_SECTIONS, SNP_HASHES)
+    metadata = struct.pack("<4sIII", b"ASEV", 16 + 12 * len(sections), 1, len(sections))
+    metadata += b"".join(struct.pack("<III", *section) for section in sections)
+    whole = bytearray(8192)
+    at = 8192 - 1024
+    whole[at : at + len(metadata)] = metadata
+    table = b""
+    for guid, value in (
+        ("dc886566-984a-4798-a75e-5585a7bf67cc", 1024),
+        ("00f771de-1a7e-4fcb-890e-68c77e2fb44e", SNP_RESET),
+        ("7255371f-3a3b-4b04-927b-1da6efa8d454", SNP_HASHES_AT),
+    ):
+        table += struct.pack("<IH16s", value, 22, uuid.UUID(guid).bytes_le)
+    table += struct.pack(
+        "<H16s", len(table) + 18, uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
+    )
+    whole[8192 - 32 - len(table) : 8192 - 32] = table
+    return bytes(whole)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister.image.golden import Golden
+    from cloister.image.image_files import ImageFiles
     from cloister.image.pcrs import Prediction
+    from cloister.image.secure_boot import SecureBoot
+    from cloister.verifier.platform_references import PlatformReference
 
 GOLDEN = "golden.json"
 
@@ -29,6 +32,29 @@ def measure(
             help="PCR 0 and 1 of firmware that you recorded; by default golden.json in the folder."
             " Repeatable.",
         ),
+    ] = None,
+    secure_boot: Annotated[
+        Path | None,
+        typer.Option(
+            "--secure-boot",
+            help="The machine has Secure Boot on, with the keys in this folder and no others"
+            " (pk.pem, kek.pem, db.pem).",
+        ),
+    ] = None,
+    snp_firmware: Annotated[
+        Path | None,
+        typer.Option(
+            "--snp-firmware",
+            help="Also the launch digest of SEV-SNP guests with this OVMF (built for kernel"
+            " hashes); the image's disks have to be pinned.",
+        ),
+    ] = None,
+    vcpu_type: Annotated[
+        str, typer.Option("--vcpu-type", help="QEMU's name, for SEV-SNP.")
+    ] = "EPYC-v4",
+    vcpus: Annotated[
+        list[int] | None,
+        typer.Option("--vcpus", help="How many processors, for SEV-SNP. Repeatable."),
     ] = None,
     events: Annotated[
         bool, typer.Option("--events", help="Print each event and register instead.")
@@ -47,13 +73,18 @@ def measure(
     from cloister.verifier.reference_values import ReferenceValues
 
     files = read_image(directory)
-    prediction = predict(files.parts())
+    state = _secure_boot(secure_boot)
+    prediction = predict(files.parts(state))
     if events:
         _write(_told(prediction), output)
         return
-    references = tpm_references(
-        prediction, _golden(directory, golden), files.name, secure_boot=False
+    references = list(
+        tpm_references(
+            prediction, _golden(directory, golden), files.name, secure_boot=state.enabled
+        )
     )
+    if snp_firmware is not None:
+        references += _snp(files, snp_firmware, vcpu_type, vcpus or [1])
     if not references:
         raise ConfigurationError(
             "no golden values of PCR 0 and 1 for this Secure Boot state: record some with"
@@ -87,6 +118,33 @@ def golden(
     entry = golden_from_log(_read(log), firmware=firmware, machine=machine)
     before = [] if output is None or not output.exists() else _load(output)
     _write(dump_golden([*before, entry]), output)
+
+
+def _secure_boot(keys: Path | None) -> SecureBoot:
+    from cloister.image.secure_boot import SECURE_BOOT_OFF
+
+    if keys is None:
+        return SECURE_BOOT_OFF
+    from cloister.image.secure_boot_keys import load_keys
+
+    return load_keys(keys).state()
+
+
+def _snp(
+    files: ImageFiles, firmware: Path, vcpu_type: str, counts: Sequence[int]
+) -> list[PlatformReference]:
+    from cloister.image.direct_boot import direct_boot
+    from cloister.image.references import register_reference
+    from cloister.image.snp_launch import SnpMachine, launch_digest
+
+    boot = direct_boot(files.kernel)
+    machines = [SnpMachine(firmware=firmware, vcpus=count, vcpu_type=vcpu_type) for count in counts]
+    return [
+        register_reference(
+            "snp", files.name, {"measurement": launch_digest(machine, boot)}, on=machine.name
+        )
+        for machine in machines
+    ]
 
 
 def _golden(directory: Path, chosen: Sequence[Path] | None) -> list[Golden]:

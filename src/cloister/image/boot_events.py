@@ -5,8 +5,10 @@ goes into which register) and 10.4.1; Linux' EFI stub (load options and initrd i
 `cloister.image.stub` for PCR 11. Each was compared with boots of OVMF in QEMU; what was not is said
 in docs/reference/measurements.md.
 
-Only the order of events within one register means anything. Events of PCR 0 and 1 are the
-firmware's and the machine's own (`cloister.image.golden`).
+Within one register the order decides its value; across registers it is the one that OVMF's logs
+show, which only matters where one register of another kind holds several of these
+(`cloister.image.rtmrs`). Events of PCR 0 and 1 are the firmware's and the machine's own
+(`cloister.image.golden`).
 """
 
 from __future__ import annotations
@@ -72,14 +74,16 @@ class BootParts:
 
 
 def predicted_events(parts: BootParts) -> tuple[PredictedEvent, ...]:
-    """Every event of PCR 2 to 9 and 11 to 15, in the order of each register."""
+    """Every event of PCR 2 to 9 and 11 to 15, in the order in which they happen."""
     return (
-        *(separator(pcr) for pcr in (2, 3, 6)),
-        *_boot_path(parts),
-        *_partitions(parts),
-        *_secure_boot(parts.secure_boot),
-        *_kernel_inputs(parts.kernel),
+        *_secure_boot_policy(parts.secure_boot),
+        measured(4, EventType.EV_EFI_ACTION, "boot attempt", CALLING),
+        *(separator(pcr) for pcr in range(2, 7)),
+        *_boot_loader(parts),
         *_sections(parts.kernel),
+        *_kernel(parts),
+        measured(5, EventType.EV_EFI_ACTION, "hand-over begins", EXITING),
+        measured(5, EventType.EV_EFI_ACTION, "hand-over done", EXITED),
         *_manifest(parts.manifest),
         *_disk(APPLICATION_REGISTER, "application disk", parts.application),
         *_disk(MODEL_REGISTER, "model disk", parts.model),
@@ -103,36 +107,30 @@ def _program(what: str, file: PeFile) -> PredictedEvent:
     return PredictedEvent(pcr=4, type=kind, what=what, digests=digests)
 
 
-def _boot_path(parts: BootParts) -> Iterable[PredictedEvent]:
-    """PCR 4. With Secure Boot on the stub starts the kernel without asking the firmware."""
-    yield measured(4, EventType.EV_EFI_ACTION, "boot attempt", CALLING)
-    yield separator(4)
-    yield _program("unified kernel image", parts.kernel.file)
-    if not parts.secure_boot.enabled:
-        yield _program("kernel", parts.kernel.kernel)
-
-
-def _partitions(parts: BootParts) -> Iterable[PredictedEvent]:
-    """PCR 5."""
-    table = parts.partition_table
-    yield separator(5)
-    yield measured(5, EventType.EV_EFI_GPT_EVENT, "partition table", table)
-    yield measured(5, EventType.EV_EFI_ACTION, "hand-over begins", EXITING)
-    yield measured(5, EventType.EV_EFI_ACTION, "hand-over done", EXITED)
-
-
-def _secure_boot(state: SecureBoot) -> Iterable[PredictedEvent]:
-    """PCR 7."""
+def _secure_boot_policy(state: SecureBoot) -> Iterable[PredictedEvent]:
+    """PCR 7 up to its separator."""
     for name, data in state.variables():
         yield measured(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, f"variable {name}", data)
     yield separator(7)
-    if state.enabled:
-        kind = EventType.EV_EFI_VARIABLE_AUTHORITY
-        yield measured(7, kind, "signer of the boot loader", state.authority_data())
 
 
-def _kernel_inputs(kernel: UnifiedKernel) -> Iterable[PredictedEvent]:
-    """PCR 9: what the kernel was really given, in UTF-16 with its NUL, and the initrd."""
+def _boot_loader(parts: BootParts) -> Iterable[PredictedEvent]:
+    """PCR 7, 5 and 4: who is believed about it, where it lies, and what it is."""
+    if parts.secure_boot.enabled:
+        kind, data = EventType.EV_EFI_VARIABLE_AUTHORITY, parts.secure_boot.authority_data()
+        yield measured(7, kind, "signer of the boot loader", data)
+    yield measured(5, EventType.EV_EFI_GPT_EVENT, "partition table", parts.partition_table)
+    yield _program("unified kernel image", parts.kernel.file)
+
+
+def _kernel(parts: BootParts) -> Iterable[PredictedEvent]:
+    """PCR 4 and 9. With Secure Boot on the stub starts the kernel without asking the firmware.
+
+    The kernel measures what it was really given: in UTF-16 with its NUL, and the initrd.
+    """
+    kernel = parts.kernel
+    if not parts.secure_boot.enabled:
+        yield _program("kernel", kernel.kernel)
     line = kernel.command_line.encode("utf-16-le") + b"\0\0"
     yield measured(9, EventType.EV_EVENT_TAG, "command line", line)
     yield measured(9, EventType.EV_EVENT_TAG, "initrd", kernel.initrd)

@@ -135,6 +135,23 @@ def test_it_is_written_where_it_is_wanted(folder: Path) -> None:
     assert run("measure", folder).stdout == printed  # and nothing of it depends on the time
 
 
+def test_launch_digests_of_snp_guests(folder: Path) -> None:
+    release = b"ID=cloister\nVERSION_ID=7\n"
+    pinned = b"quiet cloister.root=a cloister.application=none cloister.model=b"
+    firmware = folder / "OVMF.fd"
+    firmware.write_bytes(made.snp_firmware())
+    options = ("--snp-firmware", firmware, "--vcpus", "1", "--vcpus", "4")
+    refused = run("measure", folder, *options).exception
+    assert isinstance(refused, UnsupportedError)
+    assert refused.code == "image.unpinned"
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=pinned))
+    values = load_json(run("measure", folder, *options).stdout.encode())
+    assert {entry.platform for entry in values.platforms} == {"snp"}
+    digests = [entry.registers["measurement"] for entry in values.platforms]
+    assert len(set(digests)) == 2
+    assert "4 × EPYC-v4" in values.platforms[1].name
+
+
 def test_events_are_told(folder: Path) -> None:
     told = json.loads(run("measure", folder, "--events").stdout)
     assert [event["what"] for event in told["pcr15"]["events"]] == ["model disk", "separator"]
