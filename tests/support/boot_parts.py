@@ -137,3 +137,30 @@ def snp_firmware(*sections: tuple[int, int, int]) -> bytes:
     )
     whole[8192 - 32 - len(table) : 8192 - 32] = table
     return bytes(whole)
+
+
+TdxSection = tuple[int, int, int, int, int, int]
+_BFV: TdxSection = (4096, 8192, 0xFFFFD000, 8192, 0, 1)
+"""Offset, size, address, size in memory, type, attributes."""
+_CFV: TdxSection = (0, 4096, 0xFFFFC000, 4096, 1, 0)
+_HOB: TdxSection = (0, 0, 0x809000, 8192, 2, 0)
+_PERMANENT: TdxSection = (0, 0, 0, 0x800000, 4, 2)
+TDX_SECTIONS = (_BFV, _CFV, _HOB, _PERMANENT)
+_FOOTER = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
+_OFFSET = uuid.UUID("e47a6535-984a-4798-865e-4685a7bf8ec2").bytes_le
+
+
+def tdvf(
+    *sections: TdxSection, version: int = 1, length: int | None = None, offset: int = 1024
+) -> bytes:
+    """Firmware of three pages with TDX metadata (design guide, section 11)."""
+    body = b"".join(struct.pack("<IIQQII", *section) for section in sections)
+    size = 16 + len(body) if length is None else length
+    metadata = struct.pack("<4sIII", b"TDVF", size, version, len(sections)) + body
+    whole = bytearray(range(256)) * 48
+    whole[len(whole) - 1024 : len(whole) - 1024 + len(metadata)] = metadata
+    table = b"other" + struct.pack("<H16s", 23, bytes(16))
+    table += struct.pack("<IH16s", offset, 22, _OFFSET)
+    table += struct.pack("<H16s", len(table) + 18, _FOOTER)
+    whole[len(whole) - 32 - len(table) : len(whole) - 32] = table
+    return bytes(whole)

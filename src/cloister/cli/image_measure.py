@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cloister.verifier.platform_references import PlatformReference
 
 GOLDEN = "golden.json"
+MAX_LOG = 4 * 1024 * 1024
+MAX_FIRMWARE = 64 * 1024 * 1024
+"""Bytes that are read of a file; what parses it says what is too long."""
 
 
 def measure(
@@ -56,6 +59,20 @@ def measure(
         list[int] | None,
         typer.Option("--vcpus", help="How many processors, for SEV-SNP. Repeatable."),
     ] = None,
+    tdvf: Annotated[
+        Path | None,
+        typer.Option("--tdvf", help="Also TDX guests with this firmware; takes --ccel."),
+    ] = None,
+    ccel: Annotated[
+        Path | None,
+        typer.Option(
+            "--ccel", help="The CCEL event log of a boot that you trust, for RTMR0 of TDX."
+        ),
+    ] = None,
+    tdx_order: Annotated[
+        str,
+        typer.Option("--tdx-order", help="How the hypervisor measures firmware: page or section."),
+    ] = "page",
     events: Annotated[
         bool, typer.Option("--events", help="Print each event and register instead.")
     ] = False,
@@ -85,6 +102,10 @@ def measure(
     )
     if snp_firmware is not None:
         references += _snp(files, snp_firmware, vcpu_type, vcpus or [1])
+    if (tdvf is None) != (ccel is None):
+        raise ConfigurationError("TDX takes both --tdvf and --ccel", code="image.tdx_order")
+    if tdvf is not None and ccel is not None:
+        references.append(_tdx(files, state, tdvf, ccel, tdx_order))
     if not references:
         raise ConfigurationError(
             "no golden values of PCR 0 and 1 for this Secure Boot state: record some with"
@@ -134,17 +155,39 @@ def _snp(
     files: ImageFiles, firmware: Path, vcpu_type: str, counts: Sequence[int]
 ) -> list[PlatformReference]:
     from cloister.image.direct_boot import direct_boot
-    from cloister.image.references import register_reference
+    from cloister.image.references import snp_reference
     from cloister.image.snp_launch import SnpMachine, launch_digest
 
     boot = direct_boot(files.kernel)
     machines = [SnpMachine(firmware=firmware, vcpus=count, vcpu_type=vcpu_type) for count in counts]
     return [
-        register_reference(
-            "snp", files.name, {"measurement": launch_digest(machine, boot)}, on=machine.name
-        )
+        snp_reference(launch_digest(machine, boot), files.name, on=machine.name)
         for machine in machines
     ]
+
+
+def _tdx(
+    files: ImageFiles, state: SecureBoot, firmware: Path, log: Path, order: str
+) -> PlatformReference:
+    from cloister.image.direct_boot import direct_boot
+    from cloister.image.references import tdx_reference
+    from cloister.image.rtmrs import predicted_rtmrs, recorded_rtmr0
+    from cloister.image.tdx_launch import Order, mrtd
+
+    try:
+        adding = Order(order)
+    except ValueError:
+        raise ConfigurationError(
+            f"--tdx-order is one of {', '.join(Order)}", code="image.tdx_order"
+        ) from None
+    direct_boot(files.kernel)  # every disk has to be named, for no register holds one
+    return tdx_reference(
+        mrtd(_read(firmware, MAX_FIRMWARE), order=adding),
+        recorded_rtmr0(_read(log)),
+        predicted_rtmrs(files.parts(state)),
+        files.name,
+        firmware.name,
+    )
 
 
 def _golden(directory: Path, chosen: Sequence[Path] | None) -> list[Golden]:
@@ -176,12 +219,10 @@ def _told(prediction: Prediction) -> str:
     return json.dumps(told, indent=2) + "\n"
 
 
-def _read(path: Path) -> bytes:
-    from cloister.evidence.eventlog import MAX_LOG_BYTES
-
+def _read(path: Path, limit: int = MAX_LOG) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MAX_LOG_BYTES + 1)
+            return file.read(limit + 1)
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be read: {error.strerror or 'unknown reason'}", code="image.folder"

@@ -43,20 +43,37 @@ def nitro_reference(measurements: EifMeasurements, image: ImageName) -> Platform
     return _reference("nitro", image, registers)
 
 
-def register_reference(
-    platform: str, image: ImageName, registers: Mapping[str, bytes], *, on: str
+def snp_reference(digest: bytes, image: ImageName, *, on: str) -> PlatformReference:
+    """The state of an SEV-SNP guest with this launch digest."""
+    return _reference("snp", image, {"measurement": digest}, on=on)
+
+
+def tdx_reference(
+    mr_td: bytes,
+    rtmr0: bytes,
+    predicted: Mapping[str, tuple[bytes, ...]],
+    image: ImageName,
+    on: str,
 ) -> PlatformReference:
-    """The state of `image` on any platform, `on` a machine that is named for people."""
-    return _reference(platform, image, registers, on=on)
+    """The state of a TDX guest; `predicted` are RTMR1 to RTMR3 with the accepted values of each."""
+    return _reference("tdx", image, {"mr_td": mr_td, "rtmr0": rtmr0, **predicted}, on=on)
 
 
 def _reference(
-    platform: str, image: ImageName, registers: Mapping[str, bytes], *, on: str = ""
+    platform: str,
+    image: ImageName,
+    registers: Mapping[str, bytes | tuple[bytes, ...]],
+    *,
+    on: str = "",
 ) -> PlatformReference:
+    listed = {
+        name: tuple(one.hex() for one in (value if isinstance(value, tuple) else (value,)))
+        for name, value in sorted(registers.items())
+    }
     where = f" on {on}" if on else ""
     return PlatformReference(
         platform=platform,
         name=f"{image.name} {image.version}{where}"[:256],
-        registers={name: (registers[name].hex(),) for name in sorted(registers)},
+        registers=listed,
         image=ReferenceImage(name=image.name, version=image.version, debug=image.debug),
     )

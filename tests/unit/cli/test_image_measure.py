@@ -24,6 +24,7 @@ from cloister.verifier.reference_values import ReferenceValues, load_json
 from cloister.verifier.report import verify_report
 from cloister.verifier.result import Finding
 from support import boot_parts as made
+from support.tdx_logs import ccel, measured
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 LINE = b"cloister-disk/1 model erofs 1 1 00 00\n"
@@ -150,6 +151,29 @@ def test_launch_digests_of_snp_guests(folder: Path) -> None:
     digests = [entry.registers["measurement"] for entry in values.platforms]
     assert len(set(digests)) == 2
     assert "4 × EPYC-v4" in values.platforms[1].name
+
+
+def test_tdx_guests(folder: Path) -> None:
+    release = b"ID=cloister\nVERSION_ID=7\n"
+    pinned = b"quiet cloister.root=a cloister.application=none cloister.model=b"
+    firmware, log = folder / "OVMF.fd", folder / "ccel"
+    firmware.write_bytes(made.tdvf(*made.TDX_SECTIONS))
+    log.write_bytes(ccel([measured(0, 1, b"firmware configuration"), measured(1, 1, b"boot")]))
+    options = ("--tdvf", firmware, "--ccel", log)
+    refused = run("measure", folder, *options).exception
+    assert isinstance(refused, UnsupportedError)
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=pinned))
+    (reference,) = load_json(run("measure", folder, *options).stdout.encode()).platforms
+    assert reference.platform == "tdx"
+    assert set(reference.registers) == {"mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"}
+    assert len(reference.registers["rtmr2"]) == 2
+    sectioned = run("measure", folder, *options, "--tdx-order", "section").stdout.encode()
+    (other,) = load_json(sectioned).platforms
+    assert other.registers["mr_td"] != reference.registers["mr_td"]
+    for wrong in (options[:2], options[2:], (*options, "--tdx-order", "backwards")):
+        assert isinstance(run("measure", folder, *wrong).exception, ConfigurationError)
+    log.write_bytes(ccel([measured(1, 1, b"boot")]))
+    assert isinstance(run("measure", folder, *options).exception, MalformedError)
 
 
 def test_events_are_told(folder: Path) -> None:

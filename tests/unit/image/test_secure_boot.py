@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner, Result
 
 from cloister.cli.main import build_app
@@ -20,12 +23,21 @@ from cloister.image.ovmf_variables import enrol, read_variables
 from cloister.image.secure_boot import list_entries
 from cloister.image.secure_boot_keys import SecureBootKeys, load_keys
 from support import boot_parts as made
-from support.certificates import issue
+
+
+def issue(name: str, *, key: rsa.RSAPrivateKey) -> x509.Certificate:
+    """A certificate of its own key; firmware looks at the key alone."""
+    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder(named, named, key.public_key(), 77)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    dated = builder.not_valid_before(start).not_valid_after(start + timedelta(days=3650))
+    return dated.sign(key, SHA256())
+
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-CERTIFICATE = issue("operator", key=KEY).certificate
-STRANGER = issue("stranger", key=OTHER).certificate
+CERTIFICATE = issue("operator", key=KEY)
+STRANGER = issue("stranger", key=OTHER)
 KEYS = SecureBootKeys(pk=CERTIFICATE, kek=CERTIFICATE, db=CERTIFICATE)
 UKI = made.uki()
 
@@ -59,7 +71,7 @@ def test_what_is_not_signed() -> None:
     for data, key, certificate in (
         (signed, KEY, CERTIFICATE),
         (UKI, KEY, STRANGER),
-        (UKI, short, issue("short", key=short).certificate),
+        (UKI, short, issue("short", key=short)),
     ):
         with pytest.raises(BuildError):
             sign_program(data, key=key, certificate=certificate)

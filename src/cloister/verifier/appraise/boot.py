@@ -81,6 +81,7 @@ def appraise_groups(
     """Compare `registers` with the state `reference`, group by group."""
     if not _is_measured_boot(reference.platform):
         return
+    ledger.expect(*group_claims(reference.platform))
     differing = reference.differing(registers)
     for group in GROUPS:
         changed = [name for name in group.registers if name in differing]
