@@ -12,6 +12,7 @@ import typer
 from cloister.cli import image_build
 from cloister.cli.image_boot import boot
 from cloister.cli.image_measure import golden, measure
+from cloister.cli.image_measure import corim, golden, measure
 from cloister.cli.image_secure_boot import enrol, sign
 from cloister.errors import AuthenticationError, ConfigurationError
 from cloister.strictjson import JsonObject
@@ -30,6 +31,7 @@ image.add_typer(eif, name="eif", help="Enclave images for AWS Nitro (EIF version
 image.command()(measure)
 image.command()(golden)
 image.command()(boot)
+image.command()(corim)
 image.command()(sign)
 image.command()(enrol)
 

@@ -190,6 +190,26 @@ def _tdx(
     )
 
 
+def corim(
+    values: Annotated[Path, typer.Argument(help="Reference values, as JSON or TOML.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CoRIM to write.")],
+) -> None:
+    """Write reference values as CoRIM (CBOR, unsigned), for verifiers of other makes.
+
+    Exit 0 written, 1 something in them has no place in a CoRIM.
+    """
+    from cloister.image.corim import encode_corim
+    from cloister.verifier.reference_values import MAX_BYTES, load_json, load_toml
+
+    load = load_toml if values.suffix == ".toml" else load_json
+    data = encode_corim(load(_read(values, MAX_BYTES)))
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
 def _golden(directory: Path, chosen: Sequence[Path] | None) -> list[Golden]:
     if chosen:
         return [entry for path in chosen for entry in _load(path)]
@@ -236,7 +256,10 @@ def _write(text: str, output: Path | None) -> None:
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(
-            f"{output} cannot be written: {error.strerror or 'unknown reason'}",
-            code="image.folder",
-        ) from None
+        raise _unwritable(output, error) from None
+
+
+def _unwritable(output: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{output} cannot be written: {error.strerror or 'unknown reason'}", code="image.folder"
+    )

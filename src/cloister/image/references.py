@@ -67,7 +67,7 @@ def _reference(
     on: str = "",
 ) -> PlatformReference:
     listed = {
-        name: tuple(one.hex() for one in (value if isinstance(value, tuple) else (value,)))
+        name: tuple(sorted(v.hex() for v in (value if isinstance(value, tuple) else (value,))))
         for name, value in sorted(registers.items())
     }
     where = f" on {on}" if on else ""

@@ -14,6 +14,7 @@ from cloister.cli.main import build_app
 from cloister.errors import ConfigurationError, MalformedError, UnsupportedError
 from cloister.evidence.eventlog import EventType
 from cloister.evidence.tpm import Alg
+from cloister.image.corim import parse_corim
 from cloister.image.golden import load_golden
 from cloister.image.image_files import read_image
 from cloister.image.pcrs import predict
@@ -174,6 +175,18 @@ def test_tdx_guests(folder: Path) -> None:
         assert isinstance(run("measure", folder, *wrong).exception, ConfigurationError)
     log.write_bytes(ccel([measured(1, 1, b"boot")]))
     assert isinstance(run("measure", folder, *options).exception, MalformedError)
+
+
+def test_corim(folder: Path) -> None:
+    record(folder)
+    values = folder / "reference-values.json"
+    run("measure", folder, "-o", values)
+    assert run("corim", values, "-o", folder / "it.corim").exit_code == 0
+    read = parse_corim((folder / "it.corim").read_bytes())
+    assert read.digest == load_json(values.read_bytes()).digest
+    assert isinstance(
+        run("corim", values, "-o", folder / "none" / "it").exception, ConfigurationError
+    )
 
 
 def test_events_are_told(folder: Path) -> None:

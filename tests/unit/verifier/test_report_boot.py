@@ -143,7 +143,12 @@ def test_a_state_that_is_listed_both_ways_counts_as_debug(
 
 
 def manifest_worker(digest: bytes, vtpm: SimulatedVtpm) -> SimulatedHardware:
-    document = dataclasses.replace(GOOD.worker.claims_document, manifest_sha256=digest.hex())
+    before, named = GOOD.worker.claims_document, digest.hex()
+    document = dataclasses.replace(
+        before,
+        configuration={**before.configuration, "manifest_sha256": named},
+        manifest_sha256=named,
+    )
     keyset = dataclasses.replace(GOOD.worker.keyset, subject=document.subject)
     worker = dataclasses.replace(GOOD.worker, claims_document=document, keyset=keyset)
     return SimulatedHardware.make("tpm", now=NOW, worker=worker, vtpm=vtpm)
