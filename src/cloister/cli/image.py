@@ -11,7 +11,6 @@ import typer
 
 from cloister.cli import image_build
 from cloister.cli.image_boot import boot
-from cloister.cli.image_measure import golden, measure
 from cloister.cli.image_measure import corim, golden, measure
 from cloister.cli.image_secure_boot import enrol, sign
 from cloister.errors import AuthenticationError, ConfigurationError
