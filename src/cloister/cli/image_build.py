@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cloister.engine.protocol import ModelInfo
     from cloister.image.application import GuestModel
     from cloister.image.configuration import ImageConfiguration
+    from cloister.image.golden import Golden
     from cloister.image.lock import ImageLock
     from cloister.image.operations import Step
     from cloister.image.plan import Ingredients
@@ -54,6 +55,14 @@ def build(
     work: Work = None,
     lock: Lock = None,
     mirror: Mirror = None,
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--golden",
+            help="PCR 0 and 1 of firmware that you recorded (cloister image golden): also write"
+            " reference-values.json. Repeatable.",
+        ),
+    ] = None,
     describe: Annotated[
         bool, typer.Option("--describe", help="Say what would be done, and leave.")
     ] = False,
@@ -84,9 +93,10 @@ def build(
         for step in running.describe():
             typer.echo(_told(step))
         return
+    known = [entry for path in golden or () for entry in _golden(path)]
     began = time.monotonic()
     running.run(lambda step: typer.echo(_told(step), err=True))
-    written = write_outputs(plan, running, ingredients, out)
+    written = write_outputs(plan, running, ingredients, out, known)
     for name, digest in written.items():
         typer.echo(f"{digest}  {name}")
     typer.echo(f"{out} ({time.monotonic() - began:.0f} s)", err=True)
@@ -110,6 +120,18 @@ def lock(
     found = resolve(requirements, now=datetime.now(UTC))
     output.write_text(found.dump(), encoding="utf-8")
     typer.echo(f"{output}: {len(found.debian)} Debian packages, {len(found.wheels)} of Python")
+
+
+def _golden(path: Path) -> tuple[Golden, ...]:
+    from cloister.image.golden import MAX_BYTES, load_golden
+
+    try:
+        with path.open("rb") as file:
+            return load_golden(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror or 'unknown reason'}", code="image.golden"
+        ) from None
 
 
 def work_directory() -> Path:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from cloister.image.golden import Golden
     from cloister.image.image_files import ImageFiles
-    from cloister.image.pcrs import Prediction
     from cloister.image.secure_boot import SecureBoot
     from cloister.verifier.platform_references import PlatformReference
 
@@ -73,6 +72,13 @@ def measure(
         str,
         typer.Option("--tdx-order", help="How the hypervisor measures firmware: page or section."),
     ] = "page",
+    eif: Annotated[
+        Path | None, typer.Option("--eif", help="Also this enclave image, for AWS Nitro.")
+    ] = None,
+    sgx_signature: Annotated[
+        Path | None,
+        typer.Option("--sgx-signature", help="Also the enclave that gramine-sgx-sign signed."),
+    ] = None,
     events: Annotated[
         bool, typer.Option("--events", help="Print each event and register instead.")
     ] = False,
@@ -85,6 +91,7 @@ def measure(
     Nothing is booted. Exit 0 printed or written, 1 the image cannot be measured.
     """
     from cloister.image.image_files import read_image
+    from cloister.image.measurements import describe
     from cloister.image.pcrs import predict
     from cloister.image.references import tpm_references
     from cloister.verifier.reference_values import ReferenceValues
@@ -93,7 +100,7 @@ def measure(
     state = _secure_boot(secure_boot)
     prediction = predict(files.parts(state))
     if events:
-        _write(_told(prediction), output)
+        _write(json.dumps(describe(prediction), indent=2) + "\n", output)
         return
     references = list(
         tpm_references(
@@ -106,6 +113,13 @@ def measure(
         raise ConfigurationError("TDX takes both --tdvf and --ccel", code="image.tdx_order")
     if tdvf is not None and ccel is not None:
         references.append(_tdx(files, state, tdvf, ccel, tdx_order))
+    if eif is not None:
+        references.append(_nitro(files, eif))
+    if sgx_signature is not None:
+        from cloister.image.gramine import parse_sigstruct
+        from cloister.image.references import sgx_reference
+
+        references.append(sgx_reference(parse_sigstruct(_read(sgx_signature)), files.name))
     if not references:
         raise ConfigurationError(
             "no golden values of PCR 0 and 1 for this Secure Boot state: record some with"
@@ -166,6 +180,23 @@ def _snp(
     ]
 
 
+def _nitro(files: ImageFiles, image: Path) -> PlatformReference:
+    from cloister.image.eif import read_eif
+    from cloister.image.eif_signature import parse_image_signature
+    from cloister.image.references import nitro_reference
+
+    try:
+        with image.open("rb") as opened:
+            found = read_eif(opened)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{image} cannot be read: {error.strerror or 'unknown reason'}", code="image.eif_file"
+        ) from None
+    signature = None if found.signature is None else parse_image_signature(found.signature)
+    signer = None if signature is None else signature.certificate_der
+    return nitro_reference(found.content.measurements(signer), files.name)
+
+
 def _tdx(
     files: ImageFiles, state: SecureBoot, firmware: Path, log: Path, order: str
 ) -> PlatformReference:
@@ -210,6 +241,31 @@ def corim(
         raise _unwritable(output, error) from None
 
 
+def sgx_manifest(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The template to write.")],
+    *,
+    folders: Annotated[
+        list[str],
+        typer.Option("--folder", help="What the enclave may read, and measures. Repeatable."),
+    ],
+    python: Annotated[
+        str, typer.Option("--python", help="The interpreter that it runs.")
+    ] = "/usr/bin/python3",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="The interpreter's arguments, after --; by default those of serving."),
+    ] = None,
+) -> None:
+    """Write a Gramine manifest template for a worker inside SGX. Unproven: none was run.
+
+    Exit 0 written, 1 a path is not absolute.
+    """
+    from cloister.image.gramine import worker_manifest
+
+    words = tuple(arguments or ("-I", "-B", "-m", "cloister.cli.main", "serve"))
+    _write(worker_manifest(python=python, folders=tuple(folders), arguments=words), output)
+
+
 def _golden(directory: Path, chosen: Sequence[Path] | None) -> list[Golden]:
     if chosen:
         return [entry for path in chosen for entry in _load(path)]
@@ -221,22 +277,6 @@ def _load(path: Path) -> list[Golden]:
     from cloister.image.golden import load_golden
 
     return list(load_golden(_read(path)))
-
-
-def _told(prediction: Prediction) -> str:
-    from cloister.evidence.tpm import Alg
-
-    told = {
-        f"pcr{pcr}": {
-            "value": value.hex(),
-            "events": [
-                {"what": event.what, "sha256": event.digests[Alg.SHA256].hex()}
-                for event in prediction.of(pcr)
-            ],
-        }
-        for pcr, value in prediction.registers.items()
-    }
-    return json.dumps(told, indent=2) + "\n"
 
 
 def _read(path: Path, limit: int = MAX_LOG) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from cloister.image.eif import EifMeasurements
 from cloister.image.golden import Golden
+from cloister.image.gramine import EnclaveSignature
 from cloister.image.image_files import ImageName
 from cloister.image.pcrs import Prediction
 from cloister.verifier.platform_references import PlatformReference, ReferenceImage
@@ -41,6 +42,12 @@ def nitro_reference(measurements: EifMeasurements, image: ImageName) -> Platform
         **({} if measurements.pcr8 is None else {"pcr8": measurements.pcr8}),
     }
     return _reference("nitro", image, registers)
+
+
+def sgx_reference(enclave: EnclaveSignature, image: ImageName) -> PlatformReference:
+    """The state of an SGX enclave with this signature; a debuggable one is a debug image."""
+    named = ImageName(name=image.name, version=image.version, debug=image.debug or enclave.debug)
+    return _reference("sgx", named, {"mrenclave": enclave.mrenclave})
 
 
 def snp_reference(digest: bytes, image: ImageName, *, on: str) -> PlatformReference:

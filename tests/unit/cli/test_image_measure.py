@@ -189,6 +189,42 @@ def test_corim(folder: Path) -> None:
     )
 
 
+def test_enclave_images(folder: Path) -> None:
+    """Kernel, command line and disks in PCR0; the disks alone in PCR2."""
+    release = b"ID=cloister\nVERSION_ID=7\n"
+    line = b"quiet cloister.root=a cloister.application=none cloister.model=b"
+    (folder / "root.img").write_bytes(b"a root")
+    made_of = ("eif", "from-image", folder, "-o", folder / "it.eif")
+    assert isinstance(run(*made_of).exception, UnsupportedError)
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=line))
+    printed = json.loads(run(*made_of).stdout)["Measurements"]
+    (nitro,) = load_json(
+        run("measure", folder, "--eif", folder / "it.eif").stdout.encode()
+    ).platforms
+    assert nitro.registers["pcr0"] == (printed["PCR0"],)
+    assert nitro.image is not None
+    assert nitro.image.version == "7"
+    written = (folder / "it.eif").read_bytes()
+    assert line + b"\n" in written  # the init's own copy
+    (folder / "model.img").write_bytes(b"other" + (folder / "model.img").read_bytes()[5:])
+    other = json.loads(run(*made_of).stdout)["Measurements"]
+    assert other["PCR1"] == printed["PCR1"]
+    assert other["PCR2"] != printed["PCR2"]
+    (folder / "root.img").unlink()
+    assert isinstance(run(*made_of).exception, ConfigurationError)
+
+
+def test_sgx_enclaves(folder: Path) -> None:
+    sigstruct = bytearray(1808)
+    sigstruct[:16] = bytes.fromhex("06000000e10000000000010000000000")
+    sigstruct[24:40] = bytes.fromhex("01010000600000006000000001000000")
+    sigstruct[960:992] = b"\xab" * 32
+    (folder / "worker.sig").write_bytes(sigstruct)
+    printed = run("measure", folder, "--sgx-signature", folder / "worker.sig").stdout
+    (reference,) = load_json(printed.encode()).platforms
+    assert reference.registers == {"mrenclave": ("ab" * 32,)}
+
+
 def test_events_are_told(folder: Path) -> None:
     told = json.loads(run("measure", folder, "--events").stdout)
     assert [event["what"] for event in told["pcr15"]["events"]] == ["model disk", "separator"]

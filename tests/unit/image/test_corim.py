@@ -79,13 +79,18 @@ def test_what_has_no_place_in_it() -> None:
         assert caught.value.code == "image.corim"
 
 
-def changed(**parts: object) -> bytes:
+def changed(
+    *,
+    outer: int = 501,
+    inner: int = 506,
+    comid: dict[int, object] | None = None,
+    document: dict[int, object] | None = None,
+) -> bytes:
     corim = cbor2.loads(encode_corim(ReferenceValues.from_platforms(SNP)))
-    comid = cbor2.loads(corim.value[1][0].value)
-    comid.update(parts.get("comid", {}))  # type: ignore[call-overload]  # a mapping
-    tag = cbor2.CBORTag(parts.get("inner", 506), cbor2.dumps(comid, canonical=True))  # type: ignore[arg-type]
-    document = {0: corim.value[0], 1: [tag], **parts.get("document", {})}  # type: ignore[dict-item]
-    return cbor2.dumps(cbor2.CBORTag(parts.get("outer", 501), document), canonical=True)  # type: ignore[arg-type]
+    module = {**cbor2.loads(corim.value[1][0].value), **(comid or {})}
+    tag = cbor2.CBORTag(inner, cbor2.dumps(module, canonical=True))
+    members = {0: corim.value[0], 1: [tag], **(document or {})}
+    return cbor2.dumps(cbor2.CBORTag(outer, members), canonical=True)
 
 
 GOOD = changed()

@@ -1,0 +1,55 @@
+"""What a build leaves beside an image: its predicted registers, and what clients compare with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from cloister.evidence.tpm import Alg
+from cloister.image.golden import Golden
+from cloister.image.image_files import read_image
+from cloister.image.pcrs import Prediction, predict
+from cloister.image.references import tpm_references
+from cloister.strictjson import JsonObject
+from cloister.verifier.reference_values import ReferenceValues
+
+MEASUREMENTS: Final = "measurements.json"
+REFERENCE_VALUES: Final = "reference-values.json"
+
+
+def write_measurements(folder: Path, golden: Sequence[Golden] = ()) -> tuple[str, ...]:
+    """Measure the image in `folder`, Secure Boot off; the names of the files written there.
+
+    `MEASUREMENTS` has every predicted event and register; `REFERENCE_VALUES` is written where
+    `golden` has values of PCR 0 and 1. Equal images and golden values give equal bytes.
+
+    Raises:
+        ConfigurationError, MalformedError, UnsupportedError: as `read_image`.
+    """
+    files = read_image(folder)
+    prediction = predict(files.parts())
+    (folder / MEASUREMENTS).write_text(
+        json.dumps(describe(prediction), indent=1) + "\n", encoding="utf-8"
+    )
+    references = tpm_references(prediction, golden, files.name, secure_boot=False)
+    if not references:
+        return (MEASUREMENTS,)
+    values = ReferenceValues.from_platforms(*references)
+    (folder / REFERENCE_VALUES).write_text(values.dump_json(), encoding="utf-8")
+    return (MEASUREMENTS, REFERENCE_VALUES)
+
+
+def describe(prediction: Prediction) -> JsonObject:
+    """Every register with its value and its events, in order, by name."""
+    return {
+        f"pcr{pcr}": {
+            "value": value.hex(),
+            "events": [
+                {"what": event.what, "sha256": event.digests[Alg.SHA256].hex()}
+                for event in prediction.of(pcr)
+            ],
+        }
+        for pcr, value in prediction.registers.items()
+    }
