@@ -22,6 +22,7 @@ from typing import Final
 from cloister.errors import ConfigurationError, MalformedError
 from cloister.image.authenticode import MAX_PE_BYTES
 from cloister.image.boot_events import BootParts
+from cloister.image.footer import BLOCK, parse_footer
 from cloister.image.partition_table import PREFIX_BYTES, measured_table
 from cloister.image.secure_boot import SECURE_BOOT_OFF, SecureBoot
 from cloister.image.stub import UnifiedKernel, parse_uki
@@ -31,8 +32,6 @@ ESP: Final = "esp.img"
 APPLICATION: Final = "application.img"
 MODEL: Final = "model.img"
 
-FOOTER_BYTES: Final = 4096
-_MAX_LINE: Final = 255
 _DEBUG_ARGUMENT: Final = "cloister.debug=1"
 _DEBUG_SUFFIX: Final = "-debug"
 _FOLDER: Final = "image.folder"
@@ -87,8 +86,8 @@ def read_image(directory: Path) -> ImageFiles:
     return ImageFiles(
         kernel=parse_uki(_beginning(directory / UKI, MAX_PE_BYTES + 1)),
         partition_table=measured_table(_beginning(directory / ESP, PREFIX_BYTES)),
-        application=_line(directory / APPLICATION),
-        model=_line(directory / MODEL),
+        application=_line(directory / APPLICATION, "application"),
+        model=_line(directory / MODEL, "model"),
     )
 
 
@@ -113,26 +112,23 @@ def _beginning(path: Path, size: int) -> bytes:
         raise _unreadable(path, error) from None
 
 
-def _line(path: Path) -> bytes | None:
+def _line(path: Path, kind: str) -> bytes | None:
     """The line in the last block of a disk, newline included; ``None`` without such a file."""
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < FOOTER_BYTES:
-                raise _no_line(path)
-            file.seek(-FOOTER_BYTES, os.SEEK_END)
-            block = file.read(FOOTER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - BLOCK))
+            block = file.read(BLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(path, error) from None
-    line, newline, padding = block.partition(b"\n")
-    if not newline or any(padding) or len(line) > _MAX_LINE or not line.isascii():
-        raise _no_line(path)
-    return line + newline
-
-
-def _no_line(path: Path) -> MalformedError:
-    return MalformedError(f"the last block of {path} does not name a disk", code="image.disk_line")
+    footer = parse_footer(block)
+    if footer.kind != kind:
+        raise MalformedError(
+            f"{path} says that it is the {footer.kind} disk", code="image.disk_line"
+        )
+    return footer.line()
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigurationError:

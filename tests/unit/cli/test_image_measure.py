@@ -28,7 +28,7 @@ from support import boot_parts as made
 from support.tdx_logs import ccel, measured
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
-LINE = b"cloister-disk/1 model erofs 1 1 00 00\n"
+LINE = b"cloister-disk/1 model erofs 1 1 " + b"00" * 32 + b" " + b"11" * 32 + b"\n"
 
 
 def run(*words: str | Path) -> Result:
@@ -247,6 +247,7 @@ def test_golden_values_are_needed(folder: Path) -> None:
         ("model.img", bytes(8192), MalformedError),
         ("model.img", (LINE + b"x").ljust(4096, b"\0"), MalformedError),
         ("application.img", b"\xff\n".ljust(4096, b"\0"), MalformedError),
+        ("application.img", LINE.ljust(4096, b"\0"), MalformedError),
         ("uki.efi", made.uki(osrel=b"ID=cloister\n"), MalformedError),
         ("uki.efi", made.uki(release="300"), UnsupportedError),
         ("golden.json", b"{}", ConfigurationError),
