@@ -53,8 +53,9 @@ def probed(image: Path, folder: Path, operator: Operator, *, rules: bytes | None
         machine_for(changed), more=("-object", f"filter-dump,id=dump,netdev=net,file={dump}")
     )
     console = _run(machine, operator)
-    line = next(line for line in console.splitlines() if line.startswith("PROBE "))
-    return Probed(json.loads(line.removeprefix("PROBE ")), sent_by(dump.read_bytes(), CARD))
+    lines = [line for line in console.splitlines() if line.startswith("PROBE ")]
+    assert lines, f"the probe said nothing:\n{console}"
+    return Probed(json.loads(lines[0].removeprefix("PROBE ")), sent_by(dump.read_bytes(), CARD))
 
 
 def _run(machine: Machine, operator: Operator) -> str:

@@ -41,7 +41,7 @@ class Operator:
 
     tpm: Manufactured
     ca: EnrolmentCa
-    table: bytes
+    table: bytes = field(repr=False)
     api_key: str = field(repr=False)
 
     @classmethod
