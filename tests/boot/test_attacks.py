@@ -15,10 +15,16 @@ from pathlib import Path
 import pytest
 
 from cloister.cli.image_boot import predicted
-from cloister.errors import EngineError
+from cloister.client.connect import Options
+from cloister.client.manifest_memory import ProcessMemory
+from cloister.errors import AuthenticationError, EngineError
 from cloister.evidence.report import parse_attestation_report
 from cloister.image.boot import BootedGuest, BootPlan
 from cloister.image.footer import BLOCK
+from cloister.manifest import ImageEntry, ModelEntry
+from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
+from cloister.verifier import policy as policies
+from cloister.verifier.appraise.worker import manifest_register
 from support import image_changes as change
 from support.guests import (
     LIMIT_S,
@@ -30,6 +36,7 @@ from support.guests import (
     free_port,
     judged,
 )
+from support.manifests import ALICE
 
 pytestmark = [pytest.mark.boot, pytest.mark.tpm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -149,6 +156,42 @@ def test_another_machines_quote(
     assert "quote_nonce" in {spliced["quote.fresh"], spliced["keyset.bound"]} or (
         spliced["keyset.bound"] == "keyset_unbound"
     )
+
+
+def test_back_to_an_older_manifest(good: GoodBoot, operator: Operator, image: Path) -> None:
+    """A client that saw the second version refuses the first, which it would have taken before."""
+    ((name, files),) = change.application_file(image, "worker.json")["models"].items()
+    (reference,) = good.values.platforms
+    assert reference.image is not None
+    manifest = make_manifest(
+        owners=[ALICE],
+        models=[ModelEntry(name=name, format="gguf", sha256=files["model"]["sha256"])],
+        images=[
+            ImageEntry(
+                name=reference.image.name,
+                version=reference.image.version,
+                debug=False,
+                reference_values=good.values,
+            )
+        ],
+    )
+    first = sign_first(manifest, ALICE)
+    second = sign_update(first, ALICE)
+    memory = ProcessMemory()
+    trusting: Options = {
+        "policy": policies.development(),
+        "roots": operator.roots,
+        "signer": ALICE.owner,
+    }
+    machine = changed(good.machine, {})
+    with booted(machine, operator, manifest=second.encode()) as guest:
+        assert guest.registers()[13] == manifest_register("tpm", bytes.fromhex(second.digest))
+        assert guest.ask_trusting("What?", **trusting, manifest_memory=memory)
+    with booted(changed(good.machine, {}), operator, manifest=first.encode()) as guest:
+        assert guest.ask_trusting("What?", **trusting, manifest_memory=ProcessMemory())
+        with pytest.raises(AuthenticationError) as caught:
+            guest.ask_trusting("What?", **trusting, manifest_memory=memory)
+    assert caught.value.code == "manifest.rollback"
 
 
 @contextlib.contextmanager

@@ -16,13 +16,21 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.attester.device_tpm import DeviceTpmAttester, find_attestation_key
 from cloister.attester.enrolment import EnrolmentCa
-from cloister.attester.guest import Certifiable, OperatorState, Questions
+from cloister.attester.guest import (
+    MANIFEST_REGISTER,
+    Certifiable,
+    OperatorState,
+    Questions,
+    measure_manifest,
+)
 from cloister.attester.guest_port import MAX_MESSAGE_BYTES, encoded, serve_port
 from cloister.attester.swtpm import Manufactured
-from cloister.errors import AuthenticationError, EngineError, FetchError
+from cloister.errors import AuthenticationError, EngineError, FetchError, MalformedError
 from cloister.evidence.report import ITEM_QUOTE
 from cloister.image.boot import enrol_guest
 from cloister.image.operator_link import OperatorLink, bytes_of
+from cloister.testing.signed_manifests import ManifestOwner, make_manifest, sign_first
+from cloister.verifier.appraise.worker import manifest_register
 from support.software_tpm import software_tpm
 
 pytestmark = pytest.mark.tpm
@@ -191,3 +199,37 @@ def test_a_guest_that_goes_away() -> None:
         with pytest.raises(EngineError) as caught:
             OperatorLink(ours, waiting=lambda: None).ask("ready")
         assert caught.value.code == "guest.ended"
+
+
+def test_the_worker_starts_once_and_under_one_manifest(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        assert at.link.ask("start", manifest=encoded(b"bundle")) == {"started": True}
+        assert at.state.wait_for_start() == b"bundle"
+        for again in ({}, {"manifest": encoded(b"another")}):
+            with pytest.raises(FetchError):
+                at.link.ask("start", **again)
+        assert at.state.wait_for_start() == b"bundle"
+
+
+def test_a_worker_without_a_manifest(tmp_path: Path) -> None:
+    with port(tmp_path) as at:
+        at.link.ask("start")
+        assert at.state.wait_for_start() is None
+
+
+def test_a_manifest_is_measured_as_the_verifier_computes_it() -> None:
+    signer = ManifestOwner.generate("owner")
+    signed = sign_first(make_manifest(owners=(signer,)), signer)
+    with software_tpm() as (running, _):
+        digest = measure_manifest(running.tpm, signed.encode())
+        (value,) = running.tpm.read_pcrs([MANIFEST_REGISTER]).values()
+    assert digest.hex() == signed.digest
+    assert value == manifest_register("tpm", digest)
+
+
+def test_what_is_no_manifest_is_not_measured() -> None:
+    with software_tpm() as (running, _):
+        with pytest.raises(MalformedError):
+            measure_manifest(running.tpm, b"{}")
+        (value,) = running.tpm.read_pcrs([MANIFEST_REGISTER]).values()
+    assert value == bytes(32)

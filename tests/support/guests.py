@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Unpack
 
 import httpx2
 
 from cloister.attester.enrolment import EnrolmentCa
 from cloister.attester.swtpm import Manufactured, manufacture
 from cloister.cli.image_boot import DISKS, ESP
-from cloister.client.connect import TrustOptions, connect
+from cloister.client.connect import Options, TrustOptions, connect
 from cloister.endorsements.roots import Roots
 from cloister.evidence.items import ITEM_TPM_PCRS
 from cloister.evidence.report import parse_attestation_report
@@ -114,7 +115,11 @@ class Guest:
 
     def ask(self, values: ReferenceValues, question: str) -> str:
         """One question by the ordinary client, sealed; raises what it raises."""
-        with connect(self.url, trust_env=False, **self.trust(values)) as connection:
+        return self.ask_trusting(question, **self.trust(values))
+
+    def ask_trusting(self, question: str, **trust: Unpack[Options]) -> str:
+        """The same by a client that trusts as it is told."""
+        with connect(self.url, trust_env=False, **trust) as connection:
             answer = connection.http.post(
                 "/v1/chat/completions",
                 headers={"authorization": f"Bearer {self.operator.api_key}"},
@@ -153,9 +158,17 @@ def findings(result: AttestationResult) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def booted(machine: Machine, operator: Operator) -> Iterator[Guest]:
+def booted(
+    machine: Machine, operator: Operator, *, manifest: bytes | None = None
+) -> Iterator[Guest]:
     """Boot, and wait until the worker listens."""
-    plan = BootPlan(machine=machine, tpm=operator.tpm, ca=operator.ca, api_keys=operator.table)
+    plan = BootPlan(
+        machine=machine,
+        tpm=operator.tpm,
+        ca=operator.ca,
+        api_keys=operator.table,
+        manifest=manifest,
+    )
     with BootedGuest(plan, progress=print) as guest:
         ready = guest.wait_ready(LIMIT_S)
         yield Guest(

@@ -36,6 +36,7 @@ from cloister.attester.quote import EndorsementKey, find_endorsement_key
 from cloister.attester.tpm import Tpm
 from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
+from cloister.evidence.component import CONFIGURATION_MANIFEST
 from cloister.evidence.items import TEE_TYPE_TPM_BOOT
 from cloister.evidence.tpm import parse_public
 from cloister.model_digest import Role
@@ -54,6 +55,10 @@ BOOT_LOG: Final = Path("/run/cloister/boot-log")
 """The init's copy of the firmware's log, which the kernel shows to root alone."""
 DIRECTORY: Final = Path("/run/cloister/worker")
 API_KEYS: Final = Path("/run/cloister/api-keys.json")
+MANIFEST: Final = Path("/run/cloister/manifest.json")
+
+MANIFEST_REGISTER: Final = 13
+"""Nothing else in the guest extends it; zero, or one manifest's digest."""
 
 ENTRY: Final = "cloister.worker.serve:main"
 MAX_SETTINGS_BYTES: Final = 1024 * 1024
@@ -82,15 +87,22 @@ def main() -> int:
     evidence = _evidence(settings.platform)
     ours, theirs = socket.socketpair()
     state = OperatorState(api_keys=API_KEYS)
+    configuration, operator = settings.configuration, {**settings.operator}
+    operator["api_keys"] = str(API_KEYS)
     port = find_port()
     if port is not None and isinstance(evidence, DeviceTpmAttester):
         certifiable = Certifiable.open(evidence, open_tpm())
         descriptor = os.open(port, os.O_RDWR | os.O_CLOEXEC)
         _in_background("operator", lambda: serve_port(descriptor, Questions(certifiable, state)))
+        bundle = state.wait_for_start()
+        if bundle is not None:
+            digest = measure_manifest(open_tpm(), bundle)
+            configuration = {**configuration, CONFIGURATION_MANIFEST: digest.hex()}
+            operator["manifest"] = str(_written(MANIFEST, bundle))
     _in_background("ready", lambda: state.hear(theirs))
     handover = Handover(
-        configuration=settings.configuration,
-        operator={**settings.operator, "api_keys": str(API_KEYS)},
+        configuration=configuration,
+        operator=operator,
         models=settings.models,
         native=settings.native,
         directory=DIRECTORY,
@@ -161,12 +173,58 @@ def _evidence(platform: str) -> Evidence:
     return DeviceTpmAttester(tpm, key, event_log=read_boot_log(BOOT_LOG))
 
 
+def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
+    """Extend the register for manifests with the digest of the one in `bundle`; return the digest.
+
+    The digest itself, not its hash: so a verifier computes the register from the digest that the
+    claims document names (`cloister.verifier.appraise.worker`).
+
+    Raises:
+        MalformedError: it is no manifest's bundle.
+    """
+    from cloister.manifest.bundle import load_bundle  # not needed by who has no manifest
+
+    digest = bytes.fromhex(load_bundle(bundle).digest)
+    tpm.extend(MANIFEST_REGISTER, digest)
+    return digest
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """`path` with `content`, replaced as a whole, for this user alone."""
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    fresh.replace(path)
+    return path
+
+
 class OperatorState:
     """What the operator's port stores and tells, beside certificates."""
 
     def __init__(self, *, api_keys: Path) -> None:
         self._api_keys = api_keys
+        self._started = threading.Event()
+        self._manifest: bytes | None = None
         self.ready: JsonObject | None = None
+
+    def start(self, manifest: bytes | None) -> None:
+        """Let the worker start, under `manifest` if there is one.
+
+        Raises:
+            AuthenticationError: it was started already, and nothing about that can be changed
+                (code ``guest.started``).
+        """
+        if self._started.is_set():
+            raise AuthenticationError("the worker was started already", code="guest.started")
+        self._manifest = manifest
+        self._started.set()
+
+    def wait_for_start(self) -> bytes | None:
+        """The manifest's bundle, once the operator has said that the worker may start."""
+        self._started.wait()
+        return self._manifest
 
     def hear(self, connection: socket.socket) -> None:
         """Wait until the worker says where it listens."""
@@ -176,12 +234,7 @@ class OperatorState:
 
     def store_api_keys(self, table: bytes) -> None:
         """Replace the table of API keys; the worker judges whether it is one."""
-        fresh = self._api_keys.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(table)
-        fresh.replace(self._api_keys)
+        _written(self._api_keys, table)
 
 
 class Certifiable:
@@ -248,6 +301,10 @@ class Questions:
     def __call__(self, message: JsonObject) -> JsonObject:
         """The answer to one message; raises a CloisterError for any that has none."""
         match message.get("ask"):
+            case "start":
+                given = message.get("manifest")
+                self._state.start(None if given is None else decoded(given))
+                return {"started": True}
             case "enrolment":
                 return self._key.names
             case "activate":

@@ -1,10 +1,11 @@
 """The operator's port of a booted guest: a virtio-serial port, so that enrolment needs no network.
 
 The operator's machine asks and the guest answers, each time one message: four bytes of length, then
-a JSON object. Whoever holds the other end runs the machine anyway, and learns here nothing that is
-not public, nor can it make the worker do anything but refuse people:
+a JSON object. Whoever holds the other end runs the machine anyway. It learns here nothing that is
+not public, and decides here who is served and under which manifest, which shows in the evidence:
 
 ======================================  ==========================================================
+``{"ask": "start", "manifest": …}``     the worker starts, under this manifest if one is given; once
 ``{"ask": "enrolment"}``                the TPM's EK certificate and the public area of the AK
 ``{"ask": "activate", …}``              the secret of a credential that was sealed to that AK
 ``{"ask": "certificate", "chain": …}``  certificates of that AK and no other go into every report

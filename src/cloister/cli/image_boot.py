@@ -70,6 +70,10 @@ def boot(
             "--api-keys", help="Who is served (cloister keys); by default one key, shown once."
         ),
     ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="The bundle of the manifest that the worker runs under."),
+    ] = None,
     reference_values: Annotated[
         Path | None,
         typer.Option(
@@ -116,7 +120,7 @@ def boot(
         firmware=_firmware(code, variables, secure_boot=secure_boot),
     )
     table, api_key = _api_keys(api_keys)
-    plan = _plan(machine, own, table)
+    plan = _plan(machine, own, table, manifest)
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
     typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
     with _stopping(), BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest:
@@ -201,14 +205,20 @@ def _api_keys(path: Path | None) -> tuple[bytes, str | None]:
         return file.read_bytes(), api_key
 
 
-def _plan(machine: Machine, state: Path, table: bytes) -> BootPlan:
+def _plan(machine: Machine, state: Path, table: bytes, manifest: Path | None) -> BootPlan:
     from cloister.attester.enrolment import EnrolmentCa
     from cloister.attester.swtpm import manufacture
     from cloister.image.boot import BootPlan
 
     made = manufacture(state)
     ca = EnrolmentCa.open(state / "enrolment", manufacturers=(made.root,), at=datetime.now(UTC))
-    return BootPlan(machine=machine, tpm=made, ca=ca, api_keys=table)
+    try:
+        bundle = None if manifest is None else manifest.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{manifest} cannot be read: {error.strerror}", code="image.manifest"
+        ) from None
+    return BootPlan(machine=machine, tpm=made, ca=ca, api_keys=table, manifest=bundle)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,8 @@ class BootPlan:
     ca: EnrolmentCa
     api_keys: bytes | None = field(default=None, repr=False)
     """The table that `cloister keys` writes; without one the worker serves nobody."""
+    manifest: bytes | None = None
+    """The bundle of the manifest that the worker is to run under; the guest measures its digest."""
 
 
 class BootedGuest:
@@ -128,6 +130,8 @@ class BootedGuest:
 
         link = OperatorLink.connect(self.sockets.operator, waiting=waiting)
         with contextlib.closing(link):
+            manifest = self._plan.manifest
+            link.ask("start", **({} if manifest is None else {"manifest": _text(manifest)}))
             enrol_guest(link, self._plan.ca, issuer=self._plan.tpm.issuer, at=self._now())
             self._note("certified", "the guest's attestation key is certified")
             self.boot_log = bytes_of(link.ask("boot_log"), "log")
