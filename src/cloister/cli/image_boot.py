@@ -133,7 +133,9 @@ def boot(
         if ask is None:
             guest.wait()
         else:
-            typer.echo(_answer(machine, where, api_key, str(_models(ready)[0]), ask))
+            answer = _answer(machine, where, api_key, _models(ready)[0], ask)
+            guest.note("answer", "the first sealed answer, whole")
+            typer.echo(answer)
 
 
 def _machine(

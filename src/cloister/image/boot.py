@@ -133,7 +133,7 @@ class BootedGuest:
             manifest = self._plan.manifest
             link.ask("start", **({} if manifest is None else {"manifest": _text(manifest)}))
             enrol_guest(link, self._plan.ca, issuer=self._plan.tpm.issuer, at=self._now())
-            self._note("certified", "the guest's attestation key is certified")
+            self.note("certified", "the guest's attestation key is certified")
             self.boot_log = bytes_of(link.ask("boot_log"), "log")
             if self._plan.api_keys is not None:
                 link.ask("api_keys", table=_text(self._plan.api_keys))
@@ -141,7 +141,7 @@ class BootedGuest:
                 ready = link.ask("ready")["ready"]
                 waiting()
                 if isinstance(ready, dict):
-                    self._note("listening", "the worker listens")
+                    self.note("listening", "the worker listens")
                     return ready
                 time.sleep(0.1)
 
@@ -150,7 +150,12 @@ class BootedGuest:
         text = self.console()
         for name, mark, meaning in MARKS:
             if name not in self.time_line and mark in text:
-                self._note(name, meaning)
+                self.note(name, meaning)
+
+    def note(self, name: str, meaning: str) -> None:
+        """Add a step to the time line, and tell of it."""
+        self.time_line[name] = round(self._steady() - self._began, 1)
+        self._progress(f"{self.time_line[name]:6.1f} s  {meaning}")
 
     def console(self) -> str:
         """What the guest wrote: its firmware, its init, and the worker's log, which has no content
@@ -179,10 +184,6 @@ class BootedGuest:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _note(self, name: str, meaning: str) -> None:
-        self.time_line[name] = round(self._steady() - self._began, 1)
-        self._progress(f"{self.time_line[name]:6.1f} s  {meaning}")
 
     def _last_lines(self) -> str:
         """Of the console, and of QEMU itself; printable, whatever a guest writes."""
