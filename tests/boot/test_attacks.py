@@ -178,19 +178,23 @@ def test_back_to_an_older_manifest(good: GoodBoot, operator: Operator, image: Pa
     first = sign_first(manifest, ALICE)
     second = sign_update(first, ALICE)
     memory = ProcessMemory()
-    trusting: Options = {
-        "policy": policies.development(),
-        "roots": operator.roots,
-        "signer": ALICE.owner,
-    }
+
+    def trusting(seen: ProcessMemory) -> Options:
+        return {
+            "policy": policies.development(),
+            "roots": operator.roots,
+            "signer": ALICE.owner,
+            "manifest_memory": seen,
+        }
+
     machine = changed(good.machine, {})
     with booted(machine, operator, manifest=second.encode()) as guest:
         assert guest.registers()[13] == manifest_register("tpm", bytes.fromhex(second.digest))
-        assert guest.ask_trusting("What?", **trusting, manifest_memory=memory)
+        assert guest.ask_trusting("What?", **trusting(memory))
     with booted(changed(good.machine, {}), operator, manifest=first.encode()) as guest:
-        assert guest.ask_trusting("What?", **trusting, manifest_memory=ProcessMemory())
+        assert guest.ask_trusting("What?", **trusting(ProcessMemory()))
         with pytest.raises(AuthenticationError) as caught:
-            guest.ask_trusting("What?", **trusting, manifest_memory=memory)
+            guest.ask_trusting("What?", **trusting(memory))
     assert caught.value.code == "manifest.rollback"
 
 

@@ -119,7 +119,8 @@ class Guest:
 
     def ask_trusting(self, question: str, **trust: Unpack[Options]) -> str:
         """The same by a client that trusts as it is told."""
-        with connect(self.url, trust_env=False, **trust) as connection:
+        trust["trust_env"] = False
+        with connect(self.url, **trust) as connection:
             answer = connection.http.post(
                 "/v1/chat/completions",
                 headers={"authorization": f"Bearer {self.operator.api_key}"},

@@ -227,7 +227,11 @@ def test_codes_and_reference_agree() -> None:
 
 def test_the_commands_codes_are_in_theirs() -> None:
     used = {code for one in COMMANDS_CODES for code in one.codes}
-    assert used - rows(CODES).keys() == rows(COMMANDS).keys()
+    listed = rows(COMMANDS).keys()
+    assert used - rows(CODES).keys() <= listed
+    # Of other commands' codes it is only known that somebody still gives them.
+    source = "\n".join(path.read_text() for path in sorted(SOURCE.rglob("*.py")))
+    assert [code for code in listed - used if f'"{code}"' not in source] == []
 
 
 @pytest.mark.parametrize("fault", ChainFault)
