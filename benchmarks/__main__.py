@@ -34,6 +34,7 @@ BENCHMARKS = {
     "recycling": 900,
     "verification": 600,
     "reports": 400,
+    "broker": 400,
     "growth": 1200,
     "imports": 400,
     "verifier_imports": 400,

@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    bindparam,
+    create_engine,
+    event,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
@@ -27,6 +36,16 @@ from cloister.strictjson import JsonObject
 BUSY_S: Final = 30.0
 """How long a change waits for another broker's on the same SQLite file."""
 _SQLITE: Final = "sqlite:///"
+
+# Built once: building a statement costs more than running it.
+_LOCK: Final = select(tables.store).with_for_update()
+_APPEND: Final = insert(tables.audit)
+_MOVE: Final = update(tables.store).values(
+    sequence=bindparam("to_sequence"),
+    digest=bindparam("to_digest"),
+    at=bindparam("to_at"),
+    rules=bindparam("to_rules"),
+)
 
 
 class Change:
@@ -45,9 +64,8 @@ class Change:
         entry = encode_entry(self._head, at=self.at, event=event, detail=detail)
         self._head, _ = follow(self._head, entry)
         self.connection.execute(
-            insert(tables.audit).values(
-                sequence=self._head.sequence, entry=entry, digest=self._head.digest
-            )
+            _APPEND,
+            {"sequence": self._head.sequence, "entry": entry, "digest": self._head.digest},
         )
         self._recorded += 1
         if changes_rules:
@@ -58,12 +76,13 @@ class Change:
         if not self._recorded:
             raise RuntimeError("a change of the store needs an entry in the audit log")
         self.connection.execute(
-            update(tables.store).values(
-                sequence=self._head.sequence,
-                digest=self._head.digest,
-                at=self.at,
-                rules=self.rules,
-            )
+            _MOVE,
+            {
+                "to_sequence": self._head.sequence,
+                "to_digest": self._head.digest,
+                "to_at": self.at,
+                "to_rules": self.rules,
+            },
         )
 
 
@@ -116,7 +135,7 @@ class Database:
             FetchError: the database cannot be reached, or stays busy (``broker.database``).
         """
         with _converted(), self.engine.begin() as connection:
-            row = connection.execute(select(tables.store).with_for_update()).one_or_none()
+            row = connection.execute(_LOCK).one_or_none()
             if row is None:
                 raise no_store()
             head = Head(sequence=row.sequence, digest=bytes(row.digest))

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection
 
 from cloister.broker import memory, session
-from cloister.broker.appraisal import appraise_worker, utc
+from cloister.broker.appraisal import Revocations, appraise_worker, utc
 from cloister.broker.database import Change
 from cloister.broker.denial import Denied
 from cloister.broker.policy import ResourcePolicy
@@ -29,7 +29,7 @@ from cloister.broker.stock import (
     read_stock,
     seal_for_stock,
 )
-from cloister.broker.store import Store, Version
+from cloister.broker.store import Resource, Store, Version
 from cloister.channel import rcar
 from cloister.channel.key_release import ReleaseRequest, parse_wrapping_jwk, seal_release
 from cloister.channel.resource_uri import ResourceUri
@@ -66,6 +66,7 @@ class Desk:
         self._random = random
         self._stock = stock
         self._staple = staple
+        self._known: tuple[int, Revocations] | None = None
 
     def challenge(self, body: bytes, *, source: str) -> tuple[bytes, str]:
         """Answer ``/auth``: the challenge, and the cookie that names the session.
@@ -142,9 +143,9 @@ class Desk:
             if session.is_answered(challenge.nonce, connection):
                 raise session.replayed()
             rules = self.store.rules(connection)
-            policy = self._policy(uri, connection)
+            _, policy = self._resource(uri, connection)
             known = memory.remembered(policy, connection)
-            revocations = self.store.revocations(connection)
+            revocations = self._revocations(rules, connection)
         appraised = appraise_worker(
             evidence,
             request=request,
@@ -254,8 +255,8 @@ class Desk:
             found = self._session(change, challenge, token)
             noted["session"] = session.name_of(found.nonce)
             noted["keyset"] = session.facts_of(found).get("keyset")
-            self._check(change, found, uri)
-            version = self._version(change, found, uri)
+            resource = self._check(change, found, uri)
+            version = self._version(change, found, resource)
             answer = self._seal(found, uri, version, self.store.open_version(uri, version))
         except Denied as denied:
             return denied
@@ -280,7 +281,7 @@ class Desk:
             raise Denied("token", "a worker shows the token together with its session's cookie")
         return found
 
-    def _check(self, change: Change, found: Session, uri: ResourceUri) -> None:
+    def _check(self, change: Change, found: Session, uri: ResourceUri) -> Resource:
         if found.uri is not None and found.uri != uri:
             raise Denied("scope", "the token is for another secret")
         if change.at >= found.expires:
@@ -291,9 +292,10 @@ class Desk:
             raise Denied(
                 "rules", "a policy or a revocation changed meanwhile; prove yourself again"
             )
-        policy = self._policy(uri, change.connection)
+        resource, policy = self._resource(uri, change.connection)
         if found.stock:
             self._check_stock(found, policy, at=change.at)
+        return resource
 
     def _check_stock(self, found: Session, policy: ResourcePolicy, *, at: float) -> None:
         """A stock client's evidence once more, for this secret's own terms."""
@@ -302,12 +304,9 @@ class Desk:
         kept = StockEvidence.decode(found.evidence)
         self._appraise_stock(kept, policy.appraisal, policy.reference_values, at=at)
 
-    def _version(self, change: Change, found: Session, uri: ResourceUri) -> Version:
-        resource = self.store.resource(uri, change.connection)
-        if resource is None:
-            raise unknown_secret()
+    def _version(self, change: Change, found: Session, resource: Resource) -> Version:
         number = resource.current if found.version is None else found.version
-        version = self.store.version(uri, number, change.connection)
+        version = self.store.version(resource.uri, number, change.connection)
         if version is None:
             raise unknown_secret()
         if version.not_after is not None and change.at >= version.not_after:
@@ -334,13 +333,22 @@ class Desk:
             )
         )
 
-    def _policy(self, uri: ResourceUri, connection: Connection) -> ResourcePolicy:
+    def _resource(
+        self, uri: ResourceUri, connection: Connection
+    ) -> tuple[Resource, ResourcePolicy]:
         resource = self.store.resource(uri, connection)
         if resource is None:
             raise unknown_secret()
         if resource.policy is None:
             raise Denied("no_policy", "nobody said under which terms this secret is released")
-        return resource.policy
+        return resource, resource.policy
+
+    def _revocations(self, rules: int, connection: Connection) -> Revocations:
+        """Read once for each change of the rules, of which every revocation is one."""
+        known = self._known
+        if known is None or known[0] != rules:
+            known = self._known = (rules, self.store.revocations(connection))
+        return known[1]
 
     @contextlib.contextmanager
     def _decision(self, step: str, source: str) -> Iterator[JsonObject]:

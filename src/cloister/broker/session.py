@@ -12,9 +12,9 @@ import base64
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from cloister.broker import tables
 from cloister.broker.database import Change
@@ -127,11 +127,26 @@ class Session:
     expires: int
 
 
+# Built once: building a statement costs more than running it.
+_ANSWERED: Final = select(tables.sessions.c.expires).where(
+    tables.sessions.c.nonce == bindparam("of_nonce")
+)
+_ADD: Final = insert(tables.sessions)
+_BY_TOKEN: Final = select(tables.sessions).where(
+    tables.sessions.c.token_sha256 == bindparam("of_token")
+)
+_BY_NONCE: Final = select(tables.sessions).where(tables.sessions.c.nonce == bindparam("of_nonce"))
+_GIVEN: Final = select(tables.releases.c.at).where(
+    tables.releases.c.nonce == bindparam("of_nonce"), tables.releases.c.uri == bindparam("of_uri")
+)
+_SPEND: Final = insert(tables.releases)
+FORGET_EVERY: Final = 256
+"""Answers between two removals of old rows."""
+
+
 def is_answered(nonce: bytes, connection: Connection) -> bool:
     """Whether the challenge with this nonce was answered."""
-    table = tables.sessions
-    found = connection.execute(select(table.c.expires).where(table.c.nonce == nonce)).first()
-    return found is not None
+    return connection.execute(_ANSWERED, {"of_nonce": nonce}).first() is not None
 
 
 def add_session(change: Change, session: Session, token: str) -> None:
@@ -141,21 +156,23 @@ def add_session(change: Change, session: Session, token: str) -> None:
     """
     if is_answered(session.nonce, change.connection):
         raise replayed()
-    _forget(change)
+    if session.nonce[0] % FORGET_EVERY == 0:
+        _forget(change)
     change.connection.execute(
-        insert(tables.sessions).values(
-            nonce=session.nonce,
-            token_sha256=token_digest(token),
-            stock=session.stock,
-            uri=None if session.uri is None else str(session.uri),
-            version=session.version,
-            wrapping_key=session.wrapping_key,
-            statement=session.statement,
-            facts=session.facts,
-            evidence=session.evidence,
-            rules=session.rules,
-            expires=session.expires,
-        )
+        _ADD,
+        {
+            "nonce": session.nonce,
+            "token_sha256": token_digest(token),
+            "stock": session.stock,
+            "uri": None if session.uri is None else str(session.uri),
+            "version": session.version,
+            "wrapping_key": session.wrapping_key,
+            "statement": session.statement,
+            "facts": session.facts,
+            "evidence": session.evidence,
+            "rules": session.rules,
+            "expires": session.expires,
+        },
     )
 
 
@@ -166,29 +183,25 @@ def replayed() -> Denied:
 
 def find_by_token(token: str, connection: Connection) -> Session | None:
     """The session that a token belongs to."""
-    return _find(connection, tables.sessions.c.token_sha256 == token_digest(token))
+    return _session(connection.execute(_BY_TOKEN, {"of_token": token_digest(token)}).one_or_none())
 
 
 def find_by_nonce(nonce: bytes, connection: Connection) -> Session | None:
     """The session of a challenge."""
-    return _find(connection, tables.sessions.c.nonce == nonce)
+    return _session(connection.execute(_BY_NONCE, {"of_nonce": nonce}).one_or_none())
 
 
 def is_spent(session: Session, uri: ResourceUri, connection: Connection) -> bool:
     """Whether the session was given this secret."""
-    table = tables.releases
-    row = connection.execute(
-        select(table.c.at).where(table.c.nonce == session.nonce, table.c.uri == str(uri))
-    ).first()
-    return row is not None
+    given = connection.execute(_GIVEN, {"of_nonce": session.nonce, "of_uri": str(uri)})
+    return given.first() is not None
 
 
 def spend(change: Change, session: Session, uri: ResourceUri, version: int) -> None:
     """Write down that the session is given this secret; the key of the row forbids it twice."""
     change.connection.execute(
-        insert(tables.releases).values(
-            nonce=session.nonce, uri=str(uri), version=version, at=change.at
-        )
+        _SPEND,
+        {"nonce": session.nonce, "uri": str(uri), "version": version, "at": change.at},
     )
 
 
@@ -197,11 +210,7 @@ def facts_of(session: Session) -> JsonObject:
     return parse_json_object(session.facts, limit=64 * 1024, what="the facts of a session")
 
 
-def _find(connection: Connection, condition: object) -> Session | None:
-    table = tables.sessions
-    row = connection.execute(
-        select(table).where(condition)  # type: ignore[arg-type]  # a column's comparison
-    ).one_or_none()
+def _session(row: Any) -> Session | None:
     if row is None:
         return None
     return Session(

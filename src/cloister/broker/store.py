@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, insert, inspect, select, update
+from sqlalchemy import Connection, bindparam, insert, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloister.broker import tables
@@ -38,6 +38,15 @@ from cloister.errors import ConfigurationError, FetchError
 
 MAX_OVERLAP_S: Final = 10 * 366 * 24 * 3600
 _REVOKED: Final = re.compile(r"(sha256:)?[0-9a-f]{16,128}")
+
+# Built once: building a statement costs more than running it.
+_RESOURCE: Final = select(tables.resources).where(tables.resources.c.uri == bindparam("of_uri"))
+_VERSION: Final = select(tables.versions).where(
+    tables.versions.c.uri == bindparam("of_uri"),
+    tables.versions.c.version == bindparam("of_version"),
+)
+_RULES: Final = select(tables.store.c.rules)
+_REVOCATIONS: Final = select(tables.revocations)
 
 Clock = Callable[[], float]
 Random = Callable[[int], bytes]
@@ -305,17 +314,12 @@ class Store:
 
     def resource(self, uri: ResourceUri, connection: Connection) -> Resource | None:
         """One secret, as a transaction sees it."""
-        row = connection.execute(
-            select(tables.resources).where(tables.resources.c.uri == str(uri))
-        ).one_or_none()
+        row = connection.execute(_RESOURCE, {"of_uri": str(uri)}).one_or_none()
         return None if row is None else _resource(row)
 
     def version(self, uri: ResourceUri, number: int, connection: Connection) -> Version | None:
         """One version of a secret, sealed."""
-        table = tables.versions
-        row = connection.execute(
-            select(table).where(table.c.uri == str(uri), table.c.version == number)
-        ).one_or_none()
+        row = connection.execute(_VERSION, {"of_uri": str(uri), "of_version": number}).one_or_none()
         if row is None:
             return None
         return Version(
@@ -331,12 +335,12 @@ class Store:
 
     def revocations(self, connection: Connection) -> dict[tuple[Revoked, str], str]:
         """The reasons of all revocations."""
-        rows = connection.execute(select(tables.revocations))
+        rows = connection.execute(_REVOCATIONS)
         return {(Revoked(row.kind), row.value): row.reason for row in rows}
 
     def rules(self, connection: Connection) -> int:
         """The entry that changed policies or revocations last."""
-        return int(connection.execute(select(tables.store.c.rules)).scalar_one())
+        return int(connection.execute(_RULES).scalar_one())
 
     def audit_entries(self) -> Iterator[bytes]:
         """Every entry of the audit log, the oldest first, as one consistent view."""
