@@ -171,13 +171,16 @@ def seal_for_stock(secret: bytes, tee_pubkey: bytes) -> bytes:
     jwk = parse_json_object(tee_pubkey, limit=16 * 1024, what="tee-pubkey")
     wrap = str(jwk["alg"])
     try:
-        message = jwe.FlattenedJSONEncryption({"alg": wrap, "enc": _ENCRYPTION}, secret)
-        key = {name: str(value) for name, value in jwk.items() if name != "alg"}
-        message.add_recipient(None, import_key({**key}))
-        sealed = jwe.encrypt_json(message, None, algorithms=[wrap, _ENCRYPTION])
+        key = import_key({name: str(value) for name, value in jwk.items() if name != "alg"})
+        # Compact, because then everything, an ephemeral key too, is in the protected header.
+        sealed = jwe.encrypt_compact(
+            {"alg": wrap, "enc": _ENCRYPTION}, secret, key, algorithms=[wrap, _ENCRYPTION]
+        )
     except (JoseError, ValueError, TypeError, KeyError, CloisterError):
         raise Denied("wrapping", "the stock client's key cannot be used") from None
-    return json.dumps(sealed, separators=(",", ":")).encode()
+    names = ("protected", "encrypted_key", "iv", "ciphertext", "tag")
+    parts = dict(zip(names, sealed.split("."), strict=True))
+    return json.dumps(parts, separators=(",", ":")).encode()
 
 
 def encode_token(
@@ -188,7 +191,7 @@ def encode_token(
     at: int,
     lifetime_s: int,
 ) -> str:
-    """A token as stock clients read it: a JWT (EdDSA) with an expiry.
+    """A token as stock clients read it: a JWT (Ed25519, RFC 9864) with an expiry.
 
     The broker that made it looks it up whole; the signature is for others.
     """
@@ -203,7 +206,7 @@ def encode_token(
         "tee-pubkey": tee_pubkey,
     }
     key = OKPKey.import_key(identity_key)
-    return jwt.encode({"alg": "EdDSA", "typ": "JWT"}, claims, key, algorithms=["EdDSA"])
+    return jwt.encode({"alg": "Ed25519", "typ": "JWT"}, claims, key, algorithms=["Ed25519"])
 
 
 def _known() -> str:
