@@ -33,6 +33,7 @@ BENCHMARKS = {
     "neighbours": 1800,
     "recycling": 900,
     "verification": 600,
+    "manifest": 300,
     "reports": 400,
     "broker": 400,
     "growth": 1200,

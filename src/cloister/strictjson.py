@@ -57,7 +57,7 @@ def parse_json(data: bytes, *, limit: int, what: str, code: str = _MALFORMED) ->
         _check_depth(text)
         value: Json = _DECODER.decode(text)
         # Only an escape can bring in half a surrogate pair: UTF-8 has none. Encoding finds it.
-        if "\\ud" in text or "\\uD" in text:
+        if "\\" in text and ("\\ud" in text or "\\uD" in text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Refused as refused:
         raise MalformedError(f"{what} {refused}", code=code) from None
@@ -85,7 +85,11 @@ def decode_base64(text: object, *, limit: int, what: str, code: str = _MALFORMED
         raise MalformedError(f"{what} is not base64", code=code) from None
     if len(data) > limit:
         raise MalformedError(f"{what} has more than {limit} bytes", code=code)
-    if base64.b64encode(data).decode("ascii") != text:
+    # What strict decoding leaves open: padding too much, and bits behind the data in a last group
+    # that is not full. Everything before has one spelling.
+    rest = len(data) % 3
+    whole = len(text) == (len(data) + 2) // 3 * 4
+    if not whole or (rest and base64.b64encode(data[-rest:]).decode("ascii") != text[-4:]):
         raise MalformedError(f"{what} is not canonical base64", code=code)
     return data
 
@@ -204,10 +208,14 @@ _BRACKET: Final = re.compile(r"[\[\]{}]")
 
 
 def _check_depth(text: str) -> None:
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
+    # Without an escape every quote begins or ends a string: some fifty times faster.
+    outside = text if "\\" in text else "".join(text.split('"')[::2])
+    if outside.count("[") + outside.count("{") <= MAX_DEPTH:
         return
+    if outside is text:
+        outside = _STRING.sub("", text)
     depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+    for bracket in _BRACKET.findall(outside):
         depth += 1 if bracket in "[{" else -1
         if depth > MAX_DEPTH:
             raise _Refused(f"nests deeper than {MAX_DEPTH} levels")

@@ -46,10 +46,11 @@ class Link:
     """Of the envelope's payload, lower-case hex."""
 
     @classmethod
-    def of(cls, envelope: Envelope) -> Link:
-        """Read the header of what is in `envelope`. Raises MalformedError."""
+    def of(cls, envelope: Envelope, *, before: Link | None = None) -> Link:
+        """Read the header of what is in `envelope`, behind `before`. Raises MalformedError."""
         payload = envelope.payload
-        return cls(envelope=envelope, header=parse_header(payload), digest=manifest_digest(payload))
+        header = parse_header(payload, before=None if before is None else before.header)
+        return cls(envelope=envelope, header=header, digest=manifest_digest(payload))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +105,11 @@ def load_bundle(data: bytes) -> SignedManifest:
         if members["format"] != FORMAT:
             raise MalformedError(f"{_WHAT} is not of the format {FORMAT}")
         listed = expect_list(members["manifests"], "manifests", limit=MAX_LINKS)
-        return join(
-            tuple(
-                Link.of(parse_envelope(entry, payload_type=PAYLOAD_TYPE, limit=MAX_MANIFEST_BYTES))
-                for entry in listed
-            )
-        )
+        links: list[Link] = []
+        for entry in listed:
+            envelope = parse_envelope(entry, payload_type=PAYLOAD_TYPE, limit=MAX_MANIFEST_BYTES)
+            links.append(Link.of(envelope, before=links[-1] if links else None))
+        return join(tuple(links))
     except MalformedError as error:
         raise MalformedError(str(error), code=_CODE) from None
 

@@ -57,17 +57,18 @@ class KeyOwner:
     algorithm: KeyAlgorithm
     public_key: bytes = field(repr=False)
     """Raw, of `PUBLIC_KEY_SIZE` bytes."""
+    key_id: str = field(init=False, repr=False, compare=False)
+    """``sha256:<hex>`` of `identity`."""
+
+    def __post_init__(self) -> None:
+        """Compute the id once: chains of manifests ask for it at each link."""
+        object.__setattr__(self, "key_id", _key_id(self.identity))
 
     @property
     def identity(self) -> JsonObject:
         """What identifies this owner."""
         encoded = base64.b64encode(self.public_key).decode("ascii")
         return {"algorithm": self.algorithm.value, "public_key": encoded}
-
-    @property
-    def key_id(self) -> str:
-        """``sha256:<hex>`` of `identity`."""
-        return _key_id(self.identity)
 
     def describe(self) -> str:
         """For people: name, algorithm, and the beginning of the id."""
@@ -83,16 +84,17 @@ class SigstoreOwner:
     """The certificate's subject alternative name: an address, or the URI of a workflow."""
     issuer: str
     """The OpenID provider that vouched for it."""
+    key_id: str = field(init=False, repr=False, compare=False)
+    """``sha256:<hex>`` of `identity`."""
+
+    def __post_init__(self) -> None:
+        """Compute the id once."""
+        object.__setattr__(self, "key_id", _key_id(self.identity))
 
     @property
     def identity(self) -> JsonObject:
         """What identifies this owner."""
         return {"algorithm": SIGSTORE, "identity": self.subject, "issuer": self.issuer}
-
-    @property
-    def key_id(self) -> str:
-        """``sha256:<hex>`` of `identity`."""
-        return _key_id(self.identity)
 
     def describe(self) -> str:
         """For people: name, identity and who vouches for it."""
