@@ -2,8 +2,8 @@
 
 The bundle is read and authenticated from the first version on, as by a client that saw that one
 and nothing since: each of the hundred updates is checked against the owners of the version before
-it and its own. Manifests are of the size that images have: three platforms with the registers that each
-has to list, three models, three owners. “Signatures” checks as many over as many bytes, by the
+it and its own. Manifests are of the size that images have: three platforms with the registers that
+each has to list, three models, three owners. “Signatures” checks as many over as many bytes, by the
 cryptography package with keys that are loaded already, and nothing else.
 """
 
