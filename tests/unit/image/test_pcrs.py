@@ -234,6 +234,12 @@ def test_a_partition_table_that_is_cut_off() -> None:
         measured_table(made.disk()[:-1])
 
 
+def signatures(*, size: int, each: int) -> bytes:
+    """The header of a signature list of certificates."""
+    numbers = b"".join(number.to_bytes(4, "little") for number in (size, 0, each))
+    return CERT_X509.bytes_le + numbers
+
+
 def test_databases_are_read_whole() -> None:
     assert list_entries(SECURE.db) == (signature_entry(OWNER, b"other"), SB_ENTRY)
     hashes = bytes(16) + (28 + 48).to_bytes(4, "little") + bytes(4) + (48).to_bytes(4, "little")
@@ -244,6 +250,7 @@ def test_databases_are_read_whole() -> None:
         CERT_X509.bytes_le + bytes(12),
         CERT_X509.bytes_le + (28).to_bytes(4, "little") + bytes(4) + (16).to_bytes(4, "little"),
         CERT_X509.bytes_le + (99).to_bytes(4, "little") + bytes(4) + (17).to_bytes(4, "little"),
+        signatures(size=28 + 30, each=20) + bytes(30),
         bytes((1 << 20) + 1),
     ):
         with pytest.raises(MalformedError):

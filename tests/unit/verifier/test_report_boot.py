@@ -17,7 +17,7 @@ from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.testing.simulated_vtpm import SimulatedAkVendor, SimulatedVtpm
 from cloister.verifier import policy
 from cloister.verifier.appraise.boot import GROUPS
-from cloister.verifier.platform_references import PlatformReference, ReferenceImage
+from cloister.verifier.platform_references import IDENTITY, PlatformReference, ReferenceImage
 from cloister.verifier.platforms import measured_boot
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
@@ -82,6 +82,11 @@ def test_what_was_changed_is_named(group: object) -> None:
         changed = machine(booted((int(register[3:]), EventType.EV_IPL, b"more")))
         found = failed(verify(changed))
         assert found == dict.fromkeys({claim, "software.registers"}, "measurement_mismatch")
+
+
+def test_every_register_that_names_software_has_its_claim() -> None:
+    listed = [register for group in GROUPS for register in group.registers]
+    assert sorted(listed) == sorted(IDENTITY["tpm"][0])
 
 
 def test_the_first_claim_that_fails_says_what_was_changed() -> None:
