@@ -17,7 +17,6 @@ development: only a policy that names development affirms what chains to it::
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
@@ -32,6 +31,7 @@ from cryptography.x509.oid import NameOID
 
 from cloister.endorsements.ak import AK_ATTRIBUTES, TCG_KP_AIK_CERTIFICATE
 from cloister.endorsements.roots import Anchor, Roots, Vendor
+from cloister.evidence.efi import GLOBAL_VARIABLE, variable_data
 from cloister.evidence.eventlog import PCR_COUNT, Event, EventType, encode_event_log
 from cloister.evidence.pcrs import PcrValues
 from cloister.evidence.tpm import (
@@ -47,8 +47,6 @@ from cloister.evidence.tpm import (
     pcr_digest,
     sized,
 )
-from cloister.verifier.authenticate.tpm_log import EFI_GLOBAL_VARIABLE
-from cloister.verifier.authenticate.tpm_payload import VARIABLE_HEAD
 from cloister.verifier.authenticate.tpm_quote import QuoteEvidence
 
 SIMULATED_FIRMWARE: Final = 0x5349_4D55_4C41_5445
@@ -117,7 +115,7 @@ class SimulatedVtpm:
     ) -> None:
         """Measure an ordinary boot: firmware, boot loader, kernel, the end of boot services."""
         self.measure(0, EventType.EV_S_CRTM_VERSION, "SIMULATED".encode("utf-16-le"))
-        state = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", bytes([secure_boot]))
+        state = variable_data(GLOBAL_VARIABLE, "SecureBoot", bytes([secure_boot]))
         self.measure(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, state)
         self.measure(7, EventType.EV_SEPARATOR, bytes(4))
         for pcr in range(7):
@@ -310,13 +308,6 @@ class SimulatedAkVendor:
             .not_valid_before(not_before or self.now - timedelta(days=1))
             .not_valid_after(not_after or self.now + timedelta(days=365))
         )
-
-
-def efi_variable(guid: uuid.UUID, name: str, value: bytes) -> bytes:
-    """``UEFI_VARIABLE_DATA``, as firmware measures a variable (PFP section 10.4.3)."""
-    return (
-        VARIABLE_HEAD.pack(guid.bytes_le, len(name), len(value)) + name.encode("utf-16-le") + value
-    )
 
 
 _CURVES: Final = {

@@ -115,6 +115,14 @@ def test_firmware_that_cannot_be_measured(
         launch_digest(machine, BOOT)
 
 
+@pytest.mark.parametrize("size", [0, 5000, (64 << 20) + 4096])
+def test_files_that_are_not_even_read(machine: SnpMachine, size: int) -> None:
+    with machine.firmware.open("wb") as file:
+        file.truncate(size)
+    with pytest.raises(BuildError, match="no firmware image"):
+        launch_digest(machine, BOOT)
+
+
 @pytest.mark.parametrize("changes", [{"vcpus": 0}, {"vcpus": 513}, {"vcpu_type": "Pentium"}])
 def test_machines_that_there_are_not(machine: SnpMachine, changes: dict[str, object]) -> None:
     fields = {"firmware": machine.firmware, "vcpus": 2, "vcpu_type": "EPYC-v4", **changes}

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloister.errors import MalformedError
+from cloister.evidence.efi import GLOBAL_VARIABLE, VARIABLE_HEAD
 from cloister.evidence.eventlog import (
     STARTUP_LOCALITY,
     Event,
@@ -41,7 +42,6 @@ from cloister.evidence.tpm import HASH_NAMES
 from cloister.strictjson import Json, JsonObject
 from cloister.verifier.authenticate.tpm_payload import (
     GRUB_PREFIXES,
-    VARIABLE_HEAD,
     measured_bytes,
     payload_fault,
 )
@@ -65,8 +65,6 @@ logs it: where these were signed with anything in them, the log has to tell of i
 SECURE_BOOT_REGISTER: Final = 7
 COMMAND_REGISTERS: Final = (8, 12)
 """Where GRUB (8) and systemd (12, formerly 8) measure the kernel's command line."""
-
-EFI_GLOBAL_VARIABLE: Final = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 
 MAX_COMMAND_LINES: Final = 8
 
@@ -191,7 +189,7 @@ def secure_boot(findings: LogFindings) -> bool | None:
     states: list[bool] = []
     for event in _until_closed(findings, SECURE_BOOT_REGISTER):
         if event.type == EventType.EV_EFI_VARIABLE_DRIVER_CONFIG:
-            value = _variable(_read(findings, event), EFI_GLOBAL_VARIABLE, "SecureBoot")
+            value = _variable(_read(findings, event), GLOBAL_VARIABLE, "SecureBoot")
             states += [] if value is None else [value == b"\x01"]
     return all(states) if states else None
 

@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from struct import Struct
 from typing import Final
 
+from cloister.evidence.efi import VARIABLE_HEAD
 from cloister.evidence.eventlog import Event, EventType
 from cloister.evidence.tpm import HASH_NAMES
-
-VARIABLE_HEAD: Final = Struct("<16sQQ")
-"""Start of ``UEFI_VARIABLE_DATA``: vendor GUID, length of the name in characters of two bytes,
-size of the data in bytes; all little-endian."""
 
 GRUB_PREFIXES: Final = (
     b"grub_cmd: ",

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from cloister.evidence.efi import VARIABLE_HEAD
 from cloister.evidence.eventlog import Event, EventType
 from cloister.evidence.tpm import Alg
 from cloister.verifier.authenticate.tpm_payload import (
     COVERED,
     NOT_COVERED,
-    VARIABLE_HEAD,
     measured_bytes,
     must_be_covered,
     payload_fault,

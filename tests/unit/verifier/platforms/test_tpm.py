@@ -16,17 +16,16 @@ from cloister.endorsements.ak import TCG_KP_EK_CERTIFICATE
 from cloister.endorsements.certificates import parse_certificate
 from cloister.endorsements.roots import Roots, Vendor, fingerprint
 from cloister.errors import ConfigurationError
+from cloister.evidence.efi import GLOBAL_VARIABLE, variable_data
 from cloister.evidence.eventlog import Event, EventType, encode_event
 from cloister.evidence.tpm import Alg, ObjectAttribute
 from cloister.testing.simulated_vtpm import (
     SimulatedAkVendor,
     SimulatedVtpm,
-    efi_variable,
     simulated_rsa_key,
 )
 from cloister.verifier import policy
 from cloister.verifier.authenticate.ak import AkEvidence
-from cloister.verifier.authenticate.tpm_log import EFI_GLOBAL_VARIABLE
 from cloister.verifier.authenticate.tpm_quote import QuoteEvidence
 from cloister.verifier.evidence import run
 from cloister.verifier.expected import NOTHING_EXPECTED, Expected
@@ -464,7 +463,7 @@ def number_of(kind: EventType) -> int:
 
 SECURE_BOOT = number_of(EventType.EV_EFI_VARIABLE_DRIVER_CONFIG)
 KERNEL = number_of(EventType.EV_IPL)
-OFF = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\0")
+OFF = variable_data(GLOBAL_VARIABLE, "SecureBoot", b"\0")
 
 
 @pytest.mark.parametrize(
@@ -542,7 +541,7 @@ def test_secure_boot_is_never_read_from_data_that_nothing_covers() -> None:
 def test_secure_boot_counts_only_until_its_register_is_closed() -> None:
     vtpm = SimulatedVtpm()
     vtpm.boot(secure_boot=False)
-    late = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\1")
+    late = variable_data(GLOBAL_VARIABLE, "SecureBoot", b"\1")
     vtpm.measure(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, late)
     result = verify(evidence_of(vtpm))
     assert result.verdict is Finding.AFFIRMING
@@ -574,7 +573,7 @@ def test_secure_boot_said_too_late_was_not_said() -> None:
     for pcr in range(8):
         vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
     vtpm.measure(8, EventType.EV_IPL, b"text")
-    late = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\1")
+    late = variable_data(GLOBAL_VARIABLE, "SecureBoot", b"\1")
     vtpm.measure(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, late)
     result = verify(evidence_of(vtpm))
     assert result.verdict is Finding.AFFIRMING
@@ -593,7 +592,7 @@ def test_nothing_is_read_from_registers_that_do_not_replay() -> None:
 
 def test_of_two_states_the_worse_one_counts() -> None:
     vtpm = SimulatedVtpm()
-    on = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\1")
+    on = variable_data(GLOBAL_VARIABLE, "SecureBoot", b"\1")
     for data in (on, OFF, on):
         vtpm.measure(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, data)
     vtpm.boot()
@@ -603,9 +602,9 @@ def test_of_two_states_the_worse_one_counts() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        efi_variable(EFI_GLOBAL_VARIABLE, "SetupMode", b"\1"),
-        efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\1") + b"\1",
-        efi_variable(type(EFI_GLOBAL_VARIABLE)(int=0), "SecureBoot", b"\1"),
+        variable_data(GLOBAL_VARIABLE, "SetupMode", b"\1"),
+        variable_data(GLOBAL_VARIABLE, "SecureBoot", b"\1") + b"\1",
+        variable_data(type(GLOBAL_VARIABLE)(int=0), "SecureBoot", b"\1"),
         b"short",
     ],
 )
@@ -623,7 +622,7 @@ def test_other_variables_say_nothing_of_secure_boot(data: bytes) -> None:
 
 def test_secure_boot_in_another_register_is_not_believed() -> None:
     vtpm = booted(secure_boot=False)
-    on = efi_variable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\1")
+    on = variable_data(GLOBAL_VARIABLE, "SecureBoot", b"\1")
     vtpm.measure(23, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, on)
     assert verify(evidence_of(vtpm)).facts["secure_boot"] is False
 
