@@ -34,7 +34,7 @@ EDGES: dict[str, set[str]] = {
     "client": {*FOUNDATION, "streams"},
     "broker": {*FOUNDATION, "attester", "aws", "streams", "worker"},
     "image": {"evidence", "attester", "verifier"},
-    "weights": set(),
+    "weights": {"manifest"},
     "deploy": {"image"},
     "testing": {*FOUNDATION, "attester", "aws", "engine"},
 }

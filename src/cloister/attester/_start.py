@@ -14,6 +14,7 @@ import socket
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def main() -> int:
@@ -27,6 +28,8 @@ def main() -> int:
     if message is None:
         return 1
     sys.path[:] = message["import_path"]
+    if message.get("memory") and not _make_memory(message["memory"]):
+        return 1
     handover = importlib.import_module("cloister.attester.handover").accept(connection, message)
     module, _, function = str(message["entry"]).partition(":")
     try:
@@ -35,6 +38,19 @@ def main() -> int:
         # The launcher removes it too, unless it died first.
         shutil.rmtree(handover.directory, ignore_errors=True)
     return status if isinstance(status, int) else 0
+
+
+def _make_memory(wanted: dict[str, Any]) -> bool:
+    """Move to a namespace with memory for the weights; this has to precede any thread."""
+    module = importlib.import_module("cloister.attester.memory")
+    errors = importlib.import_module("cloister.errors")
+    folder = Path(wanted["folder"])
+    try:
+        module.make_memory(folder, size=int(wanted["size"]), files=int(wanted["files"]))
+    except errors.ConfigurationError as error:
+        sys.stderr.write(f"cloister: {error} [{error.code}]\n")
+        return False
+    return True
 
 
 def _link() -> ModuleType:

@@ -37,6 +37,8 @@ class MeasuredFile:
     path: Path
     sha256: str
     """Lower-case hex."""
+    sealed: bool = False
+    """Whether what lies at `path` is encrypted, and `sha256` what its plaintext has to have."""
 
 
 class Evidence(Protocol):
@@ -59,6 +61,8 @@ class Handover:
     native: Mapping[str, MeasuredFile]
     directory: Path
     """Private (mode 0700), for sockets and temporary files; removed with the worker."""
+    memory: Path | None = None
+    """A folder in memory that only this worker sees, where it has sealed weights to open."""
     attester: Evidence = field(repr=False)
     tee_type: str = TEE_TYPE_TPM
     """What `attester`'s evidence is to be read as."""
@@ -85,6 +89,7 @@ def accept(connection: socket.socket, message: Mapping[str, Any]) -> Handover:
         models={model["name"]: _model_files(model["files"]) for model in message["models"]},
         native={name: _measured_file(entry) for name, entry in message["native"].items()},
         directory=directory,
+        memory=Path(message["memory"]["folder"]) if message.get("memory") else None,
         attester=attester,
         _connection=connection,
     )
@@ -121,9 +126,14 @@ def _transport(tpm: Mapping[str, Any]) -> Transport:
     return DeviceTransport(descriptor)
 
 
-def _model_files(entries: Mapping[str, Mapping[str, str]]) -> Mapping[Role, MeasuredFile]:
+def _model_files(entries: Mapping[str, Mapping[str, Any]]) -> Mapping[Role, MeasuredFile]:
     return {Role(role): _measured_file(entry) for role, entry in entries.items()}
 
 
-def _measured_file(entry: Mapping[str, str]) -> MeasuredFile:
-    return MeasuredFile(name=entry["name"], path=Path(entry["path"]), sha256=entry["sha256"])
+def _measured_file(entry: Mapping[str, Any]) -> MeasuredFile:
+    return MeasuredFile(
+        name=entry["name"],
+        path=Path(entry["path"]),
+        sha256=entry["sha256"],
+        sealed=entry.get("sealed") is True,
+    )

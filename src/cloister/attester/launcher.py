@@ -45,6 +45,7 @@ from cloister.attester.bytecode import bytecode_directory, interpreter_flags
 from cloister.attester.enrolment import AK_LIFETIME, EnrolmentCa
 from cloister.attester.kit import ClientKit
 from cloister.attester.measure import Measured, ModelFiles, Subject, measure
+from cloister.attester.memory import WorkerMemory
 from cloister.attester.quote import enrol
 from cloister.attester.swtpm import Manufactured, SoftwareTpm, manufacture
 from cloister.endorsements.roots import Roots
@@ -90,6 +91,8 @@ class LaunchPlan:
     """Modules compiled ahead beside the entry's: those it imports late."""
     output: int | None = None
     """Descriptor for the worker's standard output and error; None leaves the launcher's."""
+    memory: WorkerMemory | None = None
+    """What weights are opened into that lie sealed; None where none do."""
 
 
 class LaunchedWorker:
@@ -372,15 +375,22 @@ def _handover(
         (component.kind, component.name): component.digest for component in worker.components
     }
 
-    def file(kind: ComponentKind, name: str, path: Path) -> dict[str, str]:
+    def file(
+        kind: ComponentKind, name: str, path: Path, *, sealed: bool = False
+    ) -> dict[str, object]:
         sha256 = digests[kind, name].removeprefix("sha256:")
-        return {"name": name, "path": str(path.resolve()), "sha256": sha256}
+        return {"name": name, "path": str(path.resolve()), "sha256": sha256, "sealed": sealed}
 
-    def of_model(model: ModelFiles) -> dict[str, dict[str, str]]:
-        if len(model.files) == 1:
-            return {r: file(ComponentKind.MODEL, model.name, p) for r, p in model.files.items()}
+    def of_model(model: ModelFiles) -> dict[str, dict[str, object]]:
+        single = len(model.files) == 1
+        kind = ComponentKind.MODEL if single else ComponentKind.MODEL_FILE
         return {
-            role: file(ComponentKind.MODEL_FILE, f"{model.name}/{role}", path)
+            role: file(
+                kind,
+                model.name if single else f"{model.name}/{role}",
+                path,
+                sealed=role in model.sealed,
+            )
             for role, path in model.files.items()
         }
 
@@ -398,6 +408,7 @@ def _handover(
             name: file(ComponentKind.NATIVE, name, path) for name, path in subject.native.items()
         },
         "directory": str(directory),
+        "memory": None if plan.memory is None else plan.memory.to_json(directory),
     }
 
 

@@ -33,10 +33,15 @@ CONFIGURATION_VERSION: Final = "1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """A model by the name it is served under, and its files."""
+    """A model by the name it is served under, and its files.
+
+    `sealed` holds the digest of each file that lies encrypted at its path: the one that its header
+    says the plaintext has. The worker starts no engine before it has proven that.
+    """
 
     name: str
     files: Mapping[Role, Path]
+    sealed: Mapping[Role, str] = field(default_factory=dict)
 
     @classmethod
     def of_file(cls, name: str, path: Path) -> ModelFiles:
@@ -159,23 +164,31 @@ def _component(kind: ComponentKind, name: str, version: str, digest: str) -> Com
 
 
 def _files(model: ModelFiles) -> Mapping[Role, _Thing]:
-    return {role: _thing(path) for role, path in model.files.items()}
+    return {
+        role: _Thing(str(path), known=model.sealed[role]) if role in model.sealed else _thing(path)
+        for role, path in model.files.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class _Thing:
-    """A file, or a directory with all in it, that has one digest."""
+    """A file, or a directory with all in it, that has one digest: `known`, or to be computed."""
 
     path: str
     entries: tuple[Entry, ...] | None = None
+    known: str | None = None
 
     @property
     def paths(self) -> list[str]:
         """The files to hash for it."""
+        if self.known is not None:
+            return []
         return [self.path] if self.entries is None else content_paths(self.entries)
 
     def digest(self, digests: Mapping[str, str]) -> str:
         """Lower-case hex."""
+        if self.known is not None:
+            return self.known
         if self.entries is None:
             return digests[self.path]
         return tree_digest(self.entries, digests).removeprefix("sha256:")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,22 @@ _PAGE: Final = 2 << 20  # a large page, of which each file's last one may be nea
 #: Not in swap, where the kernel can promise that (Linux 6.4, outside user namespaces), and in
 #: large pages, which is several times as quick to fill.
 _OPTIONS: Final = ("noswap,huge=within_size", "huge=within_size", "noswap", "")
+
+
+FOLDER: Final = "weights"
+"""Its name in the worker's private directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerMemory:
+    """How much of it a worker needs: `size` bytes in `files` files."""
+
+    size: int
+    files: int
+
+    def to_json(self, directory: Path) -> dict[str, object]:
+        """For `make_memory`, of a worker with this private directory."""
+        return {"folder": str(directory / FOLDER), "size": self.size, "files": self.files}
 
 
 def make_memory(folder: Path, *, size: int, files: int, swaps: Path = Path("/proc/swaps")) -> None:

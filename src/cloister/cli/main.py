@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "measure": ("cloister.cli.measure", "Compute reference values ahead of time."),
     "manifest": ("cloister.cli.manifest", "What may see prompts: write, sign, check, compare."),
     "model": ("cloister.cli.model", "Prepare a model: check its files and record their digests."),
+    "weights": ("cloister.cli.weights", "Seal a model's weights; check sealed ones, open them."),
     "quantize": ("cloister.cli.quantize", "Make smaller copies of a GGUF model."),
     "bench": ("cloister.cli.bench", "Measure models, and what an endpoint delivers."),
     "image": ("cloister.cli.image", "Machine images: build them, and say what will be measured."),

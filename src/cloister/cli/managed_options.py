@@ -16,7 +16,9 @@ import typer
 
 from cloister.cli.model_options import ModelOptions, models_from, written_name
 from cloister.cli.panels import ENGINE
+from cloister.cli.sealed_options import names_sealed, sealed_model
 from cloister.errors import CloisterError, ConfigurationError
+from cloister.weights.header import Kind
 
 if TYPE_CHECKING:
     from cloister.attester.measure import Subject
@@ -152,6 +154,7 @@ def managed_engine(
 def managed_subject(engine: ManagedEngine, settings: WorkerSettings, *, python: Path) -> Subject:
     """What is measured of a worker with this engine."""
     from cloister.attester.measure import ModelFiles, Subject
+    from cloister.model_digest import Role
     from cloister.worker.configuration import effective_configuration
 
     if engine.model.path is None:
@@ -159,7 +162,13 @@ def managed_subject(engine: ManagedEngine, settings: WorkerSettings, *, python: 
     return Subject(
         python=python,
         configuration=effective_configuration([engine], settings),
-        models=(ModelFiles.of_file(engine.model.name, engine.model.path),),
+        models=(
+            ModelFiles(
+                name=engine.model.name,
+                files={Role.MODEL: engine.model.path},
+                sealed={} if engine.model.sealed is None else dict(engine.model.digests),
+            ),
+        ),
         native=engine.installation.measured,
     )
 
@@ -204,6 +213,10 @@ def _folder(models: ModelOptions) -> ModelInfo:
 
     named, written = written_name(models.models[0])
     folder = Path(written).expanduser().resolve()
+    if names_sealed(written):
+        digest = models.sha256[0] if models.sha256 else None
+        name = models.name or named
+        return sealed_model(written, Kind.SAFETENSORS, sha256=digest, name=name)
     if not folder.is_dir():
         raise ConfigurationError(
             f"there is no model's folder at {written}: this engine loads safetensors, as "

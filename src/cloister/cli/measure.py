@@ -359,7 +359,9 @@ def subject_for(
         configuration=configuration,
         models=tuple(
             ModelFiles(
-                name=model.name, files={role: file.path for role, file in model.files.items()}
+                name=model.name,
+                files={role: file.path for role, file in model.files.items()},
+                sealed={} if model.sealed is None else dict(model.digests),
             )
             for model in models
         ),

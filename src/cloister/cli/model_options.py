@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.panels import MODELS
+from cloister.cli.sealed_options import names_sealed, sealed_model
 from cloister.errors import ConfigurationError
+from cloister.weights.header import Kind
 
 if TYPE_CHECKING:
     from cloister.engine.protocol import ModelFile, ModelInfo
@@ -35,7 +37,8 @@ Models = Annotated[
     list[str] | None,
     typer.Option(
         "--model",
-        help="demo (the default), a GGUF file, an https: address or hf:ORG/REPO/FILE; with "
+        help="demo (the default), a GGUF file, sealed weights, an https: address or "
+        "hf:ORG/REPO/FILE; with "
         "NAME= in front the name it is served under. Several times for several models.",
         rich_help_panel=MODELS,
     ),
@@ -176,6 +179,8 @@ def _digests(written: Sequence[str], names: Sequence[str | None]) -> Mapping[int
 
 
 def _resolved(reference: str, *, sha256: str | None, name: str | None) -> ModelInfo:
+    if names_sealed(reference):
+        return sealed_model(reference, Kind.GGUF, sha256=sha256, name=name)
     from cloister.engine.fetch import HttpsFetcher
     from cloister.engine.models import resolve_model
 
@@ -233,12 +238,16 @@ def _known(option: str, name: str, models: Mapping[str, ModelInfo]) -> None:
 def _file(reference: str) -> ModelFile:
     """A file beside a model; the demonstration model may be named like there."""
     model = _resolved(reference, sha256=None, name=None)
+    if model.sealed is not None:
+        raise _refused("a model's weights may lie sealed; an adapter, draft or projector may not")
     return next(iter(model.files.values()))
 
 
 def _with(model: ModelInfo, name: str, files: Mapping[Role, ModelFile]) -> ModelInfo:
     from cloister.engine.models import model_of_files
 
+    if files and model.sealed is not None:
+        raise _refused("weights that lie sealed are served without adapter, draft or projector")
     return model_of_files({**model.files, **files}, name=name) if files else model
 
 

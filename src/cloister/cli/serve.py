@@ -81,6 +81,7 @@ from cloister.cli.process_options import (
     SeparationName,
     Warm,
 )
+from cloister.cli.sealed_options import WeightsKey, memory_for
 from cloister.cli.upstream_options import (
     Application,
     CacheSalt,
@@ -146,6 +147,7 @@ def serve(
     rate_per_minute: RatePerMinute = 600,
     rate_burst: RateBurst = 120,
     threads: Threads = None,
+    weights_key: WeightsKey = None,
     operator_socket: OperatorSocket = None,
     kit: KitFolder = None,
     state: State = None,
@@ -164,6 +166,7 @@ def serve(
         tls_names=tuple(name.lower() for name in tls_name or ()),
         api_keys=table_of_keys(api_keys),
         manifest=manifest,
+        weights_key=weights_key,
         operator_socket=operator_socket,
         threads=threads,
         broker=broker,
@@ -298,6 +301,7 @@ def sandboxed_plan(
         entry=ENTRY,
         operator=operation.to_json(),
         compiled=COMPILED,
+        memory=memory_for([engine.model], operation),
     )
 
 
@@ -326,6 +330,7 @@ def embedded_plan(
         operator=operation.to_json(),
         compiled=COMPILED,
         output=output,
+        memory=memory_for(found, operation),
     )
 
 

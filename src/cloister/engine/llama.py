@@ -38,6 +38,7 @@ from cloister.engine.protocol import (
     TRUNCATED,
     EngineRequest,
     EngineResponse,
+    ModelFile,
     ModelInfo,
     Paths,
 )
@@ -188,7 +189,7 @@ class LlamaEngine:
 
     def _measured(self) -> Mapping[str, object]:
         """The model, and where it has more files than its weights, each of them."""
-        named: dict[str, object] = {"name": self._model.name, "sha256": self._model.sha256}
+        named = named_model(self._model)
         files = {role.value: digest for role, digest in self._model.digests.items()}
         return {**named, "files": files} if len(files) > 1 else named
 
@@ -207,7 +208,7 @@ class LlamaEngine:
                 role: _open(file.path, stack) for role, file in sorted(self._model.files.items())
             }
             # Hashing runs beside loading: the files are read once from disk for both.
-            hashing = asyncio.create_task(asyncio.to_thread(_hashed, opened))
+            hashing = asyncio.create_task(asyncio.to_thread(_hashed, opened, self._model.files))
             try:
                 self._confined = await self._isolation.spawn(self._program(opened))
                 async with asyncio.timeout(self._settings.start_timeout):
@@ -325,6 +326,12 @@ class LlamaEngine:
             await confined.aclose()
 
 
+def named_model(model: ModelInfo) -> dict[str, object]:
+    """A model in a measured configuration: name, digest, and the sealed weights it comes from."""
+    named: dict[str, object] = {"name": model.name, "sha256": model.sha256}
+    return named if model.sealed is None else {**named, "sealed": model.sealed}
+
+
 def _inside(role: Role) -> str:
     """What the engine finds a file under."""
     return f"{role.value}.gguf"
@@ -341,8 +348,11 @@ def _open(path: Path, stack: contextlib.ExitStack) -> int:
     return descriptor
 
 
-def _hashed(opened: Mapping[Role, int]) -> Mapping[Role, str]:
-    return {role: sha256_descriptor(descriptor) for role, descriptor in opened.items()}
+def _hashed(opened: Mapping[Role, int], files: Mapping[Role, ModelFile]) -> Mapping[Role, str]:
+    return {
+        role: files[role].sha256 if files[role].proven else sha256_descriptor(descriptor)
+        for role, descriptor in opened.items()
+    }
 
 
 def _physical_memory() -> int:

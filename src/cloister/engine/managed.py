@@ -30,7 +30,7 @@ from cloister.engine.command_lines import (
 from cloister.engine.confined import DESCRIPTORS, Confined
 from cloister.engine.http_unix import HttpClient, UnixAddress
 from cloister.engine.installation import Installation
-from cloister.engine.llama import generation_body
+from cloister.engine.llama import generation_body, named_model
 from cloister.engine.llama_fields import paths_of
 from cloister.engine.managed_sandbox import ManagedProgram, ManagedSandbox
 from cloister.engine.model_folder import open_folder
@@ -218,7 +218,7 @@ class ManagedEngine:
         return {
             "engine": self.settings.kind.value,
             "installation": dict(self.installation.describe()),
-            "model": {"name": self._model.name, "sha256": self._model.sha256},
+            "model": named_model(self._model),
             "context": self._model.context_length,
             "parallel": self.settings.parallel,
             "gpus": list(self.settings.gpus),
@@ -277,10 +277,11 @@ class ManagedEngine:
         self,
     ) -> Iterator[tuple[Mapping[str, Path], tuple[int, ...], Callable[[], str]]]:
         """Open the model: where it is shown, its descriptors, and what hashes it."""
+        proven = self._proven()
         if self._path.is_dir():
             with open_folder(self._path) as folder:
                 files = folder.shown_at(FOLDER)
-                yield files, tuple(folder.descriptors.values()), folder.digest
+                yield files, tuple(folder.descriptors.values()), proven or folder.digest
             return
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -291,9 +292,17 @@ class ManagedEngine:
             ) from None
         try:
             shown = {GGUF: DESCRIPTORS / str(descriptor)}
-            yield shown, (descriptor,), lambda: sha256_descriptor(descriptor)
+            yield shown, (descriptor,), proven or (lambda: sha256_descriptor(descriptor))
         finally:
             os.close(descriptor)
+
+    def _proven(self) -> Callable[[], str] | None:
+        """What says the digest where it was proven already; None where it has to be hashed."""
+        weights = self._model.files.get(Role.MODEL)
+        if weights is None or not weights.proven:
+            return None
+        digest = weights.sha256
+        return lambda: digest
 
     def _program(self, files: Mapping[str, Path], inherited: tuple[int, ...]) -> ManagedProgram:
         command = self._command

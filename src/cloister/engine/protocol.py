@@ -36,10 +36,15 @@ PATH_REFUSED: Final = "engine.path_refused"  # the engine does not serve this pa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
-    """One file of a model, and its lower-case hex SHA-256."""
+    """One file of a model, and its lower-case hex SHA-256.
+
+    Of one that is `proven`, the bytes were found to have that digest on their way into memory
+    that nothing can change any more: it is not hashed again.
+    """
 
     path: Path
     sha256: str
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class ModelInfo:
     """Everything it is made of; empty where it is not proven, or only its weights are known."""
     template_words: frozenset[str] = frozenset()
     """What its chat template heeds (`cloister.engine.gguf.TEMPLATE_WORDS`), where that is known."""
+    sealed: str | None = None
+    """The digest of the header of the sealed weights that it is opened from, where it is."""
 
     def __post_init__(self) -> None:
         if not self.files:

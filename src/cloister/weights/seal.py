@@ -48,13 +48,15 @@ def seal(
     kind: Kind,
     about: About,
     keep_key: Callable[[bytes], None],
+    check: Callable[[Header], None] = lambda _header: None,
     random: Callable[[int], bytes] = os.urandom,
     chunk_bytes: int = DEFAULT_CHUNK,
     progress: Progress = _quiet,
 ) -> Header:
     """Seal `sources` (path inside → file) into the new file `target`, whole or not at all.
 
-    `keep_key` gets the key before `target` has its name: sealed weights whose key nobody has
+    `check` sees the header before anything is encrypted, and may refuse it by raising. `keep_key`
+    gets the key before `target` has its name: sealed weights whose key nobody has
     never come to be. `random` must be a source of cryptographic randomness.
 
     Raises:
@@ -78,6 +80,7 @@ def seal(
             chunk_bytes=chunk_bytes,
         )
         check_header(header)
+        check(header)
         partial = _new_file(target, stack)
         with partial.open("wb") as out:
             for piece in _pieces(header, ChunkCipher(key, header), opened, progress):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from cloister.engine.managed import ManagedEngine, ManagedSettings
 from cloister.engine.model_folder import model_of_folder
 from cloister.engine.models import model_of_files
 from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
-from cloister.engine.protocol import Engine, ModelFile
+from cloister.engine.protocol import Engine, ModelFile, ModelInfo
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import ConfigurationError
 from cloister.model_digest import Role
@@ -45,23 +45,33 @@ def engines_of(
     *,
     models: Mapping[str, Files],
     native: Mapping[str, Path],
+    sealed: Mapping[str, ModelInfo] | None = None,
 ) -> tuple[Engine, ...]:
     """Make the engines, in order; `models` holds the measured files of each model by its name,
-    `native` what was measured of the engines themselves.
+    `native` what was measured of the engines themselves, `sealed` what is known of the models
+    whose files are not there yet.
 
     ConfigurationError when the configuration describes an engine that cannot be made here, one
     made would describe itself otherwise, or a model was measured that none serves.
     """
     described = engine_descriptions(configuration)
+    known = sealed or {}
+
+    def model_of(name: str) -> ModelInfo:
+        return known[name] if name in known else _measured_model(name, models[name])
+
     cores = max(1, (len(os.sched_getaffinity(0)) - 1) // len(described))
     engines = tuple(
         _engine(
-            one, dataclasses.replace(operation, threads=operation.threads or cores), models, native
+            one,
+            dataclasses.replace(operation, threads=operation.threads or cores),
+            model_of,
+            native,
         )
         for one in described
     )
     check_engines(configuration, engines)
-    if models.keys() - {engine.model.name for engine in engines}:
+    if (models.keys() | known.keys()) - {engine.model.name for engine in engines}:
         raise ConfigurationError(
             "a model was measured that the worker's configuration does not serve",
             code="configuration.engine",
@@ -72,15 +82,15 @@ def engines_of(
 def _engine(
     described: JsonObject,
     operation: Operation,
-    models: Mapping[str, Files],
+    model_of: Callable[[str], ModelInfo],
     native: Mapping[str, Path],
 ) -> Engine:
     try:
         match described["engine"]:
             case kind if kind == _LLAMA:
-                return _llama(described, operation, models)
+                return _llama(described, operation, model_of)
             case kind if kind in _MANAGED:
-                return _managed(described, operation, models, native)
+                return _managed(described, operation, model_of, native)
             case kind if kind == _ASGI:
                 return _asgi(described)
             case kind if kind == _UPSTREAM and operation.upstream is not None:
@@ -94,12 +104,18 @@ def _engine(
         ) from None
 
 
+def _measured_model(name: str, files: Files) -> ModelInfo:
+    weights = files[Role.MODEL]
+    if weights.path.is_dir():
+        return model_of_folder(weights.path, sha256=weights.sha256, name=name)
+    return model_of_files(files, name=name)
+
+
 def _llama(
-    described: dict[str, Any], operation: Operation, models: Mapping[str, Files]
+    described: dict[str, Any], operation: Operation, model_of: Callable[[str], ModelInfo]
 ) -> LlamaEngine:
-    name = described["model"]["name"]
     return LlamaEngine(
-        model_of_files(models[name], name=name),
+        model_of(described["model"]["name"]),
         isolation=_isolation(described),
         settings=LlamaSettings(
             context=described["context"],
@@ -114,20 +130,13 @@ def _llama(
 def _managed(
     described: dict[str, Any],
     operation: Operation,
-    models: Mapping[str, Files],
+    model_of: Callable[[str], ModelInfo],
     native: Mapping[str, Path],
 ) -> ManagedEngine:
     """The engine that was measured: where its program lies comes with its digest."""
     kind = ManagedKind(described["engine"])
-    name = described["model"]["name"]
-    files = models[name]
-    weights = files[Role.MODEL]
-    if weights.path.is_dir():
-        model = model_of_folder(weights.path, sha256=weights.sha256, name=name)
-    else:
-        model = model_of_files(files, name=name)
     return ManagedEngine(
-        model,
+        model_of(described["model"]["name"]),
         restored(kind, described["installation"], native),
         ManagedSettings(
             kind=kind,

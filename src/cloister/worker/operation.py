@@ -31,6 +31,8 @@ class Operation:
     api_keys: Path | None = None
     manifest: Path | None = None
     """The bundle of the manifest whose digest the configuration names."""
+    weights_key: Path | None = None
+    """The key of sealed weights, where it lies in a file of the operator's."""
     operator_socket: Path | None = None
     """None puts it into the worker's private directory."""
     threads: int | None = None
@@ -175,8 +177,7 @@ def _is_name(name: object) -> bool:
     return len(name) <= _MAX_NAME and all(_LABEL.fullmatch(label) for label in labels)
 
 
-_PATHS: Final = ("api_keys", "broker_kit", "manifest", "operator_socket")
-
+_PATHS: Final = ("api_keys", "broker_kit", "manifest", "operator_socket", "weights_key")
 _TYPES: dict[str, type] = {
     "host": str,
     "port": int,
@@ -186,6 +187,7 @@ _TYPES: dict[str, type] = {
     "api_keys": str,
     "manifest": str,
     "operator_socket": str,
+    "weights_key": str,
     "threads": int,
     "broker": str,
     "broker_kit": str,

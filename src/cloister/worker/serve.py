@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from cloister.attester.handover import Handover
 from cloister.engine.protocol import ModelFile
@@ -32,6 +33,8 @@ from cloister.worker.settings import BrokerSettings, WorkerSettings
 from cloister.worker.tls_key import TlsKey
 from cloister.worker.tls_server import TlsServer
 from cloister.worker.way_in import open_way_in
+from cloister.worker.weights import SealedModel, open_weights, sealed_models
+from cloister.worker.weights_keys import WeightsKeys, weights_keys
 
 ENTRY: Final = "cloister.worker.serve:main"
 """What a launch plan names as its entry."""
@@ -73,7 +76,8 @@ async def _serve(handover: Handover, log: EventLog) -> None:
     if not allow_connections(listeners=1 if operation.tls_port is None else 2):
         log.event("worker.few_descriptors")
     settings = settings_of(handover.configuration)
-    worker, prover = _build(handover, operation, log)
+    sealed = sealed_models(handover.models, handover.memory)
+    worker, prover = _build(handover, operation, log, sealed)
     async with contextlib.AsyncExitStack() as stack:
         way_in = await open_way_in(operation.address)
         stack.push_async_callback(way_in.aclose)
@@ -88,11 +92,13 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         )
         await operator.start()
         stack.push_async_callback(operator.aclose)
+        releases = None
         if settings.broker is not None:
             releases = _releases(settings.broker, prover, operation, stack)
             await asyncio.to_thread(releases.check)
             log.event("broker.checked", attested=settings.broker.evidence is not None)
-        if not await _started(worker, stop):
+        keys = weights_keys(operation.weights_key, releases, prover.manifest)
+        if not await _started(worker, stop, _starting(worker, handover, sealed, keys)):
             return
         servers = [way_in.server(worker)]
         if inside_tls is not None:
@@ -123,14 +129,23 @@ def _shown(address: Address) -> JsonObject:
     return {"address": str(address), "host": None, "port": None}
 
 
-def _build(handover: Handover, operation: Operation, log: EventLog) -> tuple[Worker, Prover]:
+def _build(
+    handover: Handover, operation: Operation, log: EventLog, sealed: Sequence[SealedModel]
+) -> tuple[Worker, Prover]:
     configuration = handover.configuration
     models = {
         name: {role: ModelFile(path=file.path, sha256=file.sha256) for role, file in files.items()}
         for name, files in handover.models.items()
+        if not any(file.sealed for file in files.values())
     }
     native = {name: measured.path for name, measured in handover.native.items()}
-    engines = engines_of(configuration, operation, models=models, native=native)
+    engines = engines_of(
+        configuration,
+        operation,
+        models=models,
+        native=native,
+        sealed={model.info.name: model.info for model in sealed},
+    )
     settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
     claims = claims_of(configuration, engines)
     bundle = manifest_to_serve(operation.manifest, claims, at=datetime.now(UTC))
@@ -219,9 +234,19 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def _started(worker: Worker, stop: asyncio.Event) -> bool:
-    """Start the worker, unless it is told to stop before the engine has loaded."""
-    starting = asyncio.create_task(worker.start())
+async def _starting(
+    worker: Worker, handover: Handover, sealed: Sequence[SealedModel], keys: WeightsKeys
+) -> None:
+    """Open what lies sealed, and start the engines."""
+    if sealed and handover.memory is not None:
+        await open_weights(sealed, keys, handover.memory)
+        worker.context.log.event("weights.opened", models=len(sealed))
+    await worker.start()
+
+
+async def _started(worker: Worker, stop: asyncio.Event, start: Coroutine[Any, Any, None]) -> bool:
+    """Run `start`, unless the worker is told to stop before the engine has loaded."""
+    starting = asyncio.create_task(start)
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -14,7 +14,12 @@ PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "sealed-weights.md").
 
 
 def test_every_code_is_explained_and_no_other() -> None:
-    files = [*(SOURCE / "weights").glob("*.py"), Path(str(memory.__file__))]
+    others = (
+        *("worker/weights.py", "worker/weights_keys.py"),
+        *("cli/weights.py", "cli/sealed_options.py"),
+    )
+    files = [*(SOURCE / "weights").glob("*.py"), *(SOURCE / name for name in others)]
+    files.append(Path(str(memory.__file__)))
     given = {code for file in files for code in re.findall(r'"(weights\.\w+)"', file.read_text())}
     rows = re.findall(r"^\| (`weights\..*?) \|", PAGE.partition("## Errors")[2], re.MULTILINE)
     told = re.findall(r"`(weights\.\w+)`", " ".join(rows))

@@ -15,7 +15,7 @@ TEXT = "".join(
     (PAGES / name).read_text()
     for name in (
         *("serve.md", "managed.md", "in-engine.md", "attested-tls.md", "compat.md"),
-        "broker.md",
+        *("broker.md", "weights.md"),
     )
 )
 HEADINGS = {value for name, value in vars(panels).items() if name.isupper()}
