@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean run-vm boot-sample boot-matrix
+.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean image-check run-vm boot-sample boot-matrix
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -71,6 +71,10 @@ BOOT_TESTS = CLOISTER_BOOT_IMAGE=$(abspath $(BOOT_IMAGE)) $(BIN)/python -m pytes
 $(BOOT_IMAGE)/esp.img: setup
 	@scripts/setup boot
 	@$(BIN)/cloister image build tests/boot/image.toml --out $(BOOT_IMAGE)
+
+image-check: setup  ## Build an image twice, as two users in two folders, and compare (ten minutes)
+	@scripts/setup tests
+	@$(BIN)/python -m pytest -m slow tests/integration/test_image_build.py
 
 run-vm: $(BOOT_IMAGE)/esp.img  ## Build an image of the demo model, boot it, check it, ask it
 	@$(BIN)/cloister image boot $(BOOT_IMAGE) --port 0 --ask "What is Cloister?"

@@ -28,13 +28,11 @@ class HostTools:
         program = command[0]
         if shutil.which(program) is None:
             pytest.skip(f"needs {program} (Debian: {NEEDED.get(program, program)})")
+        named = {**(reads or {}), **(writes or {})}
         with tempfile.TemporaryDirectory() as work:
-            for name, path in {**(reads or {}), **(writes or {})}.items():
+            for name, path in named.items():
                 (Path(work) / name).symlink_to(path.resolve())
-            command = [
-                str((Path(work) / word).resolve()) if word in {"tree", "disk"} else word
-                for word in command
-            ]
+            command = [_absolute(word, named) for word in command]
             done = subprocess.run(
                 command,
                 cwd=Path(work) / folder,
@@ -45,3 +43,9 @@ class HostTools:
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
             )
         return done.stdout
+
+
+def _absolute(word: str, named: Mapping[str, Path]) -> str:
+    """Real paths, where programs want a directory or a file and no link to one."""
+    option, equals, last = word.rpartition("=")
+    return f"{option}{equals}{named[last].resolve()}" if last in named else word

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cloister.errors import ConfigurationError
+from cloister.errors import BuildError, ConfigurationError
+from cloister.strictjson import canonical
 
 if TYPE_CHECKING:
     from cloister.engine.protocol import ModelInfo
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from cloister.image.golden import Golden
     from cloister.image.lock import ImageLock
     from cloister.image.operations import Step
-    from cloister.image.plan import Ingredients
+    from cloister.image.plan import Ingredients, Plan
     from cloister.strictjson import JsonObject
 
 GUEST_LANDLOCK_ABI: Final = 2
@@ -66,17 +69,27 @@ def build(
     describe: Annotated[
         bool, typer.Option("--describe", help="Say what would be done, and leave.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Build anew from the packages alone, and compare with what is in --out."
+        ),
+    ] = False,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option("--sign-key", help="PEM: also write provenance.dsse.json, signed with it."),
+    ] = None,
 ) -> None:
     """Build an image: disks, boot image, and what a verifier will see of them.
 
-    Needs bubblewrap and user namespaces, not root. Equal inputs give equal bytes. Exit 0 built,
-    1 a step failed, 2 a setting has to change, 4 a package cannot be fetched.
+    Needs bubblewrap and user namespaces, not root. Equal inputs give equal bytes. Exit 0 built or
+    equal, 1 a step failed or --check found a difference, 2 a setting has to change, 4 a package
+    cannot be fetched.
     """
     from cloister.image.downloads import MIRRORS, Store
     from cloister.image.http import HttpFetcher
     from cloister.image.lock import read_lock
     from cloister.image.operations import Build
-    from cloister.image.outputs import write_outputs
     from cloister.image.plan import Supplies, plan_image
 
     folder = work_directory() if work is None else work
@@ -88,18 +101,79 @@ def build(
         progress=lambda what: typer.echo(f"    fetching {what}", err=True),
     )
     plan = plan_image(ingredients, supplies)
-    running = Build(plan.operations, folder / "steps")
     if describe:
-        for step in running.describe():
+        for step in Build(plan.operations, folder / "steps").describe():
             typer.echo(_told(step))
         return
     known = [entry for path in golden or () for entry in _golden(path)]
+    if check:
+        _check(plan, ingredients, known, out, folder)
+        return
     began = time.monotonic()
+    _built(plan, ingredients, known, out, folder / "steps")
+    if sign_key is not None:
+        _sign_provenance(out, sign_key)
+    typer.echo(f"{out} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+def _built(
+    plan: Plan, ingredients: Ingredients, golden: Sequence[Golden], out: Path, steps: Path
+) -> Mapping[str, str]:
+    """Run a plan and write the image's files; SHA-256 by name."""
+    from cloister.image.operations import Build
+    from cloister.image.outputs import write_outputs
+
+    running = Build(plan.operations, steps)
     running.run(lambda step: typer.echo(_told(step), err=True))
-    written = write_outputs(plan, running, ingredients, out, known)
+    written = write_outputs(plan, running, ingredients, out, golden)
     for name, digest in written.items():
         typer.echo(f"{digest}  {name}")
-    typer.echo(f"{out} ({time.monotonic() - began:.0f} s)", err=True)
+    return written
+
+
+def _check(
+    plan: Plan, ingredients: Ingredients, golden: Sequence[Golden], out: Path, work: Path
+) -> None:
+    """Build in a fresh folder, and compare. BuildError names the first difference."""
+    from cloister.image.compare import first_difference
+    from cloister.image.operations import Build
+    from cloister.image.toolbox import Toolbox
+
+    if not out.is_dir():
+        raise ConfigurationError(f"there is no {out} to compare with", code="image.check")
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="check-", dir=work) as fresh:
+        again, steps = Path(fresh) / "image", Path(fresh) / "steps"
+        names = _built(plan, ingredients, golden, again, steps)
+        build = Build(plan.operations, steps)
+        for _ in build.describe():
+            pass  # which also finds where results lie
+        tools = Toolbox(tree=build.path(plan.tools))
+        difference = first_difference(again, out, names, tools)
+    if difference is not None:
+        raise BuildError(
+            f"{out} is not what these inputs give; the first difference is in {difference}",
+            code="image.differs",
+        )
+    typer.echo(f"{out}: equal, byte for byte", err=True)
+
+
+def _sign_provenance(out: Path, key: Path) -> None:
+    from cloister.image.bill import PAYLOAD_TYPE
+    from cloister.image.outputs import PROVENANCE
+    from cloister.manifest.dsse import Envelope
+    from cloister.manifest.signing import KeySigner, add_signature, load_private_key
+
+    try:
+        private = load_private_key(key.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(
+            f"{key} cannot be read: {error.strerror}", code="image.signing_key"
+        ) from None
+    payload = (out / PROVENANCE).read_bytes()
+    envelope = Envelope(payload_type=PAYLOAD_TYPE, payload=payload)
+    signed = add_signature(envelope, KeySigner.of("builder", private))
+    (out / "provenance.dsse.json").write_bytes(canonical(signed.to_json()) + b"\n")
 
 
 def lock(
@@ -142,8 +216,6 @@ def work_directory() -> Path:
 
 def ingredients_of(path: Path, lock: ImageLock) -> Ingredients:
     """Read a configuration and hash the files that it names."""
-    import hashlib
-
     from cloister.image.application import effective_configuration
     from cloister.image.configuration import read_configuration
     from cloister.image.plan import Ingredients
@@ -152,19 +224,16 @@ def ingredients_of(path: Path, lock: ImageLock) -> Ingredients:
     configuration = read_configuration(path)
     models = [_resolved(configuration, source.name) for source in configuration.models]
     guest = [_guest_model(model) for model in models]
-    manifest = _manifest(configuration)
     effective = effective_configuration(
         configuration,
         worker=_worker_configuration(configuration, models, lock),
         models=[model for model, _ in guest],
-        manifest_sha256=None if manifest is None else hashlib.sha256(manifest).hexdigest(),
     )
     return Ingredients(
         configuration=configuration,
         effective=effective,
         lock=lock,
         models=guest,
-        manifest=manifest,
         source=cloister_source(),
     )
 
@@ -182,18 +251,6 @@ def _guest_model(model: ModelInfo) -> tuple[GuestModel, Path]:
 
     file = next(iter(model.files.values()))
     return GuestModel(name=model.name, file=f"{model.name}.gguf", sha256=file.sha256), file.path
-
-
-def _manifest(configuration: ImageConfiguration) -> bytes | None:
-    if configuration.manifest is None:
-        return None
-    path = configuration.path(configuration.manifest)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            f"the manifest {path} cannot be read: {error.strerror}", code="image.manifest"
-        ) from None
 
 
 def _worker_configuration(

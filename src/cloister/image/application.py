@@ -6,8 +6,10 @@ worker.json          what the worker reads (`cloister.attester.guest`)
 nftables.conf        the network policy, compiled
 interface.conf       the card's address; not there: no card is brought up
 command              the worker's command, one argument a line
-manifest.json        the signed manifest, where there is one
 ==================== ===============================================================
+
+A manifest is not among them: it lists the registers of images, so none can hold the one that lists
+its own. The guest gets it when it starts, and measures it into PCR 13.
 """
 
 from __future__ import annotations
@@ -47,7 +49,6 @@ def effective_configuration(
     *,
     worker: JsonObject,
     models: Sequence[GuestModel],
-    manifest_sha256: str | None,
 ) -> JsonObject:
     """What the image is, by content: no path of the builder's machine is in it.
 
@@ -61,7 +62,6 @@ def effective_configuration(
         "flavour": configuration.flavour,
         "network": configuration.network.to_json(),
         "broker": configuration.broker,
-        "manifest_sha256": manifest_sha256,
         "models": [
             {"name": model.name, "file": model.file, "sha256": model.sha256} for model in models
         ],
@@ -91,7 +91,6 @@ def application_tree(
     effective: JsonObject,
     *,
     models: Sequence[GuestModel],
-    manifest: bytes | None,
 ) -> Tree:
     """The disk's files."""
     tree = Tree()
@@ -111,8 +110,6 @@ def application_tree(
     interface = configuration.network.interface_conf()
     if interface:
         tree.text("interface.conf", interface, why="the card's address")
-    if manifest is not None:
-        tree.text("manifest.json", manifest.decode(), why="what may see prompts, signed")
     return tree
 
 

@@ -91,8 +91,6 @@ class ImageConfiguration:
     separation: Separation = Separation()
     limits: ImageLimits = ImageLimits()
     compat: tuple[str, ...] = ()
-    manifest: Path | None = None
-    """A signed manifest (bundle) to put into the image."""
     broker: str | None = None
     """The peer of ``allow_out`` that releases keys."""
     folder: Path
@@ -141,7 +139,6 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         raise _refused("there is no [[model]]")
     if len({model.name for model in models}) < len(models):
         raise _refused("two models have the same name")
-    manifest = top.optional_text("manifest")
     read = ImageConfiguration(
         name=top.matching("name", _NAME),
         version=top.matching("version", _VERSION),
@@ -153,7 +150,6 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         separation=_separation(top.table("separation")),
         limits=_limits(top.table("limits")),
         compat=tuple(sorted(top.texts("compat"))),
-        manifest=None if manifest is None else Path(manifest),
         broker=top.optional_text("broker"),
         folder=folder,
     )

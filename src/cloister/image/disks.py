@@ -61,5 +61,8 @@ def unpack_disk(disk: Path, target: Path, file_system: FileSystem, tools: Tools)
                 *("-dest", "target", "disk"),
             )
         case FileSystem.EROFS:
-            command = ("fsck.erofs", "--extract=target", "disk")
+            command = (
+                *("fsck.erofs", "--extract=target", "--no-preserve-owner", "--preserve-perms"),
+                "disk",
+            )
     tools.run(command, reads={"disk": disk}, writes={"target": target})

@@ -116,15 +116,20 @@ def _input(policy: NetworkPolicy) -> str:
     rules = [
         'iifname "lo" accept',
         "ct state established accept",
-        *(["ct state related icmp type destination-unreachable accept"]),
+        # A route that takes smaller packets only has to say so.
+        "ct state related icmp type destination-unreachable accept",
     ]
-    if policy.ipv6:
+    if not policy.ipv6:
+        rules.insert(1, "meta nfproto ipv6 drop")
+    else:
         rules += [
             "ct state related icmpv6 type { destination-unreachable, packet-too-big } accept",
             f"icmpv6 type {_NEIGHBOURS} ip6 hoplimit 255 accept",
         ]
     if policy.listen:
-        rules.append(f"tcp dport {_ports(policy.listen)} ct state new accept")
+        # Only a first packet makes a connection: others would be taken for one half seen.
+        first = "tcp flags & (fin | syn | rst | ack) == syn"
+        rules.append(f"tcp dport {_ports(policy.listen)} {first} ct state new accept")
     return _chain("input", "type filter hook input priority filter; policy drop;", rules)
 
 
@@ -134,6 +139,8 @@ def _forward() -> str:
 
 def _output(policy: NetworkPolicy) -> str:
     rules = ['oifname "lo" accept']
+    if not policy.ipv6:
+        rules.append("meta nfproto ipv6 drop")
     if policy.listen:
         ports = _ports(policy.listen)
         rules.append(f"tcp sport {ports} ct state established ct direction reply accept")
@@ -153,6 +160,8 @@ def _egress(policy: NetworkPolicy, card: str) -> str:
         rules.append("arp operation { request, reply } accept")
     if policy.ipv6:
         rules.append(f"icmpv6 type {_NEIGHBOURS} ip6 hoplimit 255 accept")
+    else:
+        rules.append("ether type ip6 drop")
     rules.append("ip frag-off & 0x3fff != 0 drop")
     rules.append("exthdr frag exists drop")
     if policy.listen:

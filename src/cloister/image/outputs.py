@@ -1,43 +1,87 @@
-"""Puts an image's files into one folder, with a record of what they are."""
+"""Puts an image's files into one folder, with records of what they are."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from cloister.errors import BuildError
+from cloister.image.bill import bill_of_materials, provenance
 from cloister.image.downloads import file_digest
 from cloister.image.golden import Golden
 from cloister.image.measurements import write_measurements
 from cloister.image.operations import Build
-from cloister.image.plan import Ingredients, Plan
+from cloister.image.plan import Ingredients, Plan, source_digest
 from cloister.image.verity import read_footer
 from cloister.strictjson import JsonObject, canonical
 
 BUILD_FORMAT: Final = "cloister/image-build/1"
 DISKS: Final = ("root.img", "application.img", "model.img")
+BOOT_AND_ROOT: Final = ("uki.efi", "root.img")
+MAX_BOOT_AND_ROOT: Final = 100_000_000
+"""Bytes. What a guest carries besides its model stays small enough to look through."""
+
+CONFIGURATION: Final = "configuration.json"
+BILL: Final = "sbom.cdx.json"
+PROVENANCE: Final = "provenance.json"
+RECORD: Final = "build.json"
 
 
 def write_outputs(
     plan: Plan, build: Build, ingredients: Ingredients, out: Path, golden: Sequence[Golden] = ()
 ) -> Mapping[str, str]:
-    """Copy what `plan` made into `out`, and write what it will measure; SHA-256 by file name.
+    """Copy what `plan` made into `out`, and write the records; SHA-256 by file name.
 
     Reference values need `golden` values of PCR 0 and 1 (`cloister.image.measurements`). Nothing
-    in these files says who built them, where or when.
+    in these files says who built them, where or when. BuildError if the image is too large
+    (``image.size``).
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, made in plan.artefacts.items():
         shutil.copyfile(build.path(made), out / name)
-    (out / "configuration.json").write_bytes(canonical(ingredients.effective))
-    digests = {
-        name: file_digest(out / name) for name in sorted([*plan.artefacts, "configuration.json"])
-    }
-    (out / "build.json").write_text(json.dumps(_record(ingredients, out, digests), indent=1) + "\n")
-    more = ("build.json", *write_measurements(out, golden))
-    return {**digests, **{name: file_digest(out / name) for name in more}}
+    refuse_too_large(out)
+    (out / CONFIGURATION).write_bytes(canonical(ingredients.effective))
+    _write(out / BILL, _bill(ingredients, out))
+    digests = _digests(out, [*plan.artefacts, CONFIGURATION, BILL])
+    _write(out / RECORD, _record(ingredients, out, digests))
+    digests |= _digests(out, [RECORD, *write_measurements(out, golden)])
+    _write(out / PROVENANCE, _provenance(ingredients, digests))
+    return {**digests, **_digests(out, [PROVENANCE])}
+
+
+def refuse_too_large(out: Path) -> None:
+    """Raise BuildError if boot image and root are more than `MAX_BOOT_AND_ROOT`."""
+    size = sum((out / name).stat().st_size for name in BOOT_AND_ROOT)
+    if size > MAX_BOOT_AND_ROOT:
+        raise BuildError(
+            f"boot image and root take {size:,} bytes, more than {MAX_BOOT_AND_ROOT:,}; "
+            "contents.json lists what is in the root and why",
+            code="image.size",
+        )
+
+
+def _bill(ingredients: Ingredients, out: Path) -> JsonObject:
+    contents = json.loads((out / "contents.json").read_bytes())
+    return bill_of_materials(
+        ingredients.lock,
+        name=ingredients.configuration.name,
+        version=ingredients.configuration.version,
+        cloister=version("cloister"),
+        origins={file["origin"] for file in contents["files"]},
+    )
+
+
+def _provenance(ingredients: Ingredients, digests: Mapping[str, str]) -> JsonObject:
+    return provenance(
+        ingredients.lock,
+        configuration=ingredients.effective,
+        cloister={"version": version("cloister"), "sha256": source_digest(ingredients.source)},
+        subjects=digests,
+    )
 
 
 def _record(ingredients: Ingredients, out: Path, digests: Mapping[str, str]) -> JsonObject:
@@ -53,3 +97,11 @@ def _record(ingredients: Ingredients, out: Path, digests: Mapping[str, str]) -> 
         },
         "disks": {name: read_footer(out / name).line().decode().strip() for name in DISKS},
     }
+
+
+def _digests(out: Path, names: list[str]) -> dict[str, str]:
+    return {name: file_digest(out / name) for name in sorted(names)}
+
+
+def _write(path: Path, document: JsonObject) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

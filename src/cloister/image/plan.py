@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cloister.errors import BuildError
 from cloister.image import packages, python_tree, system_tree
 from cloister.image.application import GuestModel, application_tree
 from cloister.image.command_line import KERNEL, command_line
@@ -47,7 +48,6 @@ class Ingredients:
     lock: ImageLock
     models: Sequence[tuple[GuestModel, Path]]
     """What goes on the model disk, and where it lies now."""
-    manifest: bytes | None = None
     source: Path
     """Cloister's own sources."""
 
@@ -69,6 +69,8 @@ class Plan:
     operations: tuple[Operation, ...]
     artefacts: Mapping[str, Made]
     """File name → result."""
+    tools: Made
+    """The tree of the build's programs."""
 
 
 def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
@@ -92,6 +94,7 @@ def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
             "model.img": model.made("model.img"),
             "contents.json": tree.made("contents.json"),
         },
+        tools=tools.made("tree"),
     )
 
 
@@ -110,6 +113,7 @@ def _tools(ingredients: Ingredients, supplies: Supplies) -> Operation:
 
 def _root_tree(ingredients: Ingredients, supplies: Supplies) -> Operation:
     lock = ingredients.lock
+    planned = source_digest(ingredients.source)
 
     def execute(_: Paths, target: Path) -> None:
         tree, libraries = system_tree.choose(_debian(ingredients, supplies, Use.ROOT))
@@ -118,6 +122,10 @@ def _root_tree(ingredients: Ingredients, supplies: Supplies) -> Operation:
         for wheel in lock.wheels:
             python_tree.add_wheel(tree, supplies.store.path(wheel.sha256), wheel, lock.python)
         python_tree.add_cloister(tree, lock.python, ingredients.source)
+        if source_digest(ingredients.source) != planned:
+            raise BuildError(
+                "Cloister's sources changed during the build: build again", code="image.source"
+            )
         system_tree.furnish(tree)
         system_tree.close(tree, libraries)
         system_tree.refuse_forbidden(tree.items)
@@ -133,7 +141,7 @@ def _root_tree(ingredients: Ingredients, supplies: Supplies) -> Operation:
             **_locked(ingredients, Use.ROOT),
             "python": lock.python,
             "wheels": [wheel.sha256 for wheel in lock.wheels],
-            "cloister": source_digest(ingredients.source),
+            "cloister": planned,
         },
         writes=("tree", "contents.json"),
         execute=execute,
@@ -273,7 +281,6 @@ def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
         ingredients.configuration,
         ingredients.effective,
         models=[model for model, _ in ingredients.models],
-        manifest=ingredients.manifest,
     )
     contents = {path: item.content for path, item in tree.items.items()}
 
@@ -289,7 +296,7 @@ def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
 
     return Operation(
         name="application-disk",
-        title="Write the application disk: configuration, network rules, manifest",
+        title="Write the application disk: configuration and network rules",
         reads={"tools": tools.made("tree")},
         parameters={
             "plan": PLAN_VERSION,

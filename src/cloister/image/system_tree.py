@@ -66,9 +66,9 @@ FORBIDDEN: Final = frozenset(
 """Programs whose presence would make the image something else."""
 
 FIXED: Final[tuple[tuple[str, str, str], ...]] = (
-    ("etc/passwd", "root:x:0:0::/run:/nonexistent\nworker:x:1000:1000::/run:/nonexistent\n"
-     "engine:x:1001:1001::/run:/nonexistent\n", "names of users; none can log in"),
-    ("etc/group", "root:x:0:\nworker:x:1000:\nengine:x:1001:\n", "names of groups"),
+    ("etc/passwd", "root:x:0:0::/run:/nonexistent\nworker:x:990:990::/run:/nonexistent\n",
+     "names of users; none can log in"),
+    ("etc/group", "root:x:0:\nworker:x:990:\n", "names of groups"),
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", "the only name that has an address"),
     ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n", "nothing asks a network"),
 )  # fmt: skip
