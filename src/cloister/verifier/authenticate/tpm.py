@@ -24,6 +24,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -286,6 +287,15 @@ def _binding(quote: Quote, statements: StatementDigests, ledger: Ledger) -> None
     )
 
 
+_MAX_KEPT_LOG: Final = 256 * 1024
+
+
+@lru_cache(maxsize=8)
+def _parsed(data: bytes) -> EventLog:
+    """Workers of one image bring the same log, byte for byte; decoding it takes a while."""
+    return parse_event_log(data)
+
+
 def _log(items: Mapping[str, EvidenceItem], ledger: Ledger) -> EventLog | None:
     """Steps 5 (the log itself) and 6."""
     item = items.get(ITEM_EVENT_LOG)
@@ -293,7 +303,8 @@ def _log(items: Mapping[str, EvidenceItem], ledger: Ledger) -> EventLog | None:
         ledger.refuse(LOG_FORMAT, "eventlog_missing", "The report holds no event log.")
         return None
     try:
-        log = parse_event_log(item.data)
+        small = len(item.data) <= _MAX_KEPT_LOG
+        log = _parsed(item.data) if small else parse_event_log(item.data)
         if set(log.banks) != {Alg.SHA256}:
             raise MalformedError(
                 "the event log has other banks than SHA-256 alone", code="eventlog_bank"
