@@ -67,12 +67,16 @@ class Command(enum.IntEnum):
     ACTIVATE_CREDENTIAL = 0x147
     NV_READ = 0x14E
     POLICY_SECRET = 0x151
+    CREATE = 0x153
+    LOAD = 0x157
     QUOTE = 0x158
+    UNSEAL = 0x15E
     FLUSH_CONTEXT = 0x165
     NV_READ_PUBLIC = 0x169
     READ_PUBLIC = 0x173
     START_AUTH_SESSION = 0x176
     PCR_READ = 0x17E
+    POLICY_PCR = 0x17F
     PCR_EXTEND = 0x182
 
 
@@ -225,6 +229,43 @@ class Tpm:
         answer = self._run(Command.QUOTE, (key,), parameters, sessions=_passwords(1))
         attest = answer.sized()
         return attest, answer.take(answer.remaining)
+
+    def create(self, parent: int, template: bytes, data: bytes) -> tuple[bytes, bytes]:
+        """Make an object of `template` (``TPMT_PUBLIC``) below `parent`, holding `data`.
+
+        Returns ``TPM2B_PRIVATE`` and ``TPM2B_PUBLIC`` without their lengths; only this TPM, with
+        this parent, can load them.
+        """
+        parameters = b"".join(
+            (sized(sized(b"") + sized(data)), sized(template), sized(b""), bytes(4))
+        )
+        answer = self._run(Command.CREATE, (parent,), parameters, sessions=_passwords(1))
+        return answer.sized(), answer.sized()
+
+    def load(self, parent: int, private: bytes, public: bytes) -> int:
+        """Load what `create` made; the transient handle.
+
+        Raises:
+            TpmError: ``response_code`` INTEGRITY where another TPM or parent made it.
+        """
+        handle, _ = self._run_for_handle(
+            Command.LOAD, (parent,), sized(private) + sized(public), sessions=_passwords(1)
+        )
+        return handle
+
+    def unseal(self, handle: int, pcrs: Sequence[int]) -> bytes:
+        """The data of a loaded object whose policy is the present value of these registers.
+
+        Raises:
+            TpmError: ``response_code`` POLICY_FAIL where they hold something else.
+        """
+        session = self._start_policy_session(Alg.SHA256)
+        try:
+            selection = encode_selections((sha256_selection(tuple(sorted(set(pcrs)))),))
+            self._run(Command.POLICY_PCR, (session,), sized(b"") + selection)
+            return self._run(Command.UNSEAL, (handle,), sessions=_authorisation(session)).sized()
+        finally:
+            self.flush(session)
 
     def activate_credential(
         self, key: int, endorsement_key: LoadedKey, credential: bytes, secret: bytes

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -34,7 +34,7 @@ from cloister.broker.policy import ResourcePolicy, load_json
 from cloister.broker.root_keys.protocol import RootKey
 from cloister.channel.key_release import MAX_SECRET_BYTES, BrokerIdentity
 from cloister.channel.resource_uri import ResourceUri
-from cloister.errors import ConfigurationError, FetchError
+from cloister.errors import AuthenticationError, ConfigurationError, FetchError
 
 MAX_OVERLAP_S: Final = 10 * 366 * 24 * 3600
 _REVOKED: Final = re.compile(r"(sha256:)?[0-9a-f]{16,128}")
@@ -177,6 +177,24 @@ class Store:
         identity_key = keys.identity_key(row.sealed_identity_key)
         return cls(database, keys, identity_key, now=now, random=random)
 
+    @classmethod
+    def recovered(
+        cls, database: Database, master: bytes, *, now: Clock, random: Random = os.urandom
+    ) -> Store:
+        """Open a store by its master key itself, which its owners' shares gave back.
+
+        AuthenticationError (``broker.store``) if it is another store's, or the database was
+        altered: then the key does not open this identity.
+        """
+        keys = MasterKey(master)
+        row = read_row(database)
+        identity_key = keys.identity_key(row.sealed_identity_key)
+        if identity_key.public_key().public_bytes_raw() != row.identity.public_key:
+            raise AuthenticationError(
+                "the store names another identity than the one in it", code="broker.store"
+            )
+        return cls(database, keys, identity_key, now=now, random=random)
+
     @staticmethod
     def unwrap_master(database: Database, root: RootKey) -> tuple[bytes, StoreRow]:
         """The master key itself, for shares and for a new root key. Raises as `open`."""
@@ -305,6 +323,14 @@ class Store:
                 update(tables.store).values(wrapped_master=wrapped, root_name=new.name)
             )
             change.record("root_key.replaced", {"root_key": new.name})
+
+    def record_backup(self, backup: str, threshold: int, owners: Sequence[str]) -> None:
+        """Say in the audit log to which keys (SHA-256, in hex) the master key was given."""
+        with self.changing() as change:
+            change.record(
+                "backup.made",
+                {"backup": backup, "threshold": threshold, "owners": list(owners)},
+            )
 
     def resources(self) -> tuple[Resource, ...]:
         """All secrets, without what is secret."""

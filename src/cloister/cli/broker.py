@@ -5,7 +5,6 @@ Every command but ``serve`` works on the store directly, also while brokers serv
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -14,10 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.broker_recovery import backup, owner_key, recover, share
+from cloister.cli.broker_root_key import root_key
+from cloister.cli.broker_store import (
+    DEFAULT_ROOT,
+    DEFAULT_STORE,
+    RootKeyName,
+    StoreAddress,
+    opened_store,
+)
 from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from cloister.broker.store import Store
     from cloister.channel.resource_uri import ResourceUri
     from cloister.endorsements.roots import Roots
     from cloister.verifier.policy import AppraisalPolicy
@@ -29,29 +36,14 @@ audit = typer.Typer(no_args_is_help=True)
 broker.add_typer(secret, name="secret", help="Secrets that the broker keeps.")
 broker.add_typer(policy, name="policy", help="Under which terms a secret is released.")
 broker.add_typer(audit, name="audit", help="What was decided, and why.")
+broker.add_typer(root_key, name="root-key", help="The key that holds the store's.")
+broker.command("owner-key")(owner_key)
+broker.command()(backup)
+broker.command()(share)
+broker.command()(recover)
 
-DEFAULT_STORE: Final = "sqlite:///cloister-broker.db"
-DEFAULT_ROOT: Final = "development-file:cloister-broker-root.key"
 DEFAULT_PORT: Final = 8450
 
-StoreAddress = Annotated[
-    str,
-    typer.Option(
-        "--store",
-        metavar="ADDRESS",
-        help="sqlite:///FILE, or postgresql://USER@HOST/DATABASE for several brokers.",
-        envvar="CLOISTER_BROKER_STORE",
-    ),
-]
-RootKeyName = Annotated[
-    str,
-    typer.Option(
-        "--root-key",
-        metavar="KIND:REST",
-        help="Where the root key lives.",
-        envvar="CLOISTER_BROKER_ROOT_KEY",
-    ),
-]
 Name = Annotated[str, typer.Argument(help="kbs:///repository/type/tag")]
 SecretFile = Annotated[
     Path | None, typer.Option("--file", help="Read the secret from this file ('-': from stdin).")
@@ -159,7 +151,7 @@ def serve(
         evidence=evidence if evidence is None or kept is None else stapled_from(evidence, kept),
         tee_type=platform or "",
     )
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
 
         def ready(listening: Listening) -> None:
             page = listening.status_port
@@ -185,7 +177,7 @@ def secret_put(
 ) -> None:
     """Store a new secret. Nobody gets it before `policy set` says under which terms."""
     value = _secret(file, generate)
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         version = opened.put(_uri(name), value)
     typer.echo(f"{name}  version {version}; released to nobody yet (cloister broker policy set)")
 
@@ -193,7 +185,7 @@ def secret_put(
 @secret.command("list")
 def secret_list(store: StoreAddress = DEFAULT_STORE, root_key: RootKeyName = DEFAULT_ROOT) -> None:
     """List the secrets: name, version in force, whether there is a policy."""
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         for resource in opened.resources():
             terms = "no policy" if resource.policy is None else resource.policy.digest
             typer.echo(f"{resource.uri}  version {resource.current}  {terms}")
@@ -219,7 +211,7 @@ def rotate(
 ) -> None:
     """Give a secret a new version."""
     value = _secret(file, generate)
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         version = opened.rotate(_uri(name), value, overlap_s=overlap)
     typer.echo(f"{name}  version {version}; version {version - 1} for {overlap} seconds more")
 
@@ -243,7 +235,7 @@ def policy_set(
 
     values = None if reference_values is None else read_reference_values(reference_values)
     terms = load_toml(_read(file), reference_values=values)
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         opened.set_policy(_uri(name), terms)
     typer.echo(f"{name}  policy {terms.digest}")
     if terms.appraisal.accept_development:
@@ -268,7 +260,7 @@ def policy_show(
     from cloister.broker.store import unknown
 
     uri = _uri(name)
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         found = [resource for resource in opened.resources() if resource.uri == uri]
         if not found:
             raise unknown(uri)
@@ -295,7 +287,7 @@ def revoke(
         raise ConfigurationError(
             f"what is revoked is one of {', '.join(Revoked)}", code="broker.revocation"
         ) from None
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         opened.revoke(named, value, reason)
     typer.echo(f"{kind} {value}  revoked")
 
@@ -311,7 +303,7 @@ def audit_export(
     """Write the whole audit log, one JSON line an entry, and a checkpoint signed by the broker."""
     from cloister.broker.audit import export_lines
 
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         lines = export_lines(opened.audit_entries(), opened.identity_key)
         if out is None:
             for line in lines:
@@ -353,25 +345,9 @@ def audit_show(
     """Print the last entries, a line each."""
     from cloister.broker.audit import show
 
-    with _opened(store, root_key) as opened:
+    with opened_store(store, root_key) as opened:
         for entry in opened.last_entries(last):
             typer.echo(show(entry))
-
-
-@contextlib.contextmanager
-def _opened(store: str, root_key: str) -> Iterator[Store]:
-    """Open the store; its clock begins no earlier than its last audit entry."""
-    from cloister.broker.clock import SteadyWall
-    from cloister.broker.database import Database
-    from cloister.broker.root_keys.places import open_root_key
-    from cloister.broker.store import Store, read_row
-
-    database = Database.open(store)
-    try:
-        now = SteadyWall(not_before=read_row(database).at)
-        yield Store.open(database, open_root_key(root_key), now=now)
-    finally:
-        database.close()
 
 
 def _uri(name: str) -> ResourceUri:

@@ -50,6 +50,7 @@ class Alg(enum.IntEnum):
     RSA = 0x0001
     SHA1 = 0x0004
     AES = 0x0006
+    KEYEDHASH = 0x0008
     SHA256 = 0x000B
     SHA384 = 0x000C
     SHA512 = 0x000D

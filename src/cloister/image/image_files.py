@@ -4,8 +4,11 @@
 
     uki.efi           unified kernel image                     registers 4, 9, 11
     esp.img           the disk it lies on, with its table      register 5
-    application.img   optional; its last block names it        register 14
-    model.img         optional; its last block names it        register 15
+    application.img   its last block names it                  register 14
+    model.img         its last block names it                  register 15
+
+Which of the last two there are, and whether the image names them itself, is what the command line
+in the unified kernel image says (`cloister.image.command_line`).
 
 Only the beginning of the boot disk and the last block of the others are read. Whether a disk's
 content leads to the root hash in its last block is the builder's to check; a machine that boots
@@ -22,7 +25,8 @@ from typing import Final
 from cloister.errors import ConfigurationError, MalformedError
 from cloister.image.authenticode import MAX_PE_BYTES
 from cloister.image.boot_events import BootParts
-from cloister.image.footer import BLOCK, parse_footer
+from cloister.image.command_line import MEASURED, NONE
+from cloister.image.footer import BLOCK, DiskFooter, parse_footer
 from cloister.image.partition_table import PREFIX_BYTES, measured_table
 from cloister.image.secure_boot import SECURE_BOOT_OFF, SecureBoot
 from cloister.image.stub import UnifiedKernel, parse_uki
@@ -35,6 +39,7 @@ MODEL: Final = "model.img"
 _DEBUG_ARGUMENT: Final = "cloister.debug=1"
 _DEBUG_SUFFIX: Final = "-debug"
 _FOLDER: Final = "image.folder"
+_DISK: Final = "image.disk_line"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +88,12 @@ def read_image(directory: Path) -> ImageFiles:
         ConfigurationError: a file is missing or cannot be read (code ``image.folder``).
         MalformedError, UnsupportedError: one does not decode, or cannot be predicted.
     """
+    kernel = parse_uki(_beginning(directory / UKI, MAX_PE_BYTES + 1))
     return ImageFiles(
-        kernel=parse_uki(_beginning(directory / UKI, MAX_PE_BYTES + 1)),
+        kernel=kernel,
         partition_table=measured_table(_beginning(directory / ESP, PREFIX_BYTES)),
-        application=_line(directory / APPLICATION, "application"),
-        model=_line(directory / MODEL, "model"),
+        application=_line(directory / APPLICATION, "application", kernel),
+        model=_line(directory / MODEL, "model", kernel),
     )
 
 
@@ -112,23 +118,47 @@ def _beginning(path: Path, size: int) -> bytes:
         raise _unreadable(path, error) from None
 
 
-def _line(path: Path, kind: str) -> bytes | None:
-    """The line in the last block of a disk, newline included; ``None`` without such a file."""
+def _line(path: Path, kind: str, kernel: UnifiedKernel) -> bytes | None:
+    """The line that the init measures for the disk of `kind`, newline included; ``None`` for none.
+
+    A disk that the command line names has to be the one in the folder, where there is one.
+    """
+    name = f"cloister.{kind}="
+    words = [word for word in kernel.command_line.split(" ") if word.startswith(name)]
+    if len(words) > 1:
+        raise MalformedError(f"the command line says twice which disk {name} is", code=_DISK)
+    value = words[0].removeprefix(name) if words else NONE
+    if value == NONE:
+        return None
+    try:
+        footer = _footer(path)
+    except FileNotFoundError:
+        if value != MEASURED:
+            return _named(kind, value)
+        raise ConfigurationError(
+            f"{path} is missing, which the image measures", code=_FOLDER
+        ) from None
+    line = footer.line() if value == MEASURED else _named(kind, value)
+    if footer.kind != kind or footer.line() != line:
+        raise MalformedError(f"{path} is another disk than the image is for", code=_DISK)
+    return line
+
+
+def _named(kind: str, value: str) -> bytes:
+    """The line of a disk whose parameters stand on the command line, as the init writes it."""
+    block = f"cloister-disk/1 {kind} {value.replace(':', ' ')}\n".encode().ljust(BLOCK, b"\0")
+    return parse_footer(block).line()
+
+
+def _footer(path: Path) -> DiskFooter:
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - BLOCK))
-            block = file.read(BLOCK)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - BLOCK))
+            return parse_footer(file.read(BLOCK))
     except FileNotFoundError:
-        return None
+        raise
     except OSError as error:
         raise _unreadable(path, error) from None
-    footer = parse_footer(block)
-    if footer.kind != kind:
-        raise MalformedError(
-            f"{path} says that it is the {footer.kind} disk", code="image.disk_line"
-        )
-    return footer.line()
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigurationError:

@@ -27,6 +27,10 @@ from cloister.verifier.result import Finding
 from support import boot_parts as made
 from support.tdx_logs import ccel, measured
 
+MEASURED = b"quiet cloister.model=measured"
+SPEC = b"erofs:1:1:" + b"00" * 32 + b":" + b"11" * 32
+PINNED = b"quiet cloister.root=a cloister.application=none cloister.model=" + SPEC
+OTHER = PINNED.replace(b"erofs:1", b"erofs:2")
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 LINE = b"cloister-disk/1 model erofs 1 1 " + b"00" * 32 + b" " + b"11" * 32 + b"\n"
 
@@ -56,7 +60,7 @@ def boot(folder: Path, *more: tuple[int, bytes]) -> SimulatedVtpm:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     release = b"ID=cloister\nVERSION_ID=7\n"
-    (tmp_path / "uki.efi").write_bytes(made.uki(osrel=release))
+    (tmp_path / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=MEASURED))
     (tmp_path / "esp.img").write_bytes(made.disk())
     (tmp_path / "model.img").write_bytes(b"content" + bytes(4096 - 7) + LINE.ljust(4096, b"\0"))
     (tmp_path / "boot.log").write_bytes(boot(tmp_path).event_log())
@@ -119,7 +123,7 @@ def test_each_firmware_is_a_state_of_its_own(folder: Path) -> None:
 
 def test_a_debug_image_says_so(folder: Path) -> None:
     record(folder)
-    named = made.uki(osrel=b"ID=cloister-debug\nVERSION_ID=7\n")
+    named = made.uki(osrel=b"ID=cloister-debug\nVERSION_ID=7\n", cmdline=MEASURED)
     told = b"quiet cloister.debug=1"
     open_one = made.uki(osrel=b"ID=cloister\nVERSION_ID=7\n", cmdline=told)
     for uki in (named, open_one):
@@ -127,6 +131,17 @@ def test_a_debug_image_says_so(folder: Path) -> None:
         values = load_json(run("measure", folder).stdout.encode())
         assert [image.debug for image in values.images] == [True]
         assert judged(boot(folder), values) == {"image.debug": "image_debug"}
+
+
+def test_which_disk_is_measured_is_the_command_lines_to_say(folder: Path) -> None:
+    """As the init reads it: none, any one, or one that is named."""
+    release = b"ID=cloister\nVERSION_ID=7\n"
+    for line, measured_line in ((MEASURED, LINE), (PINNED, LINE), (b"quiet", None)):
+        (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=line))
+        assert read_image(folder).model == measured_line
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=PINNED))
+    (folder / "model.img").unlink()
+    assert read_image(folder).model == LINE
 
 
 def test_it_is_written_where_it_is_wanted(folder: Path) -> None:
@@ -139,14 +154,13 @@ def test_it_is_written_where_it_is_wanted(folder: Path) -> None:
 
 def test_launch_digests_of_snp_guests(folder: Path) -> None:
     release = b"ID=cloister\nVERSION_ID=7\n"
-    pinned = b"quiet cloister.root=a cloister.application=none cloister.model=b"
     firmware = folder / "OVMF.fd"
     firmware.write_bytes(made.snp_firmware())
     options = ("--snp-firmware", firmware, "--vcpus", "1", "--vcpus", "4")
     refused = run("measure", folder, *options).exception
     assert isinstance(refused, UnsupportedError)
     assert refused.code == "image.unpinned"
-    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=pinned))
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=PINNED))
     values = load_json(run("measure", folder, *options).stdout.encode())
     assert {entry.platform for entry in values.platforms} == {"snp"}
     digests = [entry.registers["measurement"] for entry in values.platforms]
@@ -156,14 +170,13 @@ def test_launch_digests_of_snp_guests(folder: Path) -> None:
 
 def test_tdx_guests(folder: Path) -> None:
     release = b"ID=cloister\nVERSION_ID=7\n"
-    pinned = b"quiet cloister.root=a cloister.application=none cloister.model=b"
     firmware, log = folder / "OVMF.fd", folder / "ccel"
     firmware.write_bytes(made.tdvf(*made.TDX_SECTIONS))
     log.write_bytes(ccel([measured(0, 1, b"firmware configuration"), measured(1, 1, b"boot")]))
     options = ("--tdvf", firmware, "--ccel", log)
     refused = run("measure", folder, *options).exception
     assert isinstance(refused, UnsupportedError)
-    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=pinned))
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=PINNED))
     (reference,) = load_json(run("measure", folder, *options).stdout.encode()).platforms
     assert reference.platform == "tdx"
     assert set(reference.registers) == {"mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"}
@@ -192,11 +205,10 @@ def test_corim(folder: Path) -> None:
 def test_enclave_images(folder: Path) -> None:
     """Kernel, command line and disks in PCR0; the disks alone in PCR2."""
     release = b"ID=cloister\nVERSION_ID=7\n"
-    line = b"quiet cloister.root=a cloister.application=none cloister.model=b"
     (folder / "root.img").write_bytes(b"a root")
     made_of = ("eif", "from-image", folder, "-o", folder / "it.eif")
     assert isinstance(run(*made_of).exception, UnsupportedError)
-    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=line))
+    (folder / "uki.efi").write_bytes(made.uki(osrel=release, cmdline=PINNED))
     printed = json.loads(run(*made_of).stdout)["Measurements"]
     (nitro,) = load_json(
         run("measure", folder, "--eif", folder / "it.eif").stdout.encode()
@@ -205,8 +217,8 @@ def test_enclave_images(folder: Path) -> None:
     assert nitro.image is not None
     assert nitro.image.version == "7"
     written = (folder / "it.eif").read_bytes()
-    assert line + b"\n" in written  # the init's own copy
-    (folder / "model.img").write_bytes(b"other" + (folder / "model.img").read_bytes()[5:])
+    assert PINNED + b"\n" in written  # the init's own copy
+    (folder / "root.img").write_bytes(b"another root")
     other = json.loads(run(*made_of).stdout)["Measurements"]
     assert other["PCR1"] == printed["PCR1"]
     assert other["PCR2"] != printed["PCR2"]
@@ -246,8 +258,11 @@ def test_golden_values_are_needed(folder: Path) -> None:
         ("model.img", b"short", MalformedError),
         ("model.img", bytes(8192), MalformedError),
         ("model.img", (LINE + b"x").ljust(4096, b"\0"), MalformedError),
-        ("application.img", b"\xff\n".ljust(4096, b"\0"), MalformedError),
-        ("application.img", LINE.ljust(4096, b"\0"), MalformedError),
+        ("model.img", b"\xff\n".ljust(4096, b"\0"), MalformedError),
+        ("model.img", LINE.replace(b"model", b"root").ljust(4096, b"\0"), MalformedError),
+        ("model.img", None, ConfigurationError),
+        ("uki.efi", made.uki(osrel=b"ID=c\nVERSION_ID=7", cmdline=MEASURED * 2), MalformedError),
+        ("uki.efi", made.uki(osrel=b"ID=c\nVERSION_ID=7", cmdline=OTHER), MalformedError),
         ("uki.efi", made.uki(osrel=b"ID=cloister\n"), MalformedError),
         ("uki.efi", made.uki(release="300"), UnsupportedError),
         ("golden.json", b"{}", ConfigurationError),

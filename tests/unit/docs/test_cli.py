@@ -76,7 +76,7 @@ def test_the_commands_of_the_broker_are_told() -> None:
                 if option.startswith("--") and option not in {"--help", "--store", "--root-key"}
             }
     rows = re.findall(
-        r"^\| `([a-z ]+)[^`]*` \| (.*) \|$", section("`cloister broker`"), re.MULTILINE
+        r"^\| `([a-z -]+)[^`]*` \| (.*) \|$", section("`cloister broker`"), re.MULTILINE
     )
     told = {name.strip(): set(re.findall(r"--[a-z][a-z-]+", text)) for name, text in rows}
     assert told == commands

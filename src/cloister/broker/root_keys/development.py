@@ -7,53 +7,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
+from cloister.broker.root_keys.local import KEY_SIZE, LocalRootKey, Random
 from cloister.errors import ConfigurationError
 
-KEY_SIZE: Final = 32
-_NONCE_SIZE: Final = 12
 
-Random = Callable[[int], bytes]
-
-
-class MemoryRootKey:
-    """A root key held in this process: AES-256-GCM, ``nonce ‖ ciphertext ‖ tag``."""
+class MemoryRootKey(LocalRootKey):
+    """A root key held in this process, and nowhere else."""
 
     def __init__(
         self, key: bytes, *, random: Random = os.urandom, name: str = "development (memory)"
     ) -> None:
-        """`key` has 32 bytes."""
-        self._cipher = AESGCM(key)
-        self._random = random
-        self._name = name
-
-    def __repr__(self) -> str:
-        return f"<MemoryRootKey {self._name}>"
-
-    @property
-    def name(self) -> str:
-        """``development (…)``."""
-        return self._name
-
-    def wrap(self, plaintext: bytes, context: bytes) -> bytes:
-        """Encrypt under a fresh random nonce."""
-        nonce = self._random(_NONCE_SIZE)
-        return nonce + self._cipher.encrypt(nonce, plaintext, context)
-
-    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """Decrypt; ConfigurationError (``root_key.refused``) if this key did not wrap it so."""
-        try:
-            return self._cipher.decrypt(wrapped[:_NONCE_SIZE], wrapped[_NONCE_SIZE:], context)
-        except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
-            raise ConfigurationError(
-                "the root key did not wrap this store's master key", code="root_key.refused"
-            ) from None
+        """`key` has 32 bytes; the name is ``development (…)``."""
+        super().__init__(key, name=name, random=random)
 
 
 def development_file(path: Path, *, random: Random = os.urandom) -> MemoryRootKey:
