@@ -76,7 +76,8 @@ class AppraisalPolicy:
     accept_development: bool
     """Whether a development platform may affirm at all. It proves nothing to anyone else."""
     accept_debug: bool
-    """Whether a worker whose measured configuration switches debugging on may affirm."""
+    """Whether a worker whose measured configuration switches debugging on, or whose image is one
+    for debugging, may affirm."""
     require_safe_clock: bool
     """Whether the TPM must say that its clock cannot have gone backwards."""
     require_model: bool
