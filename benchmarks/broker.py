@@ -268,6 +268,13 @@ def _decoded(text: str) -> bytes:
     return base64.b64decode(text)
 
 
+def _on_disk() -> tempfile.TemporaryDirectory[str]:
+    """A folder beside the results: the system's own may be memory, which flushes for nothing."""
+    out = Path(__file__).resolve().parent / "out"
+    out.mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="broker-", dir=out)
+
+
 @contextlib.contextmanager
 def _broker(worker: SimulatedAttester, directory: Path) -> Iterator[tuple[int, int, str]]:
     spec = {
@@ -286,7 +293,7 @@ def run(context: Context) -> Report:
     prover, many = _prover(worker), context.count(AT_ONCE, 20)
     if os.cpu_count() != 1:
         os.sched_setaffinity(0, {CLIENT_CORE})
-    with tempfile.TemporaryDirectory(prefix="bench-broker-", dir=Path.cwd()) as folder:
+    with _on_disk() as folder:
         directory = Path(folder)
         (directory / "shares").mkdir()
         primitives = _primitives(directory, context.count(20, 2))
