@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloister.deploy import aws_machine, azure, google, qemu
 from cloister.deploy.aws_nitro import Enclave, aws_nitro_plan, predicted_pcr0
+from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter, make_filter
 from cloister.deploy.libvirt import libvirt_snp_plan, libvirt_tdx_plan
 from cloister.deploy.plan import Plan
@@ -44,8 +45,10 @@ AZURE_PLACE = azure.Place(
 )
 
 
-def allowed(*peers: str) -> Filter:
-    return make_filter(8440, ["203.0.113.0/24", "2001:db8::/32"], list(peers))
+def allowed(what: Deployment) -> Filter:
+    """People of two ranges, and the image's own peers."""
+    assert what.image.network is not None
+    return make_filter(what.port, ["203.0.113.0/24", "2001:db8::/32"], what.image.network.peers)
 
 
 def with_enclave_image(folder: Path) -> None:
@@ -77,7 +80,7 @@ TARGETS = (
 )
 
 
-def plan_of(target: str, folder: Path, *peers: str) -> Plan:
+def plan_of(target: str, folder: Path) -> Plan:
     """The plan of a target, for a tiny image below `folder`."""
     if not (folder / "image").exists():
         with_enclave_image(folder)
@@ -101,11 +104,11 @@ def plan_of(target: str, folder: Path, *peers: str) -> Plan:
             return aws_nitro_plan(what, Enclave(vcpus=2, memory_mib=512))
         case "aws-snp" | "aws-nitrotpm":
             protection = aws_machine.Protection(target.removeprefix("aws-"))
-            return aws_machine.aws_machine_plan(what, AWS_PLACE, allowed(*peers), protection)
+            return aws_machine.aws_machine_plan(what, AWS_PLACE, allowed(what), protection)
         case "google-snp" | "google-tdx":
             kind = google.Kind(target.removeprefix("google-"))
-            return google.google_plan(what, GOOGLE_PLACE, allowed(*peers), kind)
-    return azure.azure_plan(what, AZURE_PLACE, allowed(*peers))
+            return google.google_plan(what, GOOGLE_PLACE, allowed(what), kind)
+    return azure.azure_plan(what, AZURE_PLACE, allowed(what))
 
 
 def answers(plan: Plan) -> Mapping[tuple[str, ...], str | Finished]:

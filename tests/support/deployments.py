@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloister.deploy.apply import Effects
-from cloister.deploy.deployment import Deployment, read_image
+from cloister.deploy.deployment import Deployment, describe, read_image
 from cloister.deploy.tools import Finished
 
 MANIFEST = bytes(range(32))
@@ -27,8 +27,22 @@ def write_image(folder: Path) -> Path:
     (folder / "root.img").write_bytes(b"root".ljust(8192, b"\2"))
     (folder / "model.img").write_bytes(b"model".ljust(12288, b"\3"))
     (folder / "image.eif").write_bytes(b".eif" + bytes(100))
+    write_configuration(folder)
     write_record(folder, {"debug": False})
     return folder
+
+
+def write_configuration(
+    folder: Path, *, address: str = "10.0.2.15/24", members: Mapping[str, object] | None = None
+) -> None:
+    """The image's effective configuration, as far as deploying reads it."""
+    peers = [{"name": "broker", "address": "198.51.100.7", "port": 8441}]
+    network = {"listen": [8440, 8443], "allow_out": peers, "address": [address]}
+    document = {
+        "network": {**network, "gateway": ["10.0.2.2"]},
+        "manifest_sha256": MANIFEST.hex(),
+    }
+    (folder / "configuration.json").write_text(json.dumps({**document, **(members or {})}))
 
 
 def write_record(folder: Path, members: Mapping[str, object]) -> None:
@@ -53,18 +67,12 @@ def tiny_disk(esp: bytes) -> bytes:
     return start.ljust(2048 * 512, b"\0") + esp + bytes(33 * 512)
 
 
-def deployment(folder: Path, *, name: str = "web", manifest: bytes | None = MANIFEST) -> Deployment:
+def deployment(folder: Path, *, name: str = "web") -> Deployment:
     """A deployment of such an image, in a folder of its own below `folder`."""
     image = folder / "image"
     if not image.exists():
         write_image(image)
-    return Deployment(
-        name=name,
-        image=read_image(image, debug_accepted=False),
-        folder=folder / "deployment",
-        port=8440,
-        manifest=manifest,
-    )
+    return describe(name, read_image(image, debug_accepted=False), folder / "deployment")
 
 
 @dataclass

@@ -129,9 +129,10 @@ def register_image(name: str, snapshot: str) -> JsonObject:
 
 
 def run_instances(
-    name: str, place: Place, ami: str, group: str, protection: Protection
+    deployment: Deployment, place: Place, ami: str, group: str, protection: Protection
 ) -> JsonObject:
     """Parameters of `RunInstances`."""
+    name = f"cloister-{deployment.name}"
     request: JsonObject = {
         "ImageId": ami,
         "InstanceType": place.machine_type,
@@ -146,6 +147,8 @@ def run_instances(
             {"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": name}]}
         ],
     }
+    if deployment.address:
+        request["PrivateIpAddress"] = deployment.address  # the guest asks nobody for one
     if protection is Protection.SNP:
         request["CpuOptions"] = {"AmdSevSnp": "enabled"}
     return request
@@ -330,9 +333,7 @@ class _Steps:
         )
 
     def instance(self) -> tuple[Step, ...]:
-        request = run_instances(
-            f"cloister-{self._deployment.name}", self._place, "{ami}", "{group}", self._protection
-        )
+        request = run_instances(self._deployment, self._place, "{ami}", "{group}", self._protection)
         one = ("describe-instances", "--instance-ids", _INSTANCE)
         first = "Reservations[0].Instances[0]"
         mine = (

@@ -249,6 +249,7 @@ class _Steps:
         one = ("--resource-group", place.group, "--name", self._name)
         found = f"[?name=='{self._name}'].provisioningState | [0]"
         addresses = "publicIps" if place.public else "privateIps"
+        address = self._deployment.address  # the guest asks nobody for one
         return (
             *self._public_address(),
             Run(
@@ -263,6 +264,7 @@ class _Steps:
                     *("--enable-secure-boot", "true" if place.secure_boot else "false"),
                     *("--vnet-name", place.network, "--subnet", place.subnet),
                     *("--nsg", self._name),
+                    *(("--private-ip-address", address) if address else ()),
                     *("--public-ip-address", f"{self._name}-ip" if place.public else ""),
                     *("--nic-delete-option", "Delete", "--os-disk-delete-option", "Delete"),
                     *("--output", "none"),

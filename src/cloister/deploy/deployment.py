@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from cloister.deploy import words
+from cloister.deploy.ingress import ImageNetwork, parse_network
 from cloister.deploy.plan import Input
 from cloister.errors import ConfigurationError, MalformedError
-from cloister.strictjson import JsonObject, expect_object, expect_str, parse_json_object
+from cloister.strictjson import (
+    JsonObject,
+    expect_hex,
+    expect_object,
+    expect_str,
+    parse_json_object,
+)
 
 ARTEFACTS: Final = {
     "uki": "uki.efi",
@@ -29,7 +36,11 @@ ARTEFACTS: Final = {
 RECORD: Final = "build.json"
 """Its record: name, version, whether it is a debug image, and each file's digest."""
 
+CONFIGURATION: Final = "configuration.json"
+"""The image's effective configuration, which the application disk holds too."""
+
 MIB: Final = 1 << 20
+DEFAULT_PORT: Final = 8440
 MAX_RECORD_BYTES: Final = 8 * MIB
 _PIECE: Final = 4 * MIB
 
@@ -42,6 +53,10 @@ class BuiltImage:
     """By role, a key of `ARTEFACTS`."""
     debug: bool
     """Whether the image says that it is a debug image; only the attestation proves it."""
+    network: ImageNetwork | None = None
+    """What its configuration says of the network; None for a lone enclave image, say."""
+    manifest: bytes | None = None
+    """SHA-256 of the manifest that its configuration names."""
 
     def file(self, role: str) -> Input:
         """The file of a role.
@@ -93,6 +108,8 @@ class Deployment:
     """Where the worker listens inside the guest, and where the platform lets people in."""
     manifest: bytes | None = None
     """SHA-256 of the manifest, for HOST_DATA or MRCONFIGID; None: the image names none."""
+    address: str = ""
+    """The guest's IPv4 address, for a platform that gives machines theirs; empty: it has none."""
 
     def __post_init__(self) -> None:
         """Check every word, whoever made the description."""
@@ -102,8 +119,42 @@ class Deployment:
             raise ConfigurationError(
                 "the deployment's folder has to be an absolute path", code="deploy.path"
             )
+        if self.address:
+            words.guest_address(self.address)
         if self.manifest is not None and len(self.manifest) != hashlib.sha256().digest_size:
             raise ConfigurationError("a manifest's digest has 32 bytes", code="deploy.word")
+
+
+def describe(
+    name: str,
+    image: BuiltImage,
+    folder: Path,
+    *,
+    port: int | None = None,
+    manifest: bytes | None = None,
+) -> Deployment:
+    """A deployment as the image's own configuration has it.
+
+    `port` chooses among the ports that the image lets in; `manifest` has to be the one that it
+    names. An image without a configuration takes both as they are (port 8440 unless named).
+
+    Raises:
+        ConfigurationError: they contradict the image (codes ``deploy.port``, ``deploy.word``), or
+            a name or a path cannot be used.
+    """
+    if image.manifest is not None and manifest not in {None, image.manifest}:
+        raise ConfigurationError(
+            "the image names another manifest; its init would halt", code="deploy.word"
+        )
+    network = image.network
+    return Deployment(
+        name=name,
+        image=image,
+        folder=folder,
+        port=(port or DEFAULT_PORT) if network is None else network.port(port),
+        manifest=image.manifest or manifest,
+        address=network.addresses[0] if network is not None and network.addresses else "",
+    )
 
 
 def read_image(
@@ -139,7 +190,8 @@ def read_image(
             "name --debug-image to deploy it all the same",
             code="deploy.debug",
         )
-    return BuiltImage(files=files, debug=debug)
+    network, manifest = _read_configuration(root / CONFIGURATION)
+    return BuiltImage(files=files, debug=debug, network=network, manifest=manifest)
 
 
 def hash_file(path: Path) -> Input:
@@ -176,10 +228,13 @@ def _check_record(path: Path, files: Mapping[str, Input]) -> bool:
                 opened.read(MAX_RECORD_BYTES + 1), limit=MAX_RECORD_BYTES, what=path.name
             )
         listed = expect_object(record.get("files"), f"`files` of {path.name}")
-        for role, found in files.items():
-            if ARTEFACTS[role] in listed and _recorded(listed, role) != found.sha256:
+        here = {ARTEFACTS[role]: found.sha256 for role, found in files.items()}
+        if (path.parent / CONFIGURATION).exists():
+            here[CONFIGURATION] = hash_file(path.parent / CONFIGURATION).sha256
+        for name, digest in here.items():
+            if name in listed and _recorded(listed, name) != digest:
                 raise ConfigurationError(
-                    f"{found.path.name} is not what was built: {path.name} lists another digest",
+                    f"{name} is not what was built: {path.name} lists another digest",
                     code="deploy.changed",
                 )
     except MalformedError as error:
@@ -191,6 +246,26 @@ def _check_record(path: Path, files: Mapping[str, Input]) -> bool:
     return record.get("debug") is not False  # one that leaves it open is not believed
 
 
-def _recorded(listed: JsonObject, role: str) -> str:
-    entry = expect_object(listed[ARTEFACTS[role]], "a file of the record")
+def _read_configuration(path: Path) -> tuple[ImageNetwork | None, bytes | None]:
+    """The image's network and its manifest's digest."""
+    if not path.exists():
+        return None, None
+    try:
+        with path.open("rb") as opened:
+            document = parse_json_object(
+                opened.read(MAX_RECORD_BYTES + 1), limit=MAX_RECORD_BYTES, what=path.name
+            )
+        named = document.get("manifest_sha256")
+        manifest = None if named is None else expect_hex(named, "the manifest's digest", size=32)
+        return parse_network(document.get("network")), manifest
+    except MalformedError as error:
+        raise ConfigurationError(str(error), code="deploy.image") from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", code="deploy.image"
+        ) from None
+
+
+def _recorded(listed: JsonObject, name: str) -> str:
+    entry = expect_object(listed[name], "a file of the record")
     return expect_str(entry.get("sha256"), "a digest of the record", limit=64)

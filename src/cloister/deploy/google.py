@@ -187,6 +187,8 @@ class _Steps:
         card = f"network={place.network},nic-type=GVNIC"
         if place.subnet:
             card += f",subnet={place.subnet}"
+        if self._deployment.address:
+            card += f",private-network-ip={self._deployment.address}"
         if not place.public:
             card += ",no-address"
         zone = f"--zone={place.zone}"

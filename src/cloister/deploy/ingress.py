@@ -1,21 +1,28 @@
 """Who may connect to a deployed machine and whom it may call, as the platform's filter has it.
 
-The image's own rules decide (its measured network policy); the platform's are a second, outer
-filter. Nobody is let in who is not named, and nothing goes out but to the peers that are.
+The image's own rules decide (its measured network policy, `ImageNetwork`); the platform's are a
+second, outer filter made from them. Nobody is let in who is not named, and nothing goes out but to
+the peers of the image.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from dataclasses import dataclass
 from typing import Final
 
 from cloister.deploy import words
-from cloister.errors import ConfigurationError
+from cloister.errors import ConfigurationError, MalformedError
+from cloister.strictjson import (
+    JsonObject,
+    expect_int,
+    expect_keys,
+    expect_list,
+    expect_object,
+    expect_str,
+)
 
 MAX_PEERS: Final = 16
-_PEER: Final = re.compile(r"([0-9a-fA-F.:\[\]]{2,45}):(\d{1,5})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +60,67 @@ class Filter:
             )
 
 
-def make_filter(port: int, sources: list[str], peers: list[str]) -> Filter:
-    """A filter from words such as ``203.0.113.0/24`` and ``198.51.100.7:8441``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageNetwork:
+    """What an image's effective configuration says of its card (`cloister.image.network`)."""
+
+    listen: tuple[int, ...]
+    addresses: tuple[str, ...]
+    """IPv4 addresses, without prefix. The guest asks nobody for one, so the platform has to give
+    the machine this one."""
+    peers: tuple[Peer, ...]
+
+    def port(self, wanted: int | None) -> int:
+        """The worker's port: the first that is let in, unless another of them is `wanted`.
+
+        Raises:
+            ConfigurationError: the image lets nobody in there (code ``deploy.port``).
+        """
+        if not self.listen or (wanted is not None and wanted not in self.listen):
+            raise ConfigurationError(
+                "the image's network policy lets nobody in on that port: see `listen` in its "
+                "configuration",
+                code="deploy.port",
+            )
+        return self.listen[0] if wanted is None else wanted
+
+
+def make_filter(port: int, sources: list[str], peers: tuple[Peer, ...]) -> Filter:
+    """A filter for people from `sources`, words such as ``203.0.113.0/24`` or ``any``.
 
     Raises:
-        ConfigurationError: a word is no range, or no address with a port.
+        ConfigurationError: a word is no range, or there is none.
     """
     return Filter(
         port=port,
         sources=tuple(dict.fromkeys(words.source_range(text) for text in sources)),
-        peers=tuple(_peer(text) for text in peers),
+        peers=peers,
     )
 
 
-def _peer(text: str) -> Peer:
-    found = _PEER.fullmatch(text)
+def parse_network(value: object) -> ImageNetwork:
+    """Read the member ``network`` of an image's effective configuration.
+
+    Raises MalformedError, and nothing else.
+    """
+    what = "the network of the image's configuration"
+    members = expect_object(value, what)
+    expect_keys(members, what, required={"listen", "allow_out", "address", "gateway"})
+    ports = expect_list(members["listen"], what, limit=MAX_PEERS)
+    peers = expect_list(members["allow_out"], what, limit=MAX_PEERS)
+    addresses = expect_list(members["address"], what, limit=MAX_PEERS)
     try:
-        if found is None:
-            raise ValueError
-        address = str(ipaddress.ip_address(found[1].removeprefix("[").removesuffix("]")))
+        interfaces = [ipaddress.ip_interface(expect_str(text, what)) for text in addresses]
+        return ImageNetwork(
+            listen=tuple(expect_int(port, what, low=1, high=65535) for port in ports),
+            addresses=tuple(str(one.ip) for one in interfaces if one.version == 4),
+            peers=tuple(_peer(expect_object(peer, what)) for peer in peers),
+        )
     except ValueError:
-        raise ConfigurationError(
-            "a peer is an address and a port, such as 198.51.100.7:8441 or [2001:db8::7]:8441; "
-            "names are not looked up",
-            code="deploy.range",
-        ) from None
-    return Peer(address=address, port=words.port(int(found[2])))
+        raise MalformedError(f"{what} holds something that is no address") from None
+
+
+def _peer(members: JsonObject) -> Peer:
+    what = "a peer of the image's network"
+    address = ipaddress.ip_address(expect_str(members.get("address"), what))
+    return Peer(address=str(address), port=expect_int(members.get("port"), what, low=1, high=65535))

@@ -11,6 +11,7 @@ guest gets no monitor, no graphics, no default devices; its disks are read-only.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +28,8 @@ from cloister.strictjson import JsonObject
 PROGRAM: Final = "qemu-system-x86_64"
 MAX_VCPUS: Final = 512
 MAX_MEMORY_MIB: Final = 16 * 1024 * 1024
+USER_NETWORK: Final = ipaddress.ip_network("10.0.2.0/24")
+USUAL_GUEST: Final = "10.0.2.15"
 GUEST: Final = "cc0"
 RAM: Final = "ram0"
 
@@ -77,8 +80,6 @@ class Host:
     """Of the host, for `Network.TAP`."""
     listen: str = "127.0.0.1"
     """Address of the host where `Network.USER` publishes the port."""
-    guest: str = "10.0.2.15"
-    """The guest's own address inside QEMU's network, as its image says."""
     gpus: tuple[str, ...] = ()
     """PCI addresses, handed through."""
 
@@ -86,7 +87,6 @@ class Host:
         """Check every word."""
         words.path(self.firmware, "the firmware")
         words.guest_address(self.listen)
-        words.guest_address(self.guest)
         for gpu in self.gpus:
             words.PCI_ADDRESS.check(gpu)
         if len(set(self.gpus)) != len(self.gpus):
@@ -161,7 +161,7 @@ def network(deployment: Deployment, host: Host) -> list[str]:
                 "downscript": "no",
             }
         case Network.USER:
-            way = f"tcp:{host.listen}:{deployment.port}-{host.guest}:{deployment.port}"
+            way = f"tcp:{host.listen}:{deployment.port}-{_guest(deployment)}:{deployment.port}"
             backend = {
                 "type": "user",
                 "id": "net0",
@@ -177,6 +177,18 @@ def network(deployment: Deployment, host: Host) -> list[str]:
         "iommu_platform": True,
     }
     return ["-netdev", _json(backend), *_device(card)]
+
+
+def _guest(deployment: Deployment) -> str:
+    """The guest's address, which has to be one of QEMU's own network."""
+    address = deployment.address or USUAL_GUEST
+    if ipaddress.ip_address(address) not in USER_NETWORK:
+        raise ConfigurationError(
+            f"the image's address is none of QEMU's own network ({USER_NETWORK}): use --network "
+            "tap, or build the image with an address from there",
+            code="deploy.network",
+        )
+    return address
 
 
 def gpus(host: Host) -> list[str]:

@@ -42,6 +42,8 @@ def aws_module(
         "metadata_options": {"http_endpoint": "disabled", "http_tokens": "required"},
         "tags": {"Name": name},
     }
+    if deployment.address:
+        instance["private_ip"] = deployment.address
     if protection is aws_machine.Protection.SNP:
         instance["cpu_options"] = {"amd_sev_snp": "enabled"}
     rules: list[Json] = [_security_rule(peer.port, (peer.range,)) for peer in allowed.peers]
@@ -114,6 +116,8 @@ def google_module(
     card: JsonObject = {"network": place.network, "nic_type": "GVNIC"}
     if place.subnet:
         card["subnetwork"] = place.subnet
+    if deployment.address:
+        card["network_ip"] = deployment.address
     if place.public:
         card["access_config"] = {}
     features: list[Json] = [

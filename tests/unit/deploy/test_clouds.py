@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloister.deploy import aws_machine, azure, google
 from cloister.deploy.apply import Effects, apply
 from cloister.deploy.aws_nitro import Enclave, aws_nitro_plan
-from cloister.deploy.ingress import make_filter
+from cloister.deploy.ingress import Peer, make_filter
 from cloister.deploy.plan import Plan, Run, Write
 from cloister.errors import ConfigurationError
 from support.cloud_plans import (
@@ -28,25 +29,18 @@ from support.deployments import Recorder, deployment
 Protection = aws_machine.Protection
 
 
-@pytest.mark.parametrize(
-    ("sources", "peers"),
-    [
-        ([], []),
-        (["203.0.113.7/24"], []),
-        (["any", "all"], []),
-        (["any"], ["broker.example:8441"]),
-        (["any"], ["198.51.100.7"]),
-        (["any"], ["198.51.100.7:0"]),
-        (["any"], ["198.51.100.7:65536"]),
-        (["any"], ["198.51.100.7:1"] * 17),
-    ],
-)
-def test_filters_name_somebody_by_address(sources: list[str], peers: list[str]) -> None:
-    good = make_filter(8440, ["any", "any"], ["198.51.100.7:8441", "[2001:db8::7]:8441"])
-    assert good.sources == ("0.0.0.0/0",)
-    assert [peer.range for peer in good.peers] == ["198.51.100.7/32", "2001:db8::7/128"]
-    with pytest.raises(ConfigurationError):
-        make_filter(8440, sources, peers)
+@pytest.mark.parametrize("sources", [[], ["203.0.113.7/24"], ["any", "all"], ["0.0.0.0"]])
+def test_filters_name_somebody_by_address(sources: list[str]) -> None:
+    peer = Peer(address="2001:db8::7", port=443)
+    good = make_filter(8440, ["any", "any", "203.0.113.0/24"], (peer,))
+    assert good.sources == ("0.0.0.0/0", "203.0.113.0/24")
+    assert peer.range == "2001:db8::7/128"
+    if sources != ["0.0.0.0"]:
+        with pytest.raises(ConfigurationError) as caught:
+            make_filter(8440, sources, ())
+        assert caught.value.code == "deploy.range"
+    else:
+        assert make_filter(8440, sources, ()).sources == ("0.0.0.0/32",)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +84,7 @@ def written(plan: Plan, step: str) -> dict[str, object]:
 @pytest.fixture(params=["aws-snp", "aws-nitrotpm"])
 def done(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
     """A plan for AWS that was carried out."""
-    plan = plan_of(request.param, tmp_path, "198.51.100.7:8441", "[2001:db8::7]:443")
+    plan = plan_of(request.param, tmp_path)
     tools = Recorder(answers(plan))
     effects = Effects(
         run=lambda argv, /: by_query(argv) or tools(argv),
@@ -119,44 +113,32 @@ def test_aws_takes_every_parameter(done: Plan) -> None:
         parameters = written(done, step)
         report = ParamValidator().validate(parameters, shape)
         assert not report.has_errors(), report.generate_report()
-        for name, value in enumerated(shape, parameters):
-            assert value in shape_at(shape, name).enum
+        assert all(value in choices for value, choices in enumerated(shape, parameters))
         assert ParamValidator().validate({**parameters, "Debug": True}, shape).has_errors()
-    from botocore import xform_name
-
-    for step in done.steps:
-        if not isinstance(step, Run) or step.argv[3] != "ec2" or step.argv[4] == "wait":
+    for one in done.steps:
+        if not isinstance(one, Run) or one.argv[3] != "ec2" or one.argv[4] == "wait":
             continue
-        name = "".join(part.title() for part in str(step.argv[4]).split("-"))
+        name = "".join(part.title() for part in str(one.argv[4]).split("-"))
         members = model.operation_model(name).input_shape.members
-        known = {"--" + xform_name(member, "-") for member in members}
+        known = {"--" + botocore.xform_name(member, "-") for member in members}
         # The command line's own words, for every operation and for rules of a group.
         known |= {"--cli-input-json", "--query", "--output", "--protocol", "--cidr"}
-        flags = {word for word in step.argv[5:] if isinstance(word, str) and word[:2] == "--"}
+        flags = {word for word in one.argv[5:] if isinstance(word, str) and word[:2] == "--"}
         assert flags <= known, name
 
 
-def enumerated(
-    shape: object, value: object, at: tuple[str, ...] = ()
-) -> list[tuple[tuple[str, ...], str]]:
-    """Every value of a parameter whose values the model lists."""
-    found: list[tuple[tuple[str, ...], str]] = []
-    members = getattr(shape, "members", None)
-    if isinstance(value, dict) and members is not None:
+def enumerated(shape: Any, value: object) -> list[tuple[str, list[str]]]:
+    """Every value of a parameter whose values the model lists, with that list."""
+    found: list[tuple[str, list[str]]] = []
+    if isinstance(value, dict):
         for name, one in value.items():
-            found += enumerated(members[name], one, (*at, name))
+            found += enumerated(shape.members[name], one)
     elif isinstance(value, list):
         for one in value:
-            found += enumerated(shape.member, one, (*at, "[]"))  # type: ignore[attr-defined]
+            found += enumerated(shape.member, one)
     elif isinstance(value, str) and getattr(shape, "enum", None):
-        found.append((at, value))
+        found.append((value, shape.enum))
     return found
-
-
-def shape_at(shape: object, at: tuple[str, ...]) -> object:
-    for name in at:
-        shape = shape.member if name == "[]" else shape.members[name]  # type: ignore[attr-defined]
-    return shape
 
 
 def test_an_instance_gets_no_key_no_role_and_no_metadata(done: Plan) -> None:
@@ -165,6 +147,7 @@ def test_an_instance_gets_no_key_no_role_and_no_metadata(done: Plan) -> None:
     assert request["MetadataOptions"] == {"HttpEndpoint": "disabled", "HttpTokens": "required"}
     snp = {"AmdSevSnp": "enabled"} if done.target == "aws-snp" else None
     assert request.get("CpuOptions") == snp
+    assert request["PrivateIpAddress"] == "10.0.2.15"
     assert (request["ImageId"], request["SecurityGroupIds"]) == ("ami-0123abcd", ["sg-0123abcd"])
     image = written(done, "image-request")
     # Under SEV-SNP too: nothing else there measures the image.
@@ -182,8 +165,14 @@ def test_what_is_let_through_is_what_was_named(done: Plan) -> None:
         }
     ]
     peers = written(done, "out-request")["IpPermissions"]
-    assert isinstance(peers, list)
-    assert [one["FromPort"] for one in peers] == [8441, 443]
+    assert peers == [
+        {
+            "IpProtocol": "tcp",
+            "FromPort": 8441,
+            "ToPort": 8441,
+            "IpRanges": [{"CidrIp": "198.51.100.7/32"}],
+        }
+    ]
     ids = [step.id for step in done.steps]
     assert ids.index("nothing-out") < ids.index("instance")
     assert ids.index("in") < ids.index("instance")
@@ -201,18 +190,22 @@ def test_everything_else_is_shut_before_the_machine_starts(target: str, tmp_path
 def test_a_machine_has_a_public_address_only_where_somebody_wants_one(tmp_path: Path) -> None:
     what = deployment(tmp_path)
     for public in (False, True):
-        plan = azure.azure_plan(what, replace(AZURE_PLACE, public=public), allowed())
+        plan = azure.azure_plan(what, replace(AZURE_PLACE, public=public), allowed(what))
         (machine,) = [step for step in plan.steps if isinstance(step, Run) and step.id == "machine"]
+        at = machine.argv.index("--private-ip-address")
+        assert machine.argv[at + 1] == "10.0.2.15"
         at = machine.argv.index("--public-ip-address")
         assert machine.argv[at + 1] == ("cloister-web-ip" if public else "")
         assert ("public-address" in [step.id for step in plan.steps]) == public
         google_one = google.google_plan(
-            what, replace(GOOGLE_PLACE, public=public), allowed(), google.Kind.SNP
+            what, replace(GOOGLE_PLACE, public=public), allowed(what), google.Kind.SNP
         )
         (machine,) = [
             step for step in google_one.steps if isinstance(step, Run) and step.id == "machine"
         ]
-        assert any(",no-address" in str(word) for word in machine.argv) != public
+        (card,) = [str(word) for word in machine.argv if "--network-interface" in str(word)]
+        assert (",no-address" in card) != public
+        assert ",private-network-ip=10.0.2.15" in card
 
 
 def test_an_enclave_has_room_for_its_image(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cloister.deploy.deployment import Deployment, read_image
+from cloister.deploy.deployment import Deployment, describe, read_image
 from cloister.errors import ConfigurationError
-from support.deployments import deployment, write_image, write_record
+from support.deployments import MANIFEST, deployment, write_configuration, write_image, write_record
 
 
 def test_an_image_is_its_files_and_their_digests(tmp_path: Path) -> None:
@@ -47,7 +47,9 @@ def test_a_debug_image_is_deployed_only_by_name(members: dict[str, object], tmp_
     assert read_image(image, debug_accepted=True).debug
 
 
-@pytest.mark.parametrize("name", ["uki.efi", "esp.img", "root.img", "model.img", "image.eif"])
+@pytest.mark.parametrize(
+    "name", [*("uki.efi", "esp.img", "root.img", "model.img", "image.eif"), "configuration.json"]
+)
 def test_what_is_deployed_is_what_was_built(name: str, tmp_path: Path) -> None:
     image = write_image(tmp_path / "image")
     read_image(image, debug_accepted=False)
@@ -71,6 +73,51 @@ def test_a_record_that_cannot_be_read_stops_it(text: str, tmp_path: Path) -> Non
     (image / "build.json").write_text(text)
     with pytest.raises(ConfigurationError) as caught:
         read_image(image, debug_accepted=False)
+    assert caught.value.code == "deploy.image"
+
+
+def test_port_peers_address_and_manifest_are_the_images_own(tmp_path: Path) -> None:
+    image = read_image(write_image(tmp_path / "image"), debug_accepted=False)
+    assert image.network is not None
+    assert [(peer.range, peer.port) for peer in image.network.peers] == [("198.51.100.7/32", 8441)]
+    made = describe("web", image, tmp_path)
+    assert (made.port, made.address, made.manifest) == (8440, "10.0.2.15", MANIFEST)
+    assert describe("web", image, tmp_path, port=8443, manifest=MANIFEST).port == 8443
+    with pytest.raises(ConfigurationError) as caught:
+        describe("web", image, tmp_path, port=22)
+    assert caught.value.code == "deploy.port"
+    with pytest.raises(ConfigurationError, match="another manifest"):
+        describe("web", image, tmp_path, manifest=bytes(32))
+
+
+def test_an_image_without_a_configuration_takes_what_it_is_given(tmp_path: Path) -> None:
+    folder = write_image(tmp_path / "image")
+    (folder / "configuration.json").unlink()
+    image = read_image(folder, debug_accepted=False)
+    made = describe("web", image, tmp_path, port=9000, manifest=bytes(32))
+    assert (made.port, made.address, made.manifest) == (9000, "", bytes(32))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"network": None},
+        {"network": {"listen": [8440]}},
+        {"network": {"listen": [0], "allow_out": [], "address": [], "gateway": []}},
+        {"network": {"listen": [], "allow_out": [{}], "address": [], "gateway": []}},
+        {"network": {"listen": [], "allow_out": [], "address": ["10.0.0.9;x"], "gateway": []}},
+        {"manifest_sha256": "00"},
+    ],
+)
+def test_a_configuration_that_cannot_be_read_stops_it(
+    members: dict[str, object], tmp_path: Path
+) -> None:
+    folder = write_image(tmp_path / "image")
+    read_image(folder, debug_accepted=False)
+    write_configuration(folder, members=members)
+    write_record(folder, {"debug": False})
+    with pytest.raises(ConfigurationError) as caught:
+        read_image(folder, debug_accepted=False)
     assert caught.value.code == "deploy.image"
 
 

@@ -23,7 +23,6 @@ VECTORS = Path(__file__).parents[2] / "vectors" / "deploy"
 FLAGS: Mapping[str, Mapping[str, list[str]]] = json.loads((VECTORS / "cli-flags.json").read_text())[
     "commands"
 ]
-PEER = "198.51.100.7:8441"
 
 
 class Platform(Recorder):
@@ -62,7 +61,7 @@ def small_disks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=TARGETS)
 def plan(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
-    return plan_of(request.param, tmp_path, PEER)
+    return plan_of(request.param, tmp_path)
 
 
 def test_all_steps_are_done_in_order_and_undone_in_reverse(plan: Plan) -> None:
@@ -198,10 +197,10 @@ def test_no_plan_asks_for_debugging_or_holds_a_credential(plan: Plan) -> None:
 def test_what_is_planned_depends_on_nothing_but_what_it_is_given(
     plan: Plan, tmp_path: Path
 ) -> None:
-    again = plan_of(plan.target, tmp_path, PEER)
+    again = plan_of(plan.target, tmp_path)
     assert again == plan
     assert again.digest == plan.digest
-    assert plan_of(plan.target, tmp_path / "other", PEER).digest != plan.digest
+    assert plan_of(plan.target, tmp_path / "other").digest != plan.digest
 
 
 def test_a_platform_that_does_not_protect_the_machine_ends_it(tmp_path: Path) -> None:

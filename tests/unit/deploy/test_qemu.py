@@ -19,7 +19,7 @@ from cloister.deploy.qemu_snp import qemu_snp_plan
 from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
 from cloister.errors import ConfigurationError
 from cloister.strictjson import JsonObject
-from support.deployments import MANIFEST, Recorder, deployment
+from support.deployments import MANIFEST, Recorder, deployment, write_configuration, write_record
 
 GPU = "0000:41:00.0"
 OBJECTS = {
@@ -139,6 +139,16 @@ def test_the_guest_gets_read_only_disks_and_nothing_it_was_not_given(
     assert [one["romfile"] for one in devices if one["driver"] == "virtio-net-pci"] == [""]
 
 
+def test_an_address_outside_of_qemus_network_is_refused_there(tmp_path: Path) -> None:
+    snp(tmp_path)
+    write_configuration(tmp_path / "image", address="10.0.9.9/24")
+    write_record(tmp_path / "image", {"debug": False})
+    with pytest.raises(ConfigurationError) as caught:
+        snp(tmp_path)
+    assert caught.value.code == "deploy.network"
+    snp(tmp_path, network=qemu.Network.TAP, interface="tap0")
+
+
 def test_without_a_card_the_way_in_is_a_serial_port(tmp_path: Path) -> None:
     argv = command(snp(tmp_path, network=qemu.Network.SERIAL))
     assert "-netdev" not in argv
@@ -215,7 +225,6 @@ def test_an_older_qemu_is_refused(make: object, version: str, tmp_path: Path) ->
         {"network": qemu.Network.TAP, "interface": "tap0,script=/bin/x"},
         {"network": qemu.Network.TAP, "interface": ""},
         {"listen": "127.0.0.1:1-10.0.0.1:1,guestfwd=x"},
-        {"guest": "10.0.2.15-x"},
         {"firmware": Path("/x,format=raw")},
     ],
 )

@@ -17,12 +17,10 @@ from cloister.strictjson import JsonObject
 from support.cloud_plans import AWS_PLACE, AZURE_PLACE, GOOGLE_PLACE, allowed
 from support.deployments import deployment
 
-PEER = "198.51.100.7:8441"
-
 
 def modules(folder: Path) -> dict[str, JsonObject]:
     what = deployment(folder)
-    passing = allowed(PEER)
+    passing = allowed(what)
     return {
         "aws-snp": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.SNP),
         "aws-nitrotpm": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.NITROTPM),
@@ -32,15 +30,15 @@ def modules(folder: Path) -> dict[str, JsonObject]:
     }
 
 
+def names(resources: object) -> set[str]:
+    assert isinstance(resources, dict)
+    return {f"{kind}.{name}" for kind, ones in resources.items() for name in ones}
+
+
 def test_references_lead_to_resources_of_the_module(tmp_path: Path) -> None:
     for module in modules(tmp_path).values():
-        resources = {**module["resource"]}  # type: ignore[dict-item]  # an object
-        named = {f"{kind}.{name}" for kind, ones in resources.items() for name in ones}  # type: ignore[union-attr]
-        named |= {
-            f"data.{kind}.{name}"
-            for kind, ones in dict(module.get("data", {})).items()  # type: ignore[arg-type]
-            for name in ones
-        }
+        named = names(module["resource"])
+        named |= {f"data.{name}" for name in names(module.get("data", {}))}
         text = json.dumps(module)
         used = set(re.findall(r"\$\{(?:coalesce\()?((?:data\.)?\w+\.\w+)\.", text))
         assert used

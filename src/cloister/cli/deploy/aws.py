@@ -9,7 +9,7 @@ import typer
 
 from cloister.cli.deploy import options
 from cloister.cli.deploy.aws_key_policy import key_policy
-from cloister.cli.deploy.clouds import From, Peers, Terraform
+from cloister.cli.deploy.clouds import From, Terraform
 
 aws = typer.Typer(no_args_is_help=True)
 aws.command("key-policy")(key_policy)
@@ -35,7 +35,7 @@ def nitro(
     program: Annotated[
         Path, typer.Option("--program", help="Cloister on the instance, for the forwarder.")
     ] = Path("/usr/local/bin/cloister"),
-    port: options.Port = 8440,
+    port: options.Port = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -69,8 +69,7 @@ def snp(
     subnet: Subnet,
     machine_type: MachineType = "m6a.large",
     sources: From = None,
-    peers: Peers = None,
-    port: options.Port = 8440,
+    port: options.Port = None,
     terraform: Terraform = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
@@ -86,7 +85,7 @@ def snp(
     common = options.Common(image, name, port, None, debug_image, folder)
     action = options.Action(dry_run, apply, undo, as_json)
     place = (region, bucket, vpc, subnet, machine_type)
-    _machine("snp", common, place, (sources or [], peers or []), action, terraform=terraform)
+    _machine("snp", common, place, sources, action, terraform=terraform)
 
 
 @aws.command()
@@ -100,8 +99,7 @@ def nitrotpm(
     subnet: Subnet,
     machine_type: MachineType = "m6a.large",
     sources: From = None,
-    peers: Peers = None,
-    port: options.Port = 8440,
+    port: options.Port = None,
     terraform: Terraform = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
@@ -117,31 +115,33 @@ def nitrotpm(
     common = options.Common(image, name, port, None, debug_image, folder)
     action = options.Action(dry_run, apply, undo, as_json)
     place = (region, bucket, vpc, subnet, machine_type)
-    _machine("nitrotpm", common, place, (sources or [], peers or []), action, terraform=terraform)
+    _machine("nitrotpm", common, place, sources, action, terraform=terraform)
 
 
 def _machine(
     protection: str,
     common: options.Common,
     place: tuple[str, str, str, str, str],
-    allowed: tuple[list[str], list[str]],
+    sources: list[str] | None,
     action: options.Action,
     *,
     terraform: Path | None,
 ) -> None:
     from cloister.deploy.aws_machine import Place, Protection, aws_machine_plan
-    from cloister.deploy.ingress import make_filter
     from cloister.deploy.terraform import aws_module
 
     region, bucket, vpc, subnet, machine_type = place
     where = Place(region=region, bucket=bucket, vpc=vpc, subnet=subnet, machine_type=machine_type)
-    passing = make_filter(common.port, *allowed)
     kind = Protection(protection)
     options.carry_out(
         f"aws-{protection}",
         common,
-        lambda deployment: aws_machine_plan(deployment, where, passing, kind),
+        lambda deployment: aws_machine_plan(
+            deployment, where, options.allowed(deployment, sources), kind
+        ),
         action,
         terraform=terraform,
-        module=lambda deployment: aws_module(deployment, where, passing, kind),
+        module=lambda deployment: aws_module(
+            deployment, where, options.allowed(deployment, sources), kind
+        ),
     )

@@ -13,12 +13,6 @@ From = Annotated[
     list[str] | None,
     typer.Option("--from", help="Who may connect: a range such as 203.0.113.0/24, or any."),
 ]
-Peers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--peer", help="ADDRESS:PORT that the guest may call, as its image says: its broker."
-    ),
-]
 Public = Annotated[bool, typer.Option("--public", help="Give the machine a public address.")]
 Terraform = Annotated[
     Path | None,
@@ -39,7 +33,6 @@ def azure(
     network: Annotated[str, typer.Option("--network", help="A virtual network that exists.")],
     subnet: Annotated[str, typer.Option("--subnet", help="Of that network.")],
     sources: From = None,
-    peers: Peers = None,
     machine_type: Annotated[
         str,
         typer.Option("--machine-type", help="SEV-SNP: DCasv5 and later; TDX: DCesv5 and later."),
@@ -48,7 +41,7 @@ def azure(
     secure_boot: Annotated[
         bool, typer.Option("--secure-boot", help="Needs an image that Microsoft's keys signed.")
     ] = False,
-    port: options.Port = 8440,
+    port: options.Port = None,
     terraform: Terraform = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
@@ -62,7 +55,6 @@ def azure(
     Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
     """
     from cloister.deploy.azure import Place, azure_plan
-    from cloister.deploy.ingress import make_filter
     from cloister.deploy.terraform import azure_module
 
     place = Place(
@@ -78,14 +70,15 @@ def azure(
         public=public,
         secure_boot=secure_boot,
     )
-    allowed = make_filter(port, sources or [], peers or [])
     options.carry_out(
         "azure",
         options.Common(image, name, port, None, debug_image, folder),
-        lambda deployment: azure_plan(deployment, place, allowed),
+        lambda deployment: azure_plan(deployment, place, options.allowed(deployment, sources)),
         options.Action(dry_run, apply, undo, as_json),
         terraform=terraform,
-        module=lambda deployment: azure_module(deployment, place, allowed),
+        module=lambda deployment: azure_module(
+            deployment, place, options.allowed(deployment, sources)
+        ),
     )
 
 
@@ -98,14 +91,13 @@ def google(
     bucket: Annotated[str, typer.Option("--bucket", help="One that exists, for the disk.")],
     kind: Annotated[str, typer.Option("--kind", help="snp or tdx.")] = "snp",
     sources: From = None,
-    peers: Peers = None,
     machine_type: Annotated[
         str, typer.Option("--machine-type", help="Default: n2d-standard-4 or c3-standard-4.")
     ] = "",
     network: Annotated[str, typer.Option("--network", help="One that exists.")] = "default",
     subnet: Annotated[str, typer.Option("--subnet", help="Of that network, if it wants one.")] = "",
     public: Public = False,
-    port: options.Port = 8440,
+    port: options.Port = None,
     terraform: Terraform = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
@@ -119,7 +111,6 @@ def google(
     Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
     """
     from cloister.deploy.google import DEFAULT_MACHINE, Kind, Place, google_plan
-    from cloister.deploy.ingress import make_filter
     from cloister.deploy.terraform import google_module
     from cloister.errors import ConfigurationError
 
@@ -135,12 +126,15 @@ def google(
         subnet=subnet,
         public=public,
     )
-    allowed = make_filter(port, sources or [], peers or [])
     options.carry_out(
         f"google-{chosen}",
         options.Common(image, name, port, None, debug_image, folder),
-        lambda deployment: google_plan(deployment, place, allowed, chosen),
+        lambda deployment: google_plan(
+            deployment, place, options.allowed(deployment, sources), chosen
+        ),
         options.Action(dry_run, apply, undo, as_json),
         terraform=terraform,
-        module=lambda deployment: google_module(deployment, place, allowed, chosen),
+        module=lambda deployment: google_module(
+            deployment, place, options.allowed(deployment, sources), chosen
+        ),
     )

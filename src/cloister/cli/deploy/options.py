@@ -15,16 +15,22 @@ from cloister.strictjson import JsonObject
 if TYPE_CHECKING:
     from cloister.deploy.apply import Effects
     from cloister.deploy.deployment import Deployment
+    from cloister.deploy.ingress import Filter
     from cloister.deploy.plan import Plan, Step
 
 Image = Annotated[Path, typer.Argument(help="A folder that `cloister image build` wrote.")]
 Name = Annotated[str, typer.Option("--name", help="Of the deployment, and of what it makes.")]
 Vcpus = Annotated[int, typer.Option("--vcpus", min=1, help="Processors of the machine.")]
 Memory = Annotated[int, typer.Option("--memory", min=256, help="Memory of the machine, in MiB.")]
-Port = Annotated[int, typer.Option("--port", help="Where the worker listens, by its image.")]
+Port = Annotated[
+    int | None,
+    typer.Option("--port", help="One of the ports that the image lets in. Default: its first."),
+]
 Manifest = Annotated[
     str | None,
-    typer.Option("--manifest-digest", help="SHA-256 of the image's manifest, if it has one."),
+    typer.Option(
+        "--manifest-digest", help="SHA-256 of the manifest. Default: the one that the image names."
+    ),
 ]
 DebugImage = Annotated[
     bool, typer.Option("--debug-image", help="Deploy a debug image, which clients refuse.")
@@ -49,7 +55,7 @@ class Common(NamedTuple):
 
     image: Path
     name: str
-    port: int
+    port: int | None
     manifest: str | None
     debug_image: bool
     folder: Path | None
@@ -78,21 +84,30 @@ class Action(NamedTuple):
 def deployment(target: str, common: Common) -> Deployment:
     """The description that the options give; hashes the image's files."""
     from cloister.deploy import words
-    from cloister.deploy.deployment import Deployment, read_image
+    from cloister.deploy.deployment import describe, read_image
 
     words.NAME.check(common.name)  # before it becomes part of a path
     folder = common.folder or Path("~/.local/state/cloister/deploy") / target / common.name
-    return Deployment(
-        name=common.name,
-        image=read_image(
-            common.image,
-            debug_accepted=common.debug_image,
-            tell=lambda name: typer.echo(f"reading {name}", err=True),
-        ),
-        folder=words.path(folder, "the deployment's folder"),
+    image = read_image(
+        common.image,
+        debug_accepted=common.debug_image,
+        tell=lambda name: typer.echo(f"reading {name}", err=True),
+    )
+    return describe(
+        common.name,
+        image,
+        words.path(folder, "the deployment's folder"),
         port=common.port,
         manifest=None if common.manifest is None else words.digest(common.manifest),
     )
+
+
+def allowed(deployment: Deployment, sources: list[str] | None) -> Filter:
+    """The platform's filter for a deployment: people from `sources`, and the image's own peers."""
+    from cloister.deploy.ingress import make_filter
+
+    network = deployment.image.network
+    return make_filter(deployment.port, sources or [], network.peers if network else ())
 
 
 def carry_out(

@@ -21,7 +21,6 @@ Network = Annotated[
 ]
 Interface = Annotated[str, typer.Option("--interface", help="Of the host, for --network tap.")]
 Listen = Annotated[str, typer.Option("--listen", help="Of the host, for --network user.")]
-Guest = Annotated[str, typer.Option("--guest", help="The guest's address, for --network user.")]
 Gpu = Annotated[
     list[str] | None,
     typer.Option("--gpu", help="PCI address of a GPU to hand through in confidential mode."),
@@ -42,14 +41,13 @@ def qemu_snp(
     *,
     vcpus: options.Vcpus = 4,
     memory: options.Memory = 8192,
-    port: options.Port = 8440,
+    port: options.Port = None,
     manifest_digest: options.Manifest = None,
     firmware: Firmware = SNP_FIRMWARE,
     cpu: Cpu = "EPYC-v4",
     network: Network = "user",
     interface: Interface = "",
     listen: Listen = "127.0.0.1",
-    guest: Guest = "10.0.2.15",
     gpu: Gpu = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
@@ -65,7 +63,7 @@ def qemu_snp(
     from cloister.deploy.qemu_snp import qemu_snp_plan
 
     common = options.Common(image, name, port, manifest_digest, debug_image, folder)
-    host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen, guest=guest)
+    host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen)
     options.carry_out(
         "qemu-snp",
         common,
@@ -81,14 +79,13 @@ def qemu_tdx(
     *,
     vcpus: options.Vcpus = 4,
     memory: options.Memory = 8192,
-    port: options.Port = 8440,
+    port: options.Port = None,
     manifest_digest: options.Manifest = None,
     firmware: Firmware = TDX_FIRMWARE,
     quotes: Quotes = QUOTE_SOCKET,
     network: Network = "user",
     interface: Interface = "",
     listen: Listen = "127.0.0.1",
-    guest: Guest = "10.0.2.15",
     gpu: Gpu = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
@@ -104,7 +101,7 @@ def qemu_tdx(
     from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
 
     common = options.Common(image, name, port, manifest_digest, debug_image, folder)
-    host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen, guest=guest)
+    host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen)
     options.carry_out(
         "qemu-tdx",
         common,
@@ -120,7 +117,7 @@ def libvirt_snp(
     *,
     vcpus: options.Vcpus = 4,
     memory: options.Memory = 8192,
-    port: options.Port = 8440,
+    port: options.Port = None,
     manifest_digest: options.Manifest = None,
     firmware: Firmware = SNP_FIRMWARE,
     cpu: Cpu = "EPYC-v4",
@@ -157,7 +154,7 @@ def libvirt_tdx(
     *,
     vcpus: options.Vcpus = 4,
     memory: options.Memory = 8192,
-    port: options.Port = 8440,
+    port: options.Port = None,
     manifest_digest: options.Manifest = None,
     firmware: Firmware = TDX_FIRMWARE,
     quotes: Quotes = QUOTE_SOCKET,
@@ -195,7 +192,6 @@ def _host(
     gpus: list[str] | None,
     *,
     listen: str = "127.0.0.1",
-    guest: str = "10.0.2.15",
 ) -> Host:
     from cloister.deploy import qemu as recipes
     from cloister.errors import ConfigurationError
@@ -210,6 +206,5 @@ def _host(
         network=recipes.Network(network),
         interface=interface,
         listen=listen,
-        guest=guest,
         gpus=tuple(gpus or ()),
     )

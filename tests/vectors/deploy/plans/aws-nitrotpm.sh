@@ -144,7 +144,8 @@ printf %s '{
         }
       ]
     }
-  ]
+  ],
+  "PrivateIpAddress": "10.0.2.15"
 }
 ' >/home/me/deployment/instance.json
 

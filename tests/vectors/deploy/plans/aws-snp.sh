@@ -146,6 +146,7 @@ printf %s '{
       ]
     }
   ],
+  "PrivateIpAddress": "10.0.2.15",
   "CpuOptions": {
     "AmdSevSnp": "enabled"
   }

@@ -39,7 +39,7 @@ az network nsg rule create --resource-group cloister --nsg-name cloister-web --n
 az network nsg rule create --resource-group cloister --nsg-name cloister-web --name no-out --priority 4000 --direction Outbound --access Deny --protocol '*' --source-address-prefixes '*' --source-port-ranges '*' --destination-address-prefixes '*' --destination-port-ranges '*' --output none --only-show-errors
 
 # Start the machine.
-az vm create --resource-group cloister --name cloister-web --location northeurope --image "$image" --specialized true --size Standard_DC4as_v5 --security-type ConfidentialVM --os-disk-security-encryption-type VMGuestStateOnly --enable-vtpm true --enable-secure-boot false --vnet-name net --subnet default --nsg cloister-web --public-ip-address '' --nic-delete-option Delete --os-disk-delete-option Delete --output none --only-show-errors
+az vm create --resource-group cloister --name cloister-web --location northeurope --image "$image" --specialized true --size Standard_DC4as_v5 --security-type ConfidentialVM --os-disk-security-encryption-type VMGuestStateOnly --enable-vtpm true --enable-secure-boot false --vnet-name net --subnet default --nsg cloister-web --private-ip-address 10.0.2.15 --public-ip-address '' --nic-delete-option Delete --os-disk-delete-option Delete --output none --only-show-errors
 
 # Ask Azure whether it is protected as it was asked for.
 az vm show --resource-group cloister --name cloister-web --query securityProfile --output json --only-show-errors

@@ -31,7 +31,7 @@ gcloud compute firewall-rules create cloister-web-out-0 --network=default --targ
 gcloud compute firewall-rules create cloister-web-no-out --network=default --target-tags=cloister-web --direction=EGRESS --action=DENY --priority=901 --rules=all --destination-ranges=0.0.0.0/0 --project=my-project --quiet
 
 # Start the machine.
-gcloud compute instances create cloister-web --zone=us-central1-a --machine-type=n2d-standard-4 --confidential-compute-type=TDX --maintenance-policy=TERMINATE --image=cloister-web-1900a0023ce3 --image-project=my-project --network-interface=network=default,nic-type=GVNIC,subnet=default,no-address --shielded-vtpm --shielded-integrity-monitoring --no-shielded-secure-boot --no-service-account --no-scopes --tags=cloister-web --project=my-project --quiet
+gcloud compute instances create cloister-web --zone=us-central1-a --machine-type=n2d-standard-4 --confidential-compute-type=TDX --maintenance-policy=TERMINATE --image=cloister-web-1900a0023ce3 --image-project=my-project --network-interface=network=default,nic-type=GVNIC,subnet=default,private-network-ip=10.0.2.15,no-address --shielded-vtpm --shielded-integrity-monitoring --no-shielded-secure-boot --no-service-account --no-scopes --tags=cloister-web --project=my-project --quiet
 
 # Ask Google whether it is protected as it was asked for.
 gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(confidentialInstanceConfig.confidentialInstanceType)' --project=my-project --quiet
