@@ -21,7 +21,8 @@ END: Final = "<!-- end of packages -->\n"
 def rows(contents: list[dict[str, object]]) -> Iterator[str]:
     """One line a package, the largest first."""
     lock = read_lock(None)
-    versions = {one.name: one.version for one in (*lock.debian, *lock.wheels)}
+    versions = {one.name: one.version for one in lock.debian}
+    versions |= {one.name: one.version for one in lock.wheels}
     packages: dict[str, list[dict[str, object]]] = {}
     for file in contents:
         packages.setdefault(str(file["origin"]), []).append(file)
