@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
@@ -43,6 +43,9 @@ RECEIVE_S: Final = 30.0
 """Time allowed for a whole request to arrive."""
 PER_SOURCE: Final = RateLimit(per_minute=12_000, burst=6_000)
 """A thousand workers behind one address ask three or four times each, all at once."""
+DENIED_PER_SOURCE: Final = RateLimit(per_minute=60, burst=300)
+"""Denials are written down one by one, so a network that is denied more often than this has to
+wait before the next decision: otherwise anybody could fill the audit log."""
 MAX_SOURCES: Final = 4096
 _HEX: Final = frozenset("0123456789abcdef")
 _LIMITS: Final = {
@@ -72,6 +75,7 @@ class BrokerApp:
         steady: Callable[[], float],
         vouching: Vouching | None = None,
         per_source: RateLimit = PER_SOURCE,
+        denied_per_source: RateLimit = DENIED_PER_SOURCE,
         turns: Turns | None = None,
     ) -> None:
         self._desk = desk
@@ -79,6 +83,8 @@ class BrokerApp:
         self._log = log
         self._steady = steady
         self._rates = RateLimiter(per_source, max_names=MAX_SOURCES)
+        self._denials = RateLimiter(denied_per_source, max_names=MAX_SOURCES)
+        self._waits: OrderedDict[str, float] = OrderedDict()
         self.turns = turns or Turns()
         # A quote takes tens of milliseconds; decisions do not wait for it.
         self._quotes = Turns(max_waiting=64)
@@ -101,6 +107,7 @@ class BrokerApp:
             status, headers = refused.status, []
             body = rcar.encode_error(refused.kind, refused.detail)
         except Denied as denied:
+            self._note_denial(source_of(scope))
             self.counts[f"denied {denied.code}"] += 1
             status = 401 if denied.reason in UNAUTHENTICATED else 403
             headers, body = [], rcar.encode_error("Denied", f"{denied} [{denied.code}]")
@@ -125,7 +132,7 @@ class BrokerApp:
         self, scope: Scope, receive: Receive
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         source = source_of(scope)
-        wait = self._rates.take(source, self._steady())
+        wait = self._rates.take(source, self._steady()) or self._waiting_time(source)
         if wait:
             raise _RefusedError(429, "TooMany", f"too many requests; wait {wait} seconds")
         method, path = scope["method"], _path(scope)
@@ -155,6 +162,22 @@ class BrokerApp:
         if method == "GET" and path.partition("?")[0] == rcar.IDENTITY_PATH:
             return 200, [], await self._identity(source, path)
         raise _RefusedError(404, "NotFound", "there is nothing here")
+
+    def _note_denial(self, source: str) -> None:
+        now = self._steady()
+        wait = self._denials.take(source, now)
+        if wait:
+            self._waits[source] = now + wait
+            if len(self._waits) > MAX_SOURCES:
+                self._waits.popitem(last=False)
+
+    def _waiting_time(self, source: str) -> int:
+        """Whole seconds that a network has to wait because it was denied too often."""
+        left = self._waits.get(source, 0.0) - self._steady()
+        if left <= 0:
+            self._waits.pop(source, None)
+            return 0
+        return max(1, int(left))
 
     async def _identity(self, source: str, path: str) -> bytes:
         query = path.partition("?")[2]

@@ -35,7 +35,7 @@ from cloister.channel.key_release import ReleaseRequest, parse_wrapping_jwk, sea
 from cloister.channel.resource_uri import ResourceUri
 from cloister.channel.statement import NONCE_SIZE
 from cloister.endorsements.roots import Roots
-from cloister.errors import MalformedError
+from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
 from cloister.strictjson import JsonObject, canonical
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
@@ -360,6 +360,11 @@ class Desk:
             if not denied.recorded:
                 with self.store.changing() as change:
                     _record(change, step, denied, noted)
+            raise
+        except (AuthenticationError, ConfigurationError) as error:
+            # Not the requester's fault: the store was altered, say.
+            with self.store.changing() as change:
+                change.record("failed", {**noted, "step": step, "code": error.code})
             raise
 
 

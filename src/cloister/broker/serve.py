@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.broker.app import PER_SOURCE, BrokerApp
+from cloister.broker.app import DENIED_PER_SOURCE, PER_SOURCE, BrokerApp
 from cloister.broker.clock import steady
 from cloister.broker.desk import Desk
 from cloister.broker.status import StatusPage
@@ -49,6 +49,7 @@ class Service:
     """The broker's own, where it runs in a TEE."""
     tee_type: str = ""
     per_source: RateLimit = PER_SOURCE
+    denied_per_source: RateLimit = DENIED_PER_SOURCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ async def serve(
             steady=steady,
             vouching=_vouching(store, service),
             per_source=service.per_source,
+            denied_per_source=service.denied_per_source,
             turns=Turns(threads=1 if on_sqlite else POSTGRES_THREADS),
         )
         stack.push_async_callback(app.aclose)

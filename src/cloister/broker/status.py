@@ -42,7 +42,10 @@ class StatusPage:
 
         if scope["type"] != "http":
             return
-        found = scope["method"] == "GET" and scope["path"] == "/"
+        # A page of somebody else's, whose name is made to lead here, may not read this one.
+        hosts = [value.rpartition(b":")[0] for name, value in scope["headers"] if name == b"host"]
+        here = hosts in ([b"127.0.0.1"], [b"localhost"])
+        found = here and scope["method"] == "GET" and scope["path"] == "/"
         body = b"not found\n"
         if found:
             body = (await asyncio.to_thread(self.render)).encode()

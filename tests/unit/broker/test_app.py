@@ -95,6 +95,25 @@ def test_a_source_has_a_rate(tmp_path: Path) -> None:
         assert busy.value.code == "broker.busy"
 
 
+def test_a_source_that_is_denied_too_often_waits(tmp_path: Path) -> None:
+    """So that nobody fills the audit log with denials."""
+    limit = RateLimit(per_minute=1, burst=3)
+    with bench(tmp_path) as at, served(at, denied_per_source=limit) as made:
+        with made.http() as send:
+            release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+            codes = []
+            for _ in range(8):
+                with pytest.raises((KeyReleaseDenied, FetchError)) as refused:
+                    release_key(
+                        WEIGHTS, prover=at.prover, broker=at.store.identity, send=send, version=9
+                    )
+                codes.append(refused.value.code)
+        denied = [entry for entry in at.log() if entry["event"] == "denied"]
+    assert codes[:3] == ["key_release.unknown"] * 3
+    assert set(codes[4:]) == {"broker.busy"}
+    assert len(denied) == 4
+
+
 def test_another_broker_is_not_asked(broker: Served, tmp_path_factory: Any) -> None:
     with (
         bench(tmp_path_factory.mktemp("other")) as other,
@@ -224,6 +243,8 @@ def test_the_status_page_shows_names_and_no_secrets(broker: Served) -> None:
     assert str(WEIGHTS) in page.text
     assert "released" in page.text
     assert SECRET.decode() not in page.text
+    rebound = httpx2.get(broker.status, trust_env=False, headers={"host": "evil.example:80"})
+    assert rebound.status_code == 404
     assert httpx2.post(broker.status, trust_env=False).status_code == 404
     assert httpx2.get(broker.status + "x", trust_env=False).status_code == 404
 

@@ -261,6 +261,7 @@ def test_a_row_that_holds_another_row_s_secret_does_not_open(at: Bench, case: st
     with pytest.raises(AuthenticationError) as refused:
         at.release(moved)
     assert refused.value.code == "broker.store"
+    assert (at.last()["event"], at.last()["detail"]["code"]) == ("failed", "broker.store")
 
 
 @pytest.mark.parametrize(
