@@ -18,6 +18,7 @@ from cloister.deploy.gpu import gpu_steps, gpu_tools
 from cloister.deploy.plan import Look, Plan, Run, Tool, Write
 from cloister.deploy.qemu import Host, Network
 from cloister.errors import ConfigurationError
+from cloister.image.machine import OPERATOR_PORT, REQUESTS_PORT
 
 CONNECT: Final = ("virsh", "--connect", "qemu:///system")
 SNP_MINIMUM: Final = (10, 5)
@@ -141,16 +142,21 @@ def _devices(domain: ET.Element, deployment: Deployment, host: Host, *, boot: Pa
 
 
 def _way_in(devices: ET.Element, host: Host) -> None:
+    _channel(devices, OPERATOR_PORT)
     if host.network is Network.SERIAL:
-        channel = ET.SubElement(devices, "channel", type="unix")
-        ET.SubElement(channel, "source", mode="bind")  # libvirt chooses the path
-        ET.SubElement(channel, "target", type="virtio", name="cloister.0")
+        _channel(devices, REQUESTS_PORT)
         return
     card = ET.SubElement(devices, "interface", type="ethernet")
     ET.SubElement(card, "target", dev=host.interface, managed="no")
     ET.SubElement(card, "model", type="virtio")
     ET.SubElement(card, "driver", iommu="on")
     ET.SubElement(card, "rom", enabled="no")
+
+
+def _channel(devices: ET.Element, port: str) -> None:
+    channel = ET.SubElement(devices, "channel", type="unix")
+    ET.SubElement(channel, "source", mode="bind")  # libvirt chooses the path
+    ET.SubElement(channel, "target", type="virtio", name=port)
 
 
 def _hostdev(devices: ET.Element, gpu: str) -> None:

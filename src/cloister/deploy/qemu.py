@@ -23,6 +23,7 @@ from cloister.deploy.deployment import MIB, Deployment
 from cloister.deploy.gpu import gpu_steps, gpu_tools
 from cloister.deploy.plan import Expect, Plan, Run, Step, Tool
 from cloister.errors import ConfigurationError
+from cloister.image.machine import OPERATOR_PORT, REQUESTS_PORT
 from cloister.strictjson import JsonObject
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -108,6 +109,8 @@ def common(deployment: Deployment, host: Host) -> list[str]:
         *("-serial", f"file:{deployment.folder / 'console.log'}"),
         *("-pidfile", str(deployment.folder / "qemu.pid"), "-daemonize"),
         *_device({"driver": "virtio-rng-pci", "disable-legacy": "on", "iommu_platform": True}),
+        *_device({"driver": "virtio-serial-pci", "disable-legacy": "on", "iommu_platform": True}),
+        *_port(deployment, "operator", OPERATOR_PORT),
     ]
 
 
@@ -144,14 +147,7 @@ def network(deployment: Deployment, host: Host) -> list[str]:
     """The way in. No card gets a boot program (`romfile`), which firmware would run and measure."""
     match host.network:
         case Network.SERIAL:
-            path = deployment.folder / "worker.sock"
-            return [
-                *("-chardev", f"socket,id=worker,path={path},server=on,wait=off"),
-                *_device(
-                    {"driver": "virtio-serial-pci", "disable-legacy": "on", "iommu_platform": True}
-                ),
-                *_device({"driver": "virtserialport", "chardev": "worker", "name": "cloister.0"}),
-            ]
+            return _port(deployment, "worker", REQUESTS_PORT)
         case Network.TAP:
             backend: JsonObject = {
                 "type": "tap",
@@ -258,6 +254,15 @@ def kernel_says(name: str, path: str, *, module: str) -> Run:
         argv=("cat", path),
         expects=(Expect(says=f"{path} says Y", equals=r"\A[Y1]\s*\Z"),),
     )
+
+
+def _port(deployment: Deployment, name: str, port: str) -> list[str]:
+    """A virtio-serial port, whose other end is a UNIX socket in the deployment's folder."""
+    path = deployment.folder / f"{name}.sock"
+    return [
+        *("-chardev", f"socket,id={name},path={path},server=on,wait=off"),
+        *_device({"driver": "virtserialport", "chardev": name, "name": port}),
+    ]
 
 
 def _device(options: JsonObject) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cloister.attester import guest_port
 from cloister.deploy import qemu
 from cloister.deploy.apply import DeployError, apply
 from cloister.deploy.libvirt import libvirt_snp_plan, libvirt_tdx_plan
@@ -132,7 +135,7 @@ def test_the_guest_gets_read_only_disks_and_nothing_it_was_not_given(
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(argv)
     assert values(argv, "-monitor") == ["none"]
     devices = [json.loads(one) for one in values(argv, "-device")]
-    assert all(one["iommu_platform"] is True for one in devices)
+    assert all(one["iommu_platform"] is True for one in devices if one["driver"][-4:] == "-pci")
     (net,) = [json.loads(one) for one in values(argv, "-netdev")]
     assert net["restrict"] is True
     assert net["hostfwd"] == [{"str": "tcp:127.0.0.1:8440-10.0.2.15:8440"}]
@@ -153,7 +156,11 @@ def test_without_a_card_the_way_in_is_a_serial_port(tmp_path: Path) -> None:
     argv = command(snp(tmp_path, network=qemu.Network.SERIAL))
     assert "-netdev" not in argv
     assert "virtio-net" not in " ".join(argv)
-    assert any("virtserialport" in one for one in values(argv, "-device"))
+    devices = [json.loads(one) for one in values(argv, "-device")]
+    ports = {one["name"] for one in devices if one["driver"] == "virtserialport"}
+    assert ports == {guest_port.PORT_NAME, "cloister.requests"}
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "boot-images.md"
+    assert "virtio:/dev/virtio-ports/cloister.requests" in page.read_text()
 
 
 def test_an_interface_of_the_host_runs_no_script(tmp_path: Path) -> None:
@@ -253,6 +260,35 @@ def test_other_words_are_refused_too(tmp_path: Path) -> None:
         QuoteService(path=Path("/a,b"))
 
 
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs QEMU")
+@pytest.mark.parametrize("make", [snp, tdx])
+def test_qemu_takes_all_but_what_only_such_hosts_have(make: object, tmp_path: Path) -> None:
+    """QEMU reads every other word, makes the devices and ends; the guest's processor never runs."""
+    assert callable(make)
+    argv = command(make(tmp_path))
+    (tmp_path / "deployment").mkdir()
+    without = {"-accel", "-cpu", "-bios", "-m", "-kernel", "-object", "-machine"}
+    taken = ["qemu-system-x86_64", "-accel", "tcg", "-machine", "q35,memory-backend=ram0"]
+    taken += ["-cpu", "max", "-m", "256M", "-object", "memory-backend-ram,id=ram0,size=256M"]
+    skip = False
+    for word in argv[1:]:
+        if skip or word == "-daemonize":
+            skip = False
+        elif word in without:
+            skip = True
+        else:
+            taken.append(word)
+    done = subprocess.run(
+        [*taken, "-S", "-qmp", "stdio"],
+        input='{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n',
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"return"' in done.stdout
+
+
 # libvirt
 
 
@@ -307,10 +343,12 @@ def test_a_domain_holds_what_it_was_given_and_no_more(
     found = domain(libvirt_snp_plan(deployment(tmp_path), made))
     devices = found.find("devices")
     assert devices is not None
-    way = "channel" if network is qemu.Network.SERIAL else "interface"
+    way = () if network is qemu.Network.SERIAL else ("interface",)
     assert {one.tag for one in devices} == {
-        *("disk", "controller", way, "serial", "rng", "hostdev", "memballoon")
+        *("disk", "controller", "channel", *way, "serial", "rng", "hostdev", "memballoon")
     }
+    targets = [one.attrib["name"] for one in devices.findall("channel/target")]
+    assert targets == ["cloister.operator", *(["cloister.requests"] if not way else [])]
     assert all(disk.find("readonly") is not None for disk in devices.findall("disk"))
     assert [found.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == [
         "destroy"

@@ -50,7 +50,11 @@ printf %s '<domain type="kvm">
     <controller type="usb" model="none" />
     <channel type="unix">
       <source mode="bind" />
-      <target type="virtio" name="cloister.0" />
+      <target type="virtio" name="cloister.operator" />
+    </channel>
+    <channel type="unix">
+      <source mode="bind" />
+      <target type="virtio" name="cloister.requests" />
     </channel>
     <serial type="pty">
       <target port="0" />
