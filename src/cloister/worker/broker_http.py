@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from cloister.channel.rcar import COOKIE
 from cloister.errors import ConfigurationError, FetchError
+from cloister.streams.address import is_address, parse_address
+from cloister.streams.route import Route
 from cloister.worker.key_release import MAX_ANSWER_BYTES, Answer
 
 if TYPE_CHECKING:
@@ -25,14 +27,22 @@ class BrokerHttp:
     def __init__(self, address: str, *, transport: httpx2.BaseTransport | None = None) -> None:
         """`address` is ``http://HOST:PORT`` or ``https://…``, without a path.
 
-        ConfigurationError (``broker.address``) if it is another.
+        Or any of `cloister.streams.address`: where there is no network, a forwarder carries it.
+        ConfigurationError (``broker.address``, ``configuration.address``) if it is another.
         """
         import httpx2
 
+        self._route: Route | None = None
+        if is_address(address):
+            self._route = Route(parse_address(address))
+            if transport is None:
+                transport = httpx2.HTTPTransport(uds=self._route.socket_path)
+            address = "http://broker.invalid"
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
             raise ConfigurationError(
-                "a broker's address is http://HOST:PORT or https://HOST:PORT",
+                "a broker's address is http://HOST:PORT or https://HOST:PORT, or vsock://CID:PORT,"
+                " unix:/PATH or virtio:/PATH",
                 code="broker.address",
             )
         self._client = httpx2.Client(
@@ -57,6 +67,8 @@ class BrokerHttp:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+        if self._route is not None:
+            self._route.close()
 
     def __call__(
         self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str]
