@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from cloister.evidence.report import (
     EvidenceItem,
     parse_attestation_report,
 )
+from cloister.strictjson import canonical
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier import policy as policies
@@ -363,6 +365,14 @@ def test_a_replayed_answer_after_the_release(at: Bench) -> None:
     assert refused(at, lambda: attest_again(at, made, made.cookie)) == ("replayed", None)
 
 
+def prolonged(cookie: str) -> str:
+    """The cookie with an end a year later, under the MAC of before."""
+    data = base64.urlsafe_b64decode(cookie + "=" * (-len(cookie) % 4))
+    payload = json.loads(data[32:])
+    payload["expires"] += 366 * 86400
+    return base64.urlsafe_b64encode(data[:32] + canonical(payload)).rstrip(b"=").decode()
+
+
 FORGERIES: list[Callable[[str], str | None]] = [
     lambda cookie: None,
     lambda cookie: "",
@@ -370,6 +380,7 @@ FORGERIES: list[Callable[[str], str | None]] = [
     lambda cookie: "A" * 60,
     lambda cookie: "é" + cookie,
     lambda cookie: cookie * 20,
+    prolonged,
 ]
 
 
