@@ -2,8 +2,8 @@
 
 Sources: UAPI Group specification "Unified Kernel Image" (sections); systemd's "TPM2 PCR
 Measurements Made by systemd" (PCR 11: for every section that is present, in the stub's own order,
-its name with a terminating NUL, then its content). Which sections a release measures was checked
-with boots of 252, 254 and 257; 253 and 255 are taken from systemd's sources alone.
+its name with a terminating NUL, then its content). Which sections a release measures was compared
+with boots for 252, and for 254's PCR 11 in an earlier trial; 253 and 255 follow systemd's sources.
 
 From release 256 on the stub puts files of its own into the initrd that it hands to the kernel, so
 that PCR 9 depends on how that release writes an archive. Such stubs are refused.

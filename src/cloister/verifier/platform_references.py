@@ -70,7 +70,7 @@ class ReferenceImage:
 
     def dump_toml(self) -> str:
         """The member as a TOML inline table."""
-        name, version = (json.dumps(t, ensure_ascii=False) for t in (self.name, self.version))
+        name, version = map(_toml, (self.name, self.version))
         return f"{{name = {name}, version = {version}, debug = {json.dumps(self.debug)}}}"
 
 
@@ -120,12 +120,17 @@ class PlatformReference:
         lines = [
             "[[platforms]]\n",
             f"platform = {json.dumps(self.platform)}\n",
-            f"name = {json.dumps(self.name, ensure_ascii=False)}\n",
+            f"name = {_toml(self.name)}\n",
             *(() if self.image is None else (f"image = {self.image.dump_toml()}\n",)),
             "[platforms.registers]\n",
             *(f"{name} = {json.dumps(list(v))}\n" for name, v in self.registers.items()),
         ]
         return "".join(lines)
+
+
+def _toml(text: str) -> str:
+    """A basic string: as JSON writes it, but for U+007F, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _missing(platform: str, registers: Mapping[str, tuple[str, ...]]) -> str:

@@ -203,3 +203,37 @@ def test_another_command_line_is_another_state(platform: str) -> None:
 def test_a_platform_listed_twice() -> None:
     with pytest.raises(ConfigurationError):
         reference_values.load_json(platforms(reference(), reference()))
+
+
+IMAGE = {"name": 'an "image"', "version": "1 \u2028\x7f", "debug": False}
+
+
+def test_the_image_of_a_state_survives_both_formats() -> None:
+    values = reference_values.load_json(
+        platforms(reference(image=IMAGE, name="odd \x7f"), reference())
+    )
+    (image,) = values.images
+    assert (image.name, image.version, image.debug) == tuple(IMAGE.values())
+    assert reference_values.load_json(values.dump_json().encode()) == values
+    alone = ReferenceValues.from_platforms(*values.platforms)
+    assert reference_values.load_toml(alone.dump_toml().encode()) == alone
+    assert values.digest != reference_values.load_json(platforms(reference())).digest
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "demo",
+        {"name": "demo", "version": "1"},
+        {**IMAGE, "debug": 0},
+        {**IMAGE, "debug": None},
+        {**IMAGE, "more": 1},
+        {**IMAGE, "name": "x" * 129},
+        {**IMAGE, "version": 1},
+    ],
+)
+def test_an_image_that_does_not_say_what_it_is(image: object) -> None:
+    reference_values.load_json(platforms(reference(image=IMAGE)))
+    with pytest.raises(ConfigurationError):
+        reference_values.load_json(platforms(reference(image=image)))
