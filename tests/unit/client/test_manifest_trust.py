@@ -336,7 +336,7 @@ def test_the_default_policy_is_the_strict_one(alice_pem: Path) -> None:
         {"signers": [ALICE.owner], "minimum_version": 0},
         {"bundle": "/no/such/bundle.json"},
     ],
-    ids=lambda options: "+".join(options),
+    ids="+".join,
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
