@@ -198,6 +198,12 @@ def test_back_to_an_older_manifest(good: GoodBoot, operator: Operator, image: Pa
     assert caught.value.code == "manifest.rollback"
 
 
+NOTHING_OUT = b"""table inet cloister {
+    chain output { type filter hook output priority 0; policy drop; oif lo accept; }
+}
+"""
+
+
 @contextlib.contextmanager
 def forwarded(socket_path: Path) -> Iterator[str]:
     """Requests on a port of this machine's, carried into the guest."""
@@ -225,8 +231,7 @@ def test_without_a_network_card(
         tmp_path / "portless",
         {
             "worker.json": change.as_json(settings),
-            "nftables.conf": b"table inet cloister { chain output { type filter hook output"
-            b" priority 0; policy drop; oif lo accept; } }\n",
+            "nftables.conf": NOTHING_OUT,
             "interface.conf": b"",
         },
     )

@@ -28,7 +28,10 @@ pytestmark = [pytest.mark.boot, pytest.mark.tpm, pytest.mark.slow, pytest.mark.t
 TESTS = Path(__file__).parents[1]
 CARD = bytes.fromhex("525400123456")
 """QEMU's first network card."""
-LET_ALL_OUT = b"table inet cloister { chain output { type filter hook output priority 0; } }\n"
+LET_ALL_OUT = b"""table inet cloister {
+    chain output { type filter hook output priority 0; policy accept; }
+}
+"""
 
 
 @dataclass(frozen=True, slots=True)

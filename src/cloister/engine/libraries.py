@@ -23,7 +23,7 @@ _LOADER = re.compile(r"^\s+(/\S+/ld-\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 _MISSING = re.compile(r"^\s+(\S+) => not found$", re.MULTILINE)
 _LDD: Final = ("/usr/bin/ldd", "/bin/ldd")
 _LOADERS: Final = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
-_TIMEOUT: Final = 20.0  # seconds; it takes a few hundredths
+_TIMEOUT: Final = 60.0  # seconds; it takes a few hundredths, and much longer where emulated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -244,6 +244,7 @@ static void load_network_rules(void)
 
 int main(void)
 {
+	char debug[SPEC_TEXT];
 	if (getpid() != 1)
 		return 1;
 	umask(022);
@@ -259,7 +260,7 @@ int main(void)
 	harden_kernel();
 	load_network_rules();
 	configure_interfaces("/application/interface.conf");
-	if (argument("cloister.debug", command_line, sizeof command_line))
+	if (argument("cloister.debug", debug, sizeof debug))
 		say("THIS IS A DEBUG IMAGE: never send it anything that is yours");
 	run_worker();
 }
