@@ -41,6 +41,7 @@ BENCHMARKS = {
     "verifier_imports": 400,
     "startup": 900,
     "floor": 400,
+    "weights": 600,
 }
 # How long one benchmark may wait, all told, for other work on the machine to pause.
 PATIENCE = 120.0

@@ -193,6 +193,19 @@ def test_no_file_is_written_over_and_no_link_followed(folder: Sealed, tmp_path: 
     assert [p.name for p in out.iterdir()] == ["model.safetensors"]
 
 
+def test_a_file_that_is_there_stays_as_it_is(folder: Sealed, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").write_text("mine")
+    with (
+        pytest.raises(ConfigurationError),
+        SealedFile(folder.path) as sealed,
+        FolderSink(out) as sink,
+    ):
+        open_sealed(sealed, folder.key, sink)
+    assert (out / "model.safetensors").read_text() == "mine"
+
+
 def test_what_progress_raises_ends_the_opening(folder: Sealed) -> None:
     def stop(_bytes: int) -> None:
         raise InterruptedError
