@@ -352,7 +352,9 @@ def test_what_is_remembered_is_counted_by_the_pin_not_by_the_manifests_name() ->
 # Bundles
 
 
-@pytest.mark.parametrize("change", ["order", "left out", "renamed", "empty", "format", "more"])
+@pytest.mark.parametrize(
+    "change", ["order", "left out", "spliced", "renamed", "empty", "format", "more"]
+)
 def test_versions_that_do_not_follow_one_another_are_no_bundle(change: str) -> None:
     signed = sign_update(sign_update(first(ALICE), ALICE), ALICE)
     document = json.loads(signed.encode())
@@ -362,6 +364,9 @@ def test_versions_that_do_not_follow_one_another_are_no_bundle(change: str) -> N
         listed.reverse()
     elif change == "left out":
         del listed[1]
+    elif change == "spliced":  # signed well, and made from another version 2
+        fork = sign_update(first(ALICE), ALICE, models=full_manifest().models)
+        listed[2] = sign_update(fork, ALICE).links[2].envelope.to_json()
     elif change == "renamed":
         other = make_manifest(owners=[ALICE], name="example/other", at=ISSUED)
         header = dataclasses.replace(next_version(signed).header, name="example/other")
