@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,7 @@ def built(folder: Path, store: Path, *, user: int | None) -> Path:
     command = [str(Path(sys.executable).parent / "cloister"), "image", "build", "image.toml"]
     command += ["--out", "image", "--work", "work"]
     if user is not None:
+        folder.parent.chmod(0o755)
         for path in (folder, work, folder / "image.toml"):
             os.chown(path, user, user)
         command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
@@ -69,15 +72,18 @@ def built(folder: Path, store: Path, *, user: int | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def base() -> Iterator[Path]:
+    """A folder that another user can enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="cloister-images-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def images(base: Path) -> tuple[Path, Path]:
     """Two builds. The packages are fetched once, into the cache that other builds share."""
     if shutil.which("bwrap") is None:
         pytest.skip("needs bubblewrap")
-    base = tmp_path_factory.mktemp("images")
-    base.chmod(0o755)
-    for parent in base.parents:
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
     store = work_directory() / "store"
     store.mkdir(parents=True, exist_ok=True)
     first = built(base / "one", store, user=None)
