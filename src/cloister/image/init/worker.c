@@ -31,6 +31,9 @@ static const char *const settings[][2] = {
 	{"/proc/sys/fs/suid_dumpable", "0"},
 	{"/proc/sys/kernel/sysrq", "0"},
 	{"/proc/sys/kernel/dmesg_restrict", "1"},
+	/* Nothing of the kernel's on the console, a panic's registers and stack included: they may
+	   hold what somebody asked. Only a level of 0 is not raised by a panic. */
+	{"/proc/sys/kernel/printk", "0"},
 	{"/proc/sys/kernel/kptr_restrict", "2"},
 	{"/proc/sys/kernel/perf_event_paranoid", "3"},
 	{"/proc/sys/kernel/panic_on_oops", "1"},
