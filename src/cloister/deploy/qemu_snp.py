@@ -26,7 +26,8 @@ NOTES: Final = (
     "The number of processors and the CPU model are part of the launch digest: predict with the "
     "same.",
     "`cloister image measure` predicts another launch digest: of a guest that is given kernel, "
-    "initrd and command line apart, not the UKI whole. Clients refuse this one until both do the same.",
+    "initrd and command line apart, not the UKI whole. Clients refuse this one until both do the "
+    "same.",
     "HOST_DATA is the host's word; the image's init compares it with the manifest that it reads.",
 )
 
