@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloister.broker.backup import SealedShare, hand_over, make_backup, recover
+from cloister.broker.backup import SealedShare, _info, hand_over, make_backup, recover
 from cloister.broker.database import Database
-from cloister.broker.owner_keys import Owner, OwnerKey
+from cloister.broker.owner_keys import SUITE, Owner, OwnerKey
 from cloister.broker.root_keys.places import open_root_key
 from cloister.broker.store import Store
+from cloister.channel.hpke import setup_sender
 from cloister.channel.key_release import BrokerIdentity
 from cloister.channel.resource_uri import ResourceUri
 from cloister.cli.main import main
@@ -110,6 +111,18 @@ def test_a_share_that_somebody_made_up_is_named() -> None:
     good, forger = handed(shares(), 0, 1), shares()
     bogus = hand_over(forger[1], OWNERS[1], MACHINE.owner)
     forged = dataclasses.replace(good[1], enc=bogus.enc, ciphertext=bogus.ciphertext)
+    assert "Bert" in refused(lambda: joined([good[0], forged]), "backup.share")
+
+
+def test_a_share_made_up_for_this_very_backup_is_named() -> None:
+    """Sealed to the machine as its owner would; only the commitment tells."""
+    good = handed(shares(), 0, 1)
+    enc, context = setup_sender(
+        SUITE, MACHINE.owner.public_key, _info(good[1].statement, handed_over=True)
+    )
+    forged = dataclasses.replace(
+        good[1], enc=enc, ciphertext=context.seal(bytes([2]), os.urandom(16 + 32))
+    )
     assert "Bert" in refused(lambda: joined([good[0], forged]), "backup.share")
 
 
