@@ -125,6 +125,18 @@ RESOURCES = json.loads(base64.b64decode(json.loads(FOLDER)["dsseEnvelope"]["payl
 ]["resources"]
 
 
+def test_a_file_that_is_signed_twice_is_malformed() -> None:
+    """With a subject that agrees, so that nothing else is wrong."""
+    twice = [RESOURCES[0], *RESOURCES]
+    whole = hashlib.sha256(b"".join(bytes.fromhex(one["digest"]) for one in twice)).hexdigest()
+    subject = [{"name": "folder", "digest": {"sha256": whole}}]
+    authenticate_model(signed(), KEY.public_key(), FOLDER_HEADER)
+    with pytest.raises(MalformedError):
+        authenticate_model(
+            signed(predicate__resources=twice, subject=subject), KEY.public_key(), FOLDER_HEADER
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
