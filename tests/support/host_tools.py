@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cloister.errors import BuildError
+
 NEEDED = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils"}
 
 
@@ -36,12 +38,14 @@ class HostTools:
             done = subprocess.run(
                 command,
                 cwd=Path(work) / folder,
-                check=True,
+                check=False,
                 capture_output=True,
                 text=True,
                 timeout=60,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
             )
+        if done.returncode:
+            raise BuildError(f"{program} failed: {done.stderr.strip()[-200:]}", code="image.tool")
         return done.stdout
 
 

@@ -95,6 +95,16 @@ def test_a_mode_and_the_hash_tree_are_part_of_it(tmp_path: Path) -> None:
     assert str(first_difference(ours.parent, theirs.parent, names, TOOLS)) == "root.img: /z"
 
 
+def test_a_disk_that_cannot_be_read_is_a_difference_too(tmp_path: Path) -> None:
+    ours = disk_of(tmp_path / "ours", tree_of(), FileSystem.SQUASHFS)
+    theirs = disk_of(tmp_path / "theirs", tree_of(), FileSystem.SQUASHFS)
+    assert first_difference(ours.parent, theirs.parent, ["root.img"], TOOLS) is None
+    theirs.write_bytes(b"x" + theirs.read_bytes()[1:])
+    found = first_difference(ours.parent, theirs.parent, ["root.img"], TOOLS)
+    assert found is not None
+    assert found.inside.startswith("cannot be taken apart")
+
+
 def test_records_and_other_files_are_compared_too(tmp_path: Path) -> None:
     for folder, value in (("ours", 1), ("theirs", 2)):
         (tmp_path / folder).mkdir()
