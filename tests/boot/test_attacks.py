@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -204,6 +205,15 @@ NOTHING_OUT = b"""table inet cloister {
 """
 
 
+def _wait_for(port: int) -> None:
+    ends = time.monotonic() + LIMIT_S
+    while time.monotonic() < ends:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    pytest.fail("the forwarder does not listen")
+
+
 @contextlib.contextmanager
 def forwarded(socket_path: Path) -> Iterator[str]:
     """Requests on a port of this machine's, carried into the guest."""
@@ -214,6 +224,7 @@ def forwarded(socket_path: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
+        _wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
