@@ -97,12 +97,26 @@ def test_arms_take_turns_and_are_compared_within_them() -> None:
         [sealed, "3"],
     ]
     assert lines[0][-3:] == ["1", "1", "1"]
-    assert "–" in lines[1][-1]
+    assert "–" in lines[1][-2]
     assert "every other one in reverse" in bench_compare.markdown(found, comparison())
     rows = list(csv.DictReader(io.StringIO(bench_compare.csv(found))))
     assert len(rows) == 2 * 2 * 3
     assert {row["arm"] for row in rows} == {plain, sealed}
     assert all(float(row["decode_tokens_per_s"]) > 0 for row in rows)
+
+
+def test_a_ratio_to_less_than_a_tick_is_said_to_be_none() -> None:
+    name = "server_cpu_us_per_token"
+    counted = bench_compare.Compared(
+        streams=1, samples={"plain": ({name: 2.0},), "sealed": ({name: 3.0},)}
+    )
+    ratio = counted.ratio("sealed", "plain", name)
+    assert ratio is not None
+    assert ratio.median == 1.5
+    uncounted = bench_compare.Compared(
+        streams=1, samples={"plain": ({name: 0.0},), "sealed": ({name: 3.0},)}
+    )
+    assert uncounted.ratio("sealed", "plain", name) is None
 
 
 def test_a_slower_arm_is_seen_as_slower() -> None:
@@ -112,6 +126,7 @@ def test_a_slower_arm_is_seen_as_slower() -> None:
 
     (found,) = run(Stage({"sealed+sandbox": slow}), comparison(levels=(1,)))
     ratio = found.ratio("sealed+sandbox", "plain", "decode_tokens_per_s")
+    assert ratio is not None
     assert ratio.median < 0.5
     assert ratio.ci_high < 1
 

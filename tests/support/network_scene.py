@@ -281,7 +281,7 @@ def main() -> None:
         left[name] = [described(frame) for frame in card.seen()]
     attempt(lambda: connect((BROKER, BROKER_PORT)))
     left["tcp to the broker"] = [described(frame) for frame in card.seen()]
-    print(json.dumps(left))
+    print(json.dumps(left), flush=True)
     # Sockets that still hold timers would speak when they are closed.
     os._exit(0)
 

@@ -65,10 +65,16 @@ class Compared:
         """One quantity of one arm over all pairs."""
         return summarise([sample[quantity] for sample in self.samples[arm]])
 
-    def ratio(self, arm: str, to: str, quantity: str) -> Summary:
-        """`arm` over `to`, within each pair."""
+    def ratio(self, arm: str, to: str, quantity: str) -> Summary | None:
+        """`arm` over `to`, within each pair; None if `to` once took too little to be counted.
+
+        The kernel counts a process's time in hundredths of a second.
+        """
         pairs = zip(self.samples[arm], self.samples[to], strict=True)
-        return summarise([one[quantity] / other[quantity] for one, other in pairs])
+        values = [(one[quantity], other[quantity]) for one, other in pairs]
+        if any(other == 0 for _, other in values):
+            return None
+        return summarise([one / other for one, other in values])
 
 
 Progress = Callable[[int, int], None]
@@ -218,6 +224,8 @@ def _ratio(one: Compared, arm: str, first: str, quantity: str) -> str:
     if arm == first:
         return "1"
     found = one.ratio(arm, first, quantity)
+    if found is None:
+        return "not measurable"
     return f"{found.median:.4f} ({found.ci_low:.4f}–{found.ci_high:.4f})"
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def start(folder: Path, *, user: str = "root", swaps: Path) -> subprocess.Popen[
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
+def let_in(folder: Path) -> None:
+    """Let everybody use `folder`, however deep below the machine's own temporary folder it is."""
+    for path in (folder, *folder.parents):
+        if path == Path(tempfile.gettempdir()):
+            break
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(0o777)
+
+
 @pytest.fixture
 def no_swap(tmp_path: Path) -> Path:
     swaps = tmp_path / "swaps"
@@ -73,9 +83,7 @@ def test_nobody_else_sees_it_and_nobody_writes_to_it_once_closed(
 ) -> None:
     parent = tmp_path / "private"
     parent.mkdir()
-    for path in (*tmp_path.parents, tmp_path, parent):
-        if path.is_relative_to(tmp_path.parents[1]):
-            path.chmod(0o777)
+    let_in(parent)
     folder = parent / "weights"
     with start(folder, user=user, swaps=no_swap) as process:
         assert process.stdout is not None
@@ -107,8 +115,7 @@ def test_nothing_is_left_of_a_killed_process(tmp_path: Path, no_swap: Path) -> N
 def test_swap_is_refused_where_the_kernel_cannot_avoid_it(tmp_path: Path, no_swap: Path) -> None:
     swaps = tmp_path / "some"
     swaps.write_text("Filename\tType\tSize\n/swapfile file 1\n")
-    for path in (tmp_path.parents[0], tmp_path):
-        path.chmod(0o777)
+    let_in(tmp_path)
     for file, said in ((no_swap, b""), (swaps, b"weights.memory\n"), (tmp_path / "no", b"w")):
         with start(tmp_path / f"{file.name}-weights", user="user", swaps=file) as one:
             out, _ = one.communicate(b"\n")
