@@ -27,12 +27,20 @@ def run(command: Sequence[str], folder: Path) -> None:
     )
 
 
+def share(path: Path, other: Path) -> None:
+    """Make `other` the same file, or a copy where it lies in another file system."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
 def copied(image: Path, target: Path) -> Path:
     """The same image in another folder; files are shared until they are replaced."""
     target.mkdir()
     for path in image.iterdir():
         if path.suffix in {".img", ".efi"}:
-            os.link(path, target / path.name)
+            share(path, target / path.name)
     return target
 
 
