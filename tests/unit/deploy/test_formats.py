@@ -8,8 +8,12 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import time
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,17 +59,63 @@ def test_geometry_is_the_specifications(sectors: int, expected: tuple[int, int, 
     assert struct.unpack_from(">HBB", footer(sectors * 512, bytes(16)), 56) == expected
 
 
-@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img (qemu-utils)")
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs QEMU")
 def test_qemu_reads_the_vhd_as_the_same_disk(tmp_path: Path) -> None:
     raw, vhd, back = (tmp_path / name for name in ("disk.raw", "disk.vhd", "back.raw"))
     raw.write_bytes(b"\x01\x02" * (3 * MIB // 2))
     convert("vhd", [raw], vhd)
-    info = subprocess.run(
-        ["qemu-img", "info", "--output=json", "-f", "vpc", vhd], capture_output=True, check=True
-    )
-    assert json.loads(info.stdout)["virtual-size"] == 3 * MIB
-    subprocess.run(["qemu-img", "convert", "-f", "vpc", "-O", "raw", vhd, back], check=True)
+    back.write_bytes(bytes(3 * MIB))  # a copy is refused where the sizes differ
+    disks = [("vhd", "vpc", vhd), ("back", "raw", back)]
+    opened: list[tuple[str, dict[str, object]]] = [
+        (
+            "blockdev-add",
+            {"node-name": name, "driver": kind, "file": {"driver": "file", "filename": str(path)}},
+        )
+        for name, kind, path in disks
+    ]
+    copied: dict[str, object] = {
+        "job-id": "copy",
+        "device": "vhd",
+        "target": "back",
+        "sync": "full",
+    }
+    with qemu_without_machine() as ask:
+        ask("qmp_capabilities", {})
+        for command, arguments in opened:
+            assert "error" not in ask(command, arguments)
+        nodes = {one["node-name"]: one for one in ask("query-named-block-nodes", {})["return"]}
+        assert nodes["vhd"]["image"]["virtual-size"] == 3 * MIB
+        assert "error" not in ask("blockdev-backup", copied)
+        while ask("query-block-jobs", {})["return"]:
+            time.sleep(0.05)
     assert back.read_bytes() == raw.read_bytes()
+
+
+@contextmanager
+def qemu_without_machine() -> Iterator[Callable[[str, dict[str, object]], Any]]:
+    """A QEMU that runs nothing and answers questions; it quits at the end."""
+    with subprocess.Popen(
+        "qemu-system-x86_64 -machine none -nodefaults -display none -qmp stdio".split(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        orders, answers = process.stdin, process.stdout
+
+        def ask(command: str, arguments: dict[str, object]) -> Any:
+            orders.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            while not {"return", "error"} & (answer := json.loads(answers.readline())).keys():
+                pass  # a greeting or an event
+            return answer
+
+        try:
+            yield ask
+            ask("quit", {})
+        finally:
+            process.kill()
 
 
 def test_google_takes_one_raw_disk_of_whole_gibibytes(
