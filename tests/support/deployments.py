@@ -14,15 +14,18 @@ from pathlib import Path
 from cloister.deploy.apply import Effects
 from cloister.deploy.deployment import Deployment, describe, read_image
 from cloister.deploy.tools import Finished
+from support.boot_parts import uki
 
 MANIFEST = bytes(range(32))
 ESP_BYTES = 64 * 512
+COMMAND_LINE = "quiet cloister.root=a cloister.application=none cloister.model=b"
+"""Names every disk, as it has to where no TPM measures them."""
 
 
 def write_image(folder: Path) -> Path:
     """An image's folder, with a disk that has a partition table and tiny ones behind it."""
     folder.mkdir(parents=True)
-    (folder / "uki.efi").write_bytes(b"MZ" + bytes(1000))
+    (folder / "uki.efi").write_bytes(uki(cmdline=COMMAND_LINE.encode()))
     (folder / "esp.img").write_bytes(tiny_disk(b"FAT32".ljust(ESP_BYTES, b"\1")))
     (folder / "root.img").write_bytes(b"root".ljust(8192, b"\2"))
     (folder / "model.img").write_bytes(b"model".ljust(12288, b"\3"))

@@ -52,9 +52,14 @@ class Protection(StrEnum):
     NITROTPM = "nitrotpm"
 
 
+NVME: Final = (
+    "Instances of today show disks as NVMe, for which the image has no kernel module yet: they "
+    "find no root and stop."
+)
 NOTES: Final = {
     Protection.SNP: (
         "Never tried on AWS. Parameters were checked against the API's own model.",
+        NVME,
         "SEV-SNP is there on some machine types (m6a, c6a, r6a) in some regions only.",
         "The launch digest covers AWS's firmware and nothing of this image. Only a NitroTPM's "
         "registers do, so that a client has to compare both; Cloister's verifier has no platform "
@@ -62,6 +67,7 @@ NOTES: Final = {
     ),
     Protection.NITROTPM: (
         "Never tried on AWS. Parameters were checked against the API's own model.",
+        NVME,
         "A NitroTPM measures software; memory is AWS's word. Its document is AWS's signature.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Disk images in the formats that platforms take, by name; a target appears whole or not at all."""
+"""What platforms start from, made out of an image's files; a target appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import BinaryIO, Final
 
 from cloister.deploy.boot_disk import write_boot_disk
+from cloister.deploy.kernel_parts import read_parts
 from cloister.deploy.vhd import write_vhd
 from cloister.errors import BuildError
 
@@ -25,6 +26,8 @@ def convert(kind: str, sources: Sequence[Path], target: Path) -> None:
     Raises:
         BuildError: the sources cannot be made into that, or a file cannot be read or written
             (codes ``deploy.disk``, ``deploy.file``).
+        ConfigurationError, MalformedError, UnsupportedError: a UKI cannot be taken apart
+            (`cloister.deploy.kernel_parts`).
     """
     if kind not in FORMATS:
         raise BuildError(f"a format is one of {', '.join(FORMATS)}", code="deploy.disk")
@@ -74,6 +77,14 @@ def _google(sources: Sequence[Path], target: Path) -> None:
         archive.addfile(member, _Padded(raw))
 
 
+def _kernel(sources: Sequence[Path], target: Path) -> None:
+    target.write_bytes(read_parts(_only(sources)).kernel)
+
+
+def _initrd(sources: Sequence[Path], target: Path) -> None:
+    target.write_bytes(read_parts(_only(sources)).initrd)
+
+
 class _Padded:
     """A file that goes on with zeros."""
 
@@ -87,10 +98,10 @@ class _Padded:
 
 def _only(sources: Sequence[Path]) -> Path:
     if len(sources) != 1:
-        raise BuildError("this format is made of one raw disk", code="deploy.disk")
+        raise BuildError("this format is made of one file", code="deploy.disk")
     return sources[0]
 
 
 FORMATS: Final[Mapping[str, Callable[[Sequence[Path], Path], None]]] = MappingProxyType(
-    {"disk": _disk, "vhd": _vhd, "google": _google}
+    {"disk": _disk, "vhd": _vhd, "google": _google, "kernel": _kernel, "initrd": _initrd}
 )

@@ -35,6 +35,8 @@ _IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 NOTES: Final = (
     "Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.",
     "The virtual TPM is Google's: that it belongs to this guest is Google's word.",
+    "C3 machines show disks as NVMe, for which the image has no kernel module yet: they find no "
+    "root and stop.",
 )
 
 

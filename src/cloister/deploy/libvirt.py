@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from cloister.deploy import qemu_snp, qemu_tdx, words
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.gpu import gpu_steps, gpu_tools
+from cloister.deploy.kernel_parts import KernelParts, kernel_parts
 from cloister.deploy.plan import Look, Plan, Run, Tool, Write
 from cloister.deploy.qemu import Host, Network
 from cloister.errors import ConfigurationError
@@ -30,14 +32,15 @@ def libvirt_snp_plan(deployment: Deployment, host: Host, *, cpu: str = "EPYC-v4"
 
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
+        MalformedError, UnsupportedError: its UKI cannot be taken apart.
     """
     words.CPU_MODEL.check(cpu)
+    parts = kernel_parts(deployment)
     domain = _domain(deployment, host)
     backing = ET.SubElement(domain, "memoryBacking")
     ET.SubElement(backing, "source", type="memfd")
     ET.SubElement(backing, "access", mode="shared")
-    uki = deployment.image.file("uki")
-    _os(domain, host, kernel=uki.path)
+    _os(domain, host, parts)
     _features(domain, {"vmport": "off"})
     cpu_element = ET.SubElement(domain, "cpu", mode="custom", match="exact", check="none")
     ET.SubElement(cpu_element, "model", fallback="forbid").text = cpu
@@ -48,7 +51,8 @@ def libvirt_snp_plan(deployment: Deployment, host: Host, *, cpu: str = "EPYC-v4"
     ET.SubElement(security, "policy").text = f"0x{qemu_snp.POLICY:08x}"
     if deployment.manifest is not None:
         _base64(security, "hostData", deployment.manifest)
-    return _plan("libvirt-snp", deployment, host, domain, minimum=SNP_MINIMUM, notes=qemu_snp.NOTES)
+    plan = _plan("libvirt-snp", deployment, host, domain, minimum=SNP_MINIMUM, notes=qemu_snp.NOTES)
+    return replace(plan, steps=(*parts.steps, *plan.steps))
 
 
 def libvirt_tdx_plan(deployment: Deployment, host: Host, *, quotes: Path) -> Plan:
@@ -58,7 +62,7 @@ def libvirt_tdx_plan(deployment: Deployment, host: Host, *, quotes: Path) -> Pla
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
     domain = _domain(deployment, host)
-    _os(domain, host, kernel=None)
+    _os(domain, host, None)
     features = _features(domain, {"smm": "off"})
     ET.SubElement(features, "ioapic", driver="qemu")  # QEMU's `kernel-irqchip=split`
     ET.SubElement(domain, "cpu", mode="host-passthrough", check="none")
@@ -98,12 +102,14 @@ def _domain(deployment: Deployment, host: Host) -> ET.Element:
     return domain
 
 
-def _os(domain: ET.Element, host: Host, *, kernel: Path | None) -> None:
+def _os(domain: ET.Element, host: Host, parts: KernelParts | None) -> None:
     system = ET.SubElement(domain, "os")
     ET.SubElement(system, "type", arch="x86_64", machine="q35").text = "hvm"
     ET.SubElement(system, "loader", readonly="yes", type="rom").text = str(host.firmware)
-    if kernel is not None:
-        ET.SubElement(system, "kernel").text = str(kernel)
+    if parts is not None:
+        ET.SubElement(system, "kernel").text = str(parts.kernel)
+        ET.SubElement(system, "initrd").text = str(parts.initrd)
+        ET.SubElement(system, "cmdline").text = parts.command_line
 
 
 def _features(domain: ET.Element, states: dict[str, str]) -> ET.Element:

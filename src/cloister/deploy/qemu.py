@@ -217,7 +217,7 @@ def qemu_plan(
     argv: list[str],
     *,
     minimum: tuple[int, ...],
-    checks: tuple[Step, ...],
+    before: tuple[Step, ...],
     notes: tuple[str, ...],
 ) -> Plan:
     """The plan around a command line: the host is fit, GPUs are confidential, then the start."""
@@ -241,7 +241,7 @@ def qemu_plan(
             *gpu_tools(host.gpus),
         ),
         inputs=tuple(used),
-        steps=(*checks, *gpu_steps(host.gpus), start),
+        steps=(*before, *gpu_steps(host.gpus), start),
         notes=notes,
     )
 

@@ -2,8 +2,8 @@
 
 Sources: QEMU 9.1, ``qapi/qom.json``, `SevSnpGuestProperties`; AMD 56860 (SEV Secure Nested Paging
 Firmware ABI), table 9 (guest policy). The firmware has to be OVMF's `AmdSev` build: it starts only
-the kernel whose hash stands in the measured memory (``kernel-hashes``). That "kernel" is the whole
-UKI, with initrd and command line inside, so the launch digest covers them.
+the kernel, initrd and command line whose hashes stand in the measured memory (``kernel-hashes``).
+They come out of the UKI, as `cloister image measure` takes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final
 
 from cloister.deploy import qemu, words
 from cloister.deploy.deployment import Deployment
-from cloister.deploy.plan import Plan
+from cloister.deploy.kernel_parts import kernel_parts
+from cloister.deploy.plan import Plan, Step
 from cloister.strictjson import JsonObject
 
 MINIMUM: Final = (9, 1)
@@ -23,11 +24,8 @@ migration agent (18)."""
 
 NOTES: Final = (
     "Never tried on an SEV-SNP host: there was none. The words are QEMU's documented ones.",
-    "The number of processors and the CPU model are part of the launch digest: predict with the "
-    "same.",
-    "`cloister image measure` predicts another launch digest: of a guest that is given kernel, "
-    "initrd and command line apart, not the UKI whole. Clients refuse this one until both do the "
-    "same.",
+    "Firmware, number of processors and CPU model are part of the launch digest: predict with the "
+    "same (`cloister image measure --snp-firmware FIRMWARE --vcpus N --vcpu-type CPU`).",
     "HOST_DATA is the host's word; the image's init compares it with the manifest that it reads.",
 )
 
@@ -37,8 +35,10 @@ def qemu_snp_plan(deployment: Deployment, host: qemu.Host, *, cpu: str = "EPYC-v
 
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
+        MalformedError, UnsupportedError: its UKI cannot be taken apart.
     """
     words.CPU_MODEL.check(cpu)
+    parts = kernel_parts(deployment)
     argv = [
         *qemu.common(deployment, host),
         *(
@@ -48,7 +48,8 @@ def qemu_snp_plan(deployment: Deployment, host: qemu.Host, *, cpu: str = "EPYC-v
         *("-cpu", cpu),
         *qemu.ram(host, "memory-backend-memfd"),
         *qemu.guest_object(snp_guest(deployment)),
-        *("-kernel", str(deployment.image.file("uki").path)),
+        *("-kernel", str(parts.kernel), "-initrd", str(parts.initrd)),
+        *("-append", parts.command_line),
         *(word for role, one in deployment.image.disks() for word in qemu.disk(one.path, role)),
         *qemu.network(deployment, host),
         *qemu.gpus(host),
@@ -56,8 +57,9 @@ def qemu_snp_plan(deployment: Deployment, host: qemu.Host, *, cpu: str = "EPYC-v
     check = qemu.kernel_says(
         "snp", "/sys/module/kvm_amd/parameters/sev_snp", module="kvm_amd module"
     )
+    before: tuple[Step, ...] = (check, *parts.steps)
     return qemu.qemu_plan(
-        "qemu-snp", deployment, host, argv, minimum=MINIMUM, checks=(check,), notes=NOTES
+        "qemu-snp", deployment, host, argv, minimum=MINIMUM, before=before, notes=NOTES
     )
 
 

@@ -74,7 +74,7 @@ def qemu_tdx_plan(deployment: Deployment, host: qemu.Host, *, quotes: QuoteServi
         "tdx", "/sys/module/kvm_intel/parameters/tdx", module="kvm_intel module"
     )
     return qemu.qemu_plan(
-        "qemu-tdx", deployment, host, argv, minimum=MINIMUM, checks=(check,), notes=NOTES
+        "qemu-tdx", deployment, host, argv, minimum=MINIMUM, before=(check,), notes=NOTES
     )
 
 

@@ -95,7 +95,16 @@ def test_qemu_reads_the_vhd_as_the_same_disk(tmp_path: Path) -> None:
 def qemu_without_machine() -> Iterator[Callable[[str, dict[str, object]], Any]]:
     """A QEMU that runs nothing and answers questions; it quits at the end."""
     with subprocess.Popen(
-        "qemu-system-x86_64 -machine none -nodefaults -display none -qmp stdio".split(),
+        [
+            "qemu-system-x86_64",
+            "-machine",
+            "none",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-qmp",
+            "stdio",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

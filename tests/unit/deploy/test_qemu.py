@@ -20,9 +20,21 @@ from cloister.deploy.libvirt import libvirt_snp_plan, libvirt_tdx_plan
 from cloister.deploy.plan import Plan, Run, Write
 from cloister.deploy.qemu_snp import qemu_snp_plan
 from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
-from cloister.errors import ConfigurationError
+from cloister.errors import ConfigurationError, UnsupportedError
+from cloister.image.direct_boot import DirectBoot, direct_boot
+from cloister.image.snp_launch import SnpMachine, launch_digest
+from cloister.image.stub import parse_uki
 from cloister.strictjson import JsonObject
-from support.deployments import MANIFEST, Recorder, deployment, write_configuration, write_record
+from support import boot_parts
+from support.cloud_plans import answers, plan_of
+from support.deployments import (
+    COMMAND_LINE,
+    MANIFEST,
+    Recorder,
+    deployment,
+    write_configuration,
+    write_record,
+)
 
 GPU = "0000:41:00.0"
 OBJECTS = {
@@ -81,19 +93,75 @@ def test_every_object_has_only_members_that_qemu_knows(make: object, tmp_path: P
         assert members.keys() - {"id"} <= OBJECTS[kind]
 
 
-def test_snp_starts_the_whole_uki_under_measured_hashes(tmp_path: Path) -> None:
+def test_snp_starts_the_parts_of_the_uki_under_measured_hashes(tmp_path: Path) -> None:
     argv = command(snp(tmp_path))
     guest = objects(argv)["sev-snp-guest"]
     assert guest["kernel-hashes"] is True
     assert guest["policy"] == 0x30000  # no debug (bit 19), no migration agent (bit 18)
     assert guest["host-data"] == base64.b64encode(MANIFEST).decode()
-    assert values(argv, "-kernel") == [str(tmp_path / "image" / "uki.efi")]
-    assert "-append" not in argv
-    assert "-initrd" not in argv
+    assert values(argv, "-kernel") == [str(tmp_path / "deployment" / "kernel")]
+    assert values(argv, "-initrd") == [str(tmp_path / "deployment" / "initrd")]
+    assert values(argv, "-append") == [COMMAND_LINE]
     (machine,) = values(argv, "-machine")
     assert f"confidential-guest-support={guest['id']}" in machine.split(",")
     assert values(argv, "-cpu") == ["EPYC-v4"]
     assert values(argv, "-smp") == ["4"]
+
+
+def booted(plan: Plan) -> tuple[str, str, str]:
+    """Kernel, initrd and command line that the guest is told of."""
+    if plan.target == "qemu-snp":
+        argv = command(plan)
+        found = [values(argv, option)[0] for option in ("-kernel", "-initrd", "-append")]
+    else:
+        found = [
+            domain(plan).findtext(f"os/{one}") or "" for one in ("kernel", "initrd", "cmdline")
+        ]
+    kernel, initrd, line = found
+    return kernel, initrd, line
+
+
+@pytest.mark.parametrize("target", ["qemu-snp", "libvirt-snp"])
+def test_an_snp_guest_is_given_what_its_launch_digest_is_predicted_from(
+    target: str, tmp_path: Path
+) -> None:
+    plan = plan_of(target, tmp_path)
+    tools = Recorder(answers(plan))
+    apply(plan, tools.effects, tell=lambda *_: None)
+    kernel, initrd, line = booted(plan)
+    given = DirectBoot(
+        kernel=Path(kernel).read_bytes(), initrd=Path(initrd).read_bytes(), command_line=line
+    )
+    predicted = direct_boot(parse_uki((tmp_path / "image" / "uki.efi").read_bytes()))
+    assert given == predicted
+    firmware = tmp_path / "OVMF.fd"
+    firmware.write_bytes(boot_parts.snp_firmware())
+    machine = SnpMachine(firmware=firmware, vcpus=4, vcpu_type="EPYC-v4")
+    assert launch_digest(machine, given) == launch_digest(machine, predicted)
+
+
+@pytest.mark.parametrize("target", ["qemu-snp", "libvirt-snp"])
+def test_an_image_that_leaves_a_disk_open_does_not_start_without_a_tpm(
+    target: str, tmp_path: Path
+) -> None:
+    plan_of(target, tmp_path)
+    line = COMMAND_LINE.replace("model=b", "model=measured")
+    (tmp_path / "image" / "uki.efi").write_bytes(boot_parts.uki(cmdline=line.encode()))
+    write_record(tmp_path / "image", {"debug": False})
+    with pytest.raises(UnsupportedError) as caught:
+        plan_of(target, tmp_path)
+    assert caught.value.code == "image.unpinned"
+    plan_of("qemu-tdx", tmp_path)
+
+
+def test_a_uki_that_changes_while_it_is_planned_is_refused(tmp_path: Path) -> None:
+    made = deployment(tmp_path)
+    qemu_snp_plan(made, host(tmp_path))
+    line = f"{COMMAND_LINE} more"
+    (tmp_path / "image" / "uki.efi").write_bytes(boot_parts.uki(cmdline=line.encode()))
+    with pytest.raises(ConfigurationError) as caught:
+        qemu_snp_plan(made, host(tmp_path))
+    assert caught.value.code == "deploy.changed"
 
 
 def test_tdx_starts_from_the_disk_and_names_the_manifest_in_48_bytes(tmp_path: Path) -> None:
@@ -267,7 +335,17 @@ def test_qemu_takes_all_but_what_only_such_hosts_have(make: object, tmp_path: Pa
     assert callable(make)
     argv = command(make(tmp_path))
     (tmp_path / "deployment").mkdir()
-    without = {"-accel", "-cpu", "-bios", "-m", "-kernel", "-object", "-machine"}
+    without = {
+        "-accel",
+        "-cpu",
+        "-bios",
+        "-m",
+        "-kernel",
+        "-initrd",
+        "-append",
+        "-object",
+        "-machine",
+    }
     taken = ["qemu-system-x86_64", "-accel", "tcg", "-machine", "q35,memory-backend=ram0"]
     taken += ["-cpu", "max", "-m", "256M", "-object", "memory-backend-ram,id=ram0,size=256M"]
     skip = False
@@ -313,8 +391,9 @@ def test_an_snp_domain_has_the_documented_launch_security(tmp_path: Path) -> Non
         "policy": "0x00030000",
         "hostData": base64.b64encode(MANIFEST).decode(),
     }
-    assert found.findtext("os/kernel") == str(tmp_path / "image" / "uki.efi")
-    assert found.find("os/cmdline") is None
+    assert found.findtext("os/kernel") == str(tmp_path / "deployment" / "kernel")
+    assert found.findtext("os/initrd") == str(tmp_path / "deployment" / "initrd")
+    assert found.findtext("os/cmdline") == COMMAND_LINE
 
 
 def test_a_tdx_domain_has_the_documented_launch_security(tmp_path: Path) -> None:

@@ -24,11 +24,13 @@ deploy.command("google")(google)
 
 @deploy.command()
 def convert(
-    kind: Annotated[str, typer.Argument(help="disk, vhd or google.")],
-    sources: Annotated[list[Path], typer.Argument(help="esp.img and the disks, or one raw disk.")],
+    kind: Annotated[str, typer.Argument(help="disk, vhd, google, kernel or initrd.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="esp.img and the disks; one raw disk; uki.efi.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
 ) -> None:
-    """Make one disk out of an image's parts, or a disk in a cloud's own format.
+    """Make what a platform starts from: one disk, a cloud's own format, a UKI's kernel or initrd.
 
     Equal inputs give equal bytes. Exit 0 written, 1 the sources cannot be made into that.
     """

@@ -1,6 +1,7 @@
 #!/bin/sh
 # aws-nitrotpm: web
 # Never tried on AWS. Parameters were checked against the API's own model.
+# Instances of today show disks as NVMe, for which the image has no kernel module yet: they find no root and stop.
 # A NitroTPM measures software; memory is AWS's word. Its document is AWS's signature.
 set -eu
 umask 077
@@ -10,17 +11,17 @@ mkdir -p /home/me/deployment
 cloister deploy convert disk /home/me/image/esp.img /home/me/image/root.img /home/me/image/model.img --out /home/me/deployment/disk.raw
 
 # Upload the disk.
-aws --region us-east-2 s3 cp /home/me/deployment/disk.raw s3://my-images/cloister-web-1900a0023ce3.raw --only-show-errors
+aws --region us-east-2 s3 cp /home/me/deployment/disk.raw s3://my-images/cloister-web-83d0f2a1d1c6.raw --only-show-errors
 
 # Write the parameters of the next call to import.json.
 printf %s '{
-  "Description": "cloister-web-1900a0023ce3",
+  "Description": "cloister-web-83d0f2a1d1c6",
   "DiskContainer": {
-    "Description": "cloister-web-1900a0023ce3",
+    "Description": "cloister-web-83d0f2a1d1c6",
     "Format": "RAW",
     "UserBucket": {
       "S3Bucket": "my-images",
-      "S3Key": "cloister-web-1900a0023ce3.raw"
+      "S3Key": "cloister-web-83d0f2a1d1c6.raw"
     }
   }
 }
@@ -40,7 +41,7 @@ printf %s "$snapshot" | grep -Eqx 'snap-[0-9a-f]{8,17}'
 
 # Write the parameters of the next call to image.json.
 printf %s '{
-  "Name": "cloister-web-1900a0023ce3",
+  "Name": "cloister-web-83d0f2a1d1c6",
   "Architecture": "x86_64",
   "VirtualizationType": "hvm",
   "BootMode": "uefi",
@@ -172,4 +173,4 @@ printf %s "$address" | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 #   aws --region us-east-2 ec2 delete-security-group --group-id "$group"
 #   aws --region us-east-2 ec2 deregister-image --image-id "$ami"
 #   aws --region us-east-2 ec2 delete-snapshot --snapshot-id "$snapshot"
-#   aws --region us-east-2 s3 rm s3://my-images/cloister-web-1900a0023ce3.raw --only-show-errors
+#   aws --region us-east-2 s3 rm s3://my-images/cloister-web-83d0f2a1d1c6.raw --only-show-errors

@@ -14,13 +14,13 @@ cloister deploy convert disk /home/me/image/esp.img /home/me/image/root.img /hom
 cloister deploy convert vhd /home/me/deployment/disk.raw --out /home/me/deployment/disk.vhd
 
 # Upload it as a page blob.
-az storage blob upload --account-name myimages --container-name disks --name cloister-web-1900a0023ce3.vhd --auth-mode login --file /home/me/deployment/disk.vhd --type page --overwrite true --no-progress --output none --only-show-errors
+az storage blob upload --account-name myimages --container-name disks --name cloister-web-83d0f2a1d1c6.vhd --auth-mode login --file /home/me/deployment/disk.vhd --type page --overwrite true --no-progress --output none --only-show-errors
 
 # Say in the gallery what kind of image it is.
 az sig image-definition create --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --location northeurope --publisher cloister --offer cloister --sku cloister-web --os-type Linux --os-state Specialized --hyper-v-generation V2 --architecture x64 --features SecurityType=ConfidentialVmSupported --output none --only-show-errors
 
 # Make a version of it from the blob; this takes minutes.
-image=$(az sig image-version create --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --gallery-image-version 1.0.0 --location northeurope --os-vhd-uri https://myimages.blob.core.windows.net/disks/cloister-web-1900a0023ce3.vhd --os-vhd-storage-account myimages --query id --output tsv --only-show-errors)
+image=$(az sig image-version create --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --gallery-image-version 1.0.0 --location northeurope --os-vhd-uri https://myimages.blob.core.windows.net/disks/cloister-web-83d0f2a1d1c6.vhd --os-vhd-storage-account myimages --query id --output tsv --only-show-errors)
 printf %s "$image" | grep -Eqx '/subscriptions/[0-9a-f-]{36}/resourceGroups/[A-Za-z0-9_.-]+/providers/Microsoft.Compute/galleries/[A-Za-z0-9_.-]+/images/[A-Za-z0-9_.-]+/versions/[0-9.]+'
 
 # Make a network security group.
@@ -59,4 +59,4 @@ printf %s "$address" | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 #   az network nsg delete --resource-group cloister --name cloister-web --only-show-errors
 #   az sig image-version delete --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --gallery-image-version 1.0.0 --only-show-errors
 #   az sig image-definition delete --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --only-show-errors
-#   az storage blob delete --account-name myimages --container-name disks --name cloister-web-1900a0023ce3.vhd --auth-mode login --output none --only-show-errors
+#   az storage blob delete --account-name myimages --container-name disks --name cloister-web-83d0f2a1d1c6.vhd --auth-mode login --output none --only-show-errors

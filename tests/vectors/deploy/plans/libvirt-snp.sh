@@ -1,12 +1,17 @@
 #!/bin/sh
 # libvirt-snp: web
 # Never tried on an SEV-SNP host: there was none. The words are QEMU's documented ones.
-# The number of processors and the CPU model are part of the launch digest: predict with the same.
-# `cloister image measure` predicts another launch digest: of a guest that is given kernel, initrd and command line apart, not the UKI whole. Clients refuse this one until both do the same.
+# Firmware, number of processors and CPU model are part of the launch digest: predict with the same (`cloister image measure --snp-firmware FIRMWARE --vcpus N --vcpu-type CPU`).
 # HOST_DATA is the host's word; the image's init compares it with the manifest that it reads.
 set -eu
 umask 077
 mkdir -p /home/me/deployment
+
+# Take the kernel out of the UKI.
+cloister deploy convert kernel /home/me/image/uki.efi --out /home/me/deployment/kernel
+
+# Take the initrd out of the UKI.
+cloister deploy convert initrd /home/me/image/uki.efi --out /home/me/deployment/initrd
 
 # Write the domain.
 printf %s '<domain type="kvm">
@@ -23,7 +28,9 @@ printf %s '<domain type="kvm">
   <os>
     <type arch="x86_64" machine="q35">hvm</type>
     <loader readonly="yes" type="rom">/usr/share/ovmf/OVMF.fd</loader>
-    <kernel>/home/me/image/uki.efi</kernel>
+    <kernel>/home/me/deployment/kernel</kernel>
+    <initrd>/home/me/deployment/initrd</initrd>
+    <cmdline>quiet cloister.root=a cloister.application=none cloister.model=b</cmdline>
   </os>
   <features>
     <acpi />
