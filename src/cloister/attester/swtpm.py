@@ -4,9 +4,10 @@ It is a whole TPM 2.0 with a certified endorsement key, and proves nothing to an
 whoever runs it can read its keys. Its certificates come from a CA that is made for the one
 TPM and loses its keys once it has signed.
 
-The process serves exactly one connection, whose socket file disappears as soon as it is made.
-``--terminate`` ends it with that connection: when every process that holds the connection is
-gone, so is the TPM, however they ended.
+The process serves exactly one connection, which it inherits: no file leads to it, so nobody
+else can take it and no path can be too long for a socket. ``--terminate`` ends it with that
+connection: when every process that holds the connection is gone, so is the TPM, however they
+ended.
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ class SoftwareTpm:
     def start(cls, made: Manufactured, *, runtime: Path) -> SoftwareTpm:
         """Start a copy of the TPM `made`, as after a power cycle: registers are zero.
 
-        `runtime` is a private directory (mode 0700) for the copy and the socket. A copy,
-        because a TPM that was once killed does not vouch for its clock for the next hour, and
-        because several workers may be started side by side. They then share keys; what keeps
-        their quotes apart is what keeps any two launches apart: registers and statement.
+        `runtime` is a private directory (mode 0700) for the copy. A copy, because a TPM that
+        was once killed does not vouch for its clock for the next hour, and because several
+        workers may be started side by side. They then share keys; what keeps their quotes apart
+        is what keeps any two launches apart: registers and statement.
 
         Raises:
             UnsupportedError: swtpm is not installed.
@@ -107,25 +108,23 @@ class SoftwareTpm:
         """
         state = runtime / _TPM
         shutil.copytree(made.state, state, ignore=shutil.ignore_patterns(".lock"))
-        socket_path = runtime / "tpm.sock"
-        process = subprocess.Popen(  # noqa: S603 - a fixed program, found on a fixed path
-            _command(state, socket_path),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env=_ENVIRONMENT,
-            # An interrupt from the terminal must not end the TPM before the worker.
-            start_new_session=True,
-        )
+        ours, theirs = socket.socketpair()
         try:
-            connection = _connect(process, socket_path)
+            with theirs:
+                process = _run(_command(state, theirs.fileno()), theirs.fileno())
         except BaseException:
-            process.kill()
-            process.wait()
+            ours.close()
             raise
-        socket_path.unlink(missing_ok=True)
-        return cls(process, connection)
+        started = cls(process, ours)
+        try:
+            started.tpm.read_pcrs((0,))
+        except TpmError:
+            started.stop()
+            raise TpmError("the software TPM does not start", code="tpm.swtpm") from None
+        except BaseException:
+            started.stop()
+            raise
+        return started
 
     @property
     def pid(self) -> int:
@@ -169,18 +168,12 @@ class MachineTpm:
         """
         state = runtime / _TPM
         shutil.copytree(made.state, state, ignore=shutil.ignore_patterns(".lock"))
-        process = subprocess.Popen(  # noqa: S603 - a fixed program, found on a fixed path
+        process = _run(
             (
                 *(_program("swtpm"), "socket", "--tpm2", "--terminate"),
                 *("--tpmstate", f"dir={state},mode=0600"),
                 *("--ctrl", f"type=unixio,path={control},mode=0600"),
-            ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env=_ENVIRONMENT,
-            start_new_session=True,
+            )
         )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not control.exists():
@@ -201,29 +194,28 @@ class MachineTpm:
             self._process.wait()
 
 
-def _command(state: Path, socket_path: Path) -> Sequence[str]:
+def _run(command: Sequence[str], *inherited: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - a fixed program, found on a fixed path
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env=_ENVIRONMENT,
+        pass_fds=inherited,
+        # An interrupt from the terminal must not end the TPM before the worker.
+        start_new_session=True,
+    )
+
+
+def _command(state: Path, connection: int) -> Sequence[str]:
     return (
         _program("swtpm"),
         *("socket", "--tpm2", "--terminate"),
         *("--tpmstate", f"dir={state},mode=0600"),
-        *("--server", f"type=unixio,path={socket_path},mode=0600"),
+        *("--fd", str(connection)),
         *("--flags", "not-need-init,startup-clear"),
     )
-
-
-def _connect(process: subprocess.Popen[bytes], path: Path) -> socket.socket:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise TpmError("the software TPM ended at once", code="tpm.swtpm")
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(str(path))
-            return connection
-        except OSError:
-            connection.close()
-            time.sleep(0.001)
-    raise TpmError("the software TPM does not answer", code="tpm.swtpm")
 
 
 def _manufacture_in(work: Path) -> None:
