@@ -6,11 +6,16 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from cloister.manifest.entries import ImageEntry, ModelEntry
 from cloister.manifest.model import Manifest, encode_time
 from cloister.manifest.owners import Owner
 from cloister.verifier.policy import Unchecked, dump_fields
+
+Entries: TypeAlias = Mapping[tuple[str, ...], str]
+"""What tells one thing from the others, part by part, and a description. Joined into one text, two
+things could have the same name, and one of them would go untold."""
 
 
 class Kind(StrEnum):
@@ -51,7 +56,7 @@ def _changes(old: Manifest, new: Manifest) -> Iterator[Change]:
     yield from _value("expires", encode_time(before.expires), encode_time(after.expires))
     yield from _entries("model", _models(old.models), _models(new.models))
     yield from _entries("engine", _engines(old), _engines(new))
-    yield from _images(old.images, new.images)
+    yield from _entries("image", _images(old.images), _images(new.images))
     yield from _entries("serving", _texts(old.serving.to_json()), _texts(new.serving.to_json()))
     yield from _entries("policy", _texts(dump_fields(old.policy)), _texts(dump_fields(new.policy)))
 
@@ -61,25 +66,26 @@ def _value(what: str, old: object, new: object) -> Iterator[Change]:
         yield Change(kind=Kind.CHANGED, what=what, words=f"{old} → {new}")
 
 
-def _entries(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Change]:
+def _entries(what: str, old: Entries, new: Entries) -> Iterator[Change]:
     """Things with a name and a description each."""
     for name in sorted(old.keys() - new.keys()):
-        yield Change(kind=Kind.REMOVED, what=f"{what} {name}", words=old[name])
+        yield Change(kind=Kind.REMOVED, what=" ".join([what, *name]), words=old[name])
     for name in sorted(new):
+        label = " ".join([what, *name])
         if name not in old:
-            yield Change(kind=Kind.ADDED, what=f"{what} {name}", words=new[name])
+            yield Change(kind=Kind.ADDED, what=label, words=new[name])
         elif old[name] != new[name]:
-            yield Change(
-                kind=Kind.CHANGED, what=f"{what} {name}", words=f"{old[name]} → {new[name]}"
-            )
+            yield Change(kind=Kind.CHANGED, what=label, words=f"{old[name]} → {new[name]}")
 
 
-def _owners(owners: Iterable[Owner]) -> Mapping[str, str]:
-    return {owner.name: f"{owner.describe()} {owner.key_id}" for owner in owners}
+def _owners(owners: Iterable[Owner]) -> Entries:
+    return {(owner.name,): f"{owner.describe()} {owner.key_id}" for owner in owners}
 
 
-def _models(models: Iterable[ModelEntry]) -> Mapping[str, str]:
-    return {model.name: f"{model.format} sha256:{model.sha256}{_sealed(model)}" for model in models}
+def _models(models: Iterable[ModelEntry]) -> Entries:
+    return {
+        (model.name,): f"{model.format} sha256:{model.sha256}{_sealed(model)}" for model in models
+    }
 
 
 def _sealed(model: ModelEntry) -> str:
@@ -87,20 +93,14 @@ def _sealed(model: ModelEntry) -> str:
     return "" if sealed is None else f", sealed under {sealed.key} ({sealed.header_sha256})"
 
 
-def _engines(manifest: Manifest) -> Mapping[str, str]:
+def _engines(manifest: Manifest) -> Entries:
     if isinstance(manifest.engines, Unchecked):
-        return {"any": "unchecked"}
-    return {f"{engine.name} {engine.version}": "listed" for engine in manifest.engines}
+        return {("any",): "unchecked"}
+    return {(engine.name, engine.version): "listed" for engine in manifest.engines}
 
 
-def _images(old: Iterable[ImageEntry], new: Iterable[ImageEntry]) -> Iterator[Change]:
-    before = {f"{image.name} {image.version}": image for image in old}
-    after = {f"{image.name} {image.version}": image for image in new}
-    yield from _entries(
-        "image",
-        {name: _image(image) for name, image in before.items()},
-        {name: _image(image) for name, image in after.items()},
-    )
+def _images(images: Iterable[ImageEntry]) -> Entries:
+    return {(image.name, image.version): _image(image) for image in images}
 
 
 def _image(image: ImageEntry) -> str:
@@ -115,5 +115,5 @@ def _image(image: ImageEntry) -> str:
     return ", ".join(parts)
 
 
-def _texts(members: Mapping[str, object]) -> Mapping[str, str]:
-    return {name: json.dumps(value, sort_keys=True) for name, value in members.items()}
+def _texts(members: Mapping[str, object]) -> Entries:
+    return {(name,): json.dumps(value, sort_keys=True) for name, value in members.items()}

@@ -67,6 +67,20 @@ def test_an_image_for_debugging_is_told_in_capitals() -> None:
     assert found.words.endswith("FOR DEBUGGING")
 
 
+def test_names_that_read_alike_hide_nothing() -> None:
+    """Two images, or engines, whose name and version come to the same words."""
+    image = dataclasses.replace(IMAGE, name="worker", version="1 beta")
+    alike = dataclasses.replace(IMAGE, name="worker 1", version="beta")
+    engine, other = (
+        EngineEntry(name="llama", version="cpp 1"),
+        EngineEntry(name="llama cpp", version="1"),
+    )
+    old = body(images=(image,), engines=(engine,))(OLD)
+    new = body(images=(alike, image), engines=(other, engine))(OLD)
+    found = [str(one) for one in changes(old, new)]
+    assert [one.split(":")[0] for one in found] == ["+ engine llama cpp 1", "+ image worker 1 beta"]
+
+
 def test_no_change_goes_untold() -> None:
     """Whatever field of a manifest differs, something is said."""
     told = {"header", "models", "engines", "images", "serving", "policy"}
