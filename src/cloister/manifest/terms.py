@@ -24,6 +24,7 @@ def expected_manifest(authenticated: AuthenticatedManifest) -> ExpectedManifest:
         standing=standing(authenticated),
         signed=authenticated.signed,
         signer_ids=tuple(signer.key_id for signer in authenticated.signers),
+        expires=manifest.header.expires,
         models=MappingProxyType({model.name: model.sha256 for model in manifest.models}),
         engines=(
             UNCHECKED

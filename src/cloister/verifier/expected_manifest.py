@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from cloister.verifier.policy import Checked
 
@@ -23,6 +24,8 @@ class ExpectedManifest:
     """Whether somebody does. Otherwise the caller asked for an unsigned one by name."""
     signer_ids: tuple[str, ...]
     """``sha256:<hex>`` of those who signed, which a policy may deny."""
+    expires: datetime
+    """Aware UTC: until when it is in force, and so until when a worker may be believed by it."""
     models: Mapping[str, str]
     """Digest (lower-case hex) of each model that may be served, by its name."""
     engines: Checked[frozenset[tuple[str, str]]]

@@ -295,7 +295,9 @@ def _result(
     )
     if result.verdict is not Finding.AFFIRMING:
         return result
-    return dataclasses.replace(result, attester=_attester(found, policy=policy, at=at))
+    return dataclasses.replace(
+        result, attester=_attester(found, policy=policy, manifest=manifest, at=at)
+    )
 
 
 def _not_proven(found: Findings) -> tuple[str, ...]:
@@ -317,13 +319,17 @@ def _unproven_manifest(found: Findings, manifest: ExpectedManifest | None) -> tu
     return (appraise_manifests.NOT_PROVEN_UNREAD,) if named else ()
 
 
-def _attester(found: Findings, *, policy: AppraisalPolicy, at: datetime) -> AffirmedAttester | None:
+def _attester(
+    found: Findings, *, policy: AppraisalPolicy, manifest: ExpectedManifest | None, at: datetime
+) -> AffirmedAttester | None:
     keyset, document = found.keyset, found.claims_document
     expires_at = None if keyset is None else appraise_keys.expiry(keyset)
     if keyset is None or document is None or expires_at is None:
         return None
     if not isinstance(policy.max_age_s, Unchecked):
         expires_at = min(expires_at, at.astimezone(UTC) + timedelta(seconds=policy.max_age_s))
+    if manifest is not None:
+        expires_at = min(expires_at, manifest.expires)
     return AffirmedAttester(
         platform=_platform_name(found),
         development=_is_development(found),

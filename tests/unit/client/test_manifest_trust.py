@@ -139,6 +139,17 @@ def test_who_knows_the_signer_knows_the_worker() -> None:
     assert result.require_affirming().development
 
 
+def test_a_worker_is_believed_no_longer_than_its_manifest_is_in_force() -> None:
+    assert affirmed(trusting(), report(SIGNED)).require_affirming().expires_at > NOW
+    for seconds in (1, 60, policy.HOUR - 1):
+        expires = NOW + timedelta(seconds=seconds)
+        ending = listing()
+        header = dataclasses.replace(ending.header, expires=expires)
+        signed = sign_first(dataclasses.replace(ending, header=header), ALICE)
+        found = affirmed(trusting(), report(signed)).require_affirming()
+        assert found.expires_at == expires
+
+
 def test_a_worker_without_a_manifest_is_refused() -> None:
     affirmed(trusting(), report(SIGNED))
     refused(trusting(), report(None), AuthenticationError, "manifest.missing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -69,6 +69,7 @@ EXPECTED = ExpectedManifest(
     standing="The manifest is signed by alice.",
     signed=True,
     signer_ids=(SIGNER,),
+    expires=NOW + timedelta(days=30),
     models=MODELS,
     engines=frozenset({("llama.cpp", "1")}),
     egress=frozenset(),
