@@ -205,6 +205,8 @@ def _header(members: JsonObject, before: ManifestHeader | None = None) -> Manife
     previous = members["previous"]
     owners = members["owners"]
     same = before is not None and before.owners.to_json() == owners
+    if same and isinstance(owners, dict):
+        same = owners["threshold"] is not True  # which equals 1, and is no number in JSON
     return ManifestHeader(
         name=text(members["name"], "a manifest's name"),
         version=expect_int(members["version"], "a manifest's version", low=1, high=MAX_VERSION),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +37,8 @@ class SealedFile:
                 code="weights.source",
             ) from None
         try:
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise ConfigurationError(f"{path} is no file", code="weights.source")
             self.header = self._checked_header()
         except BaseException:
             self.close()

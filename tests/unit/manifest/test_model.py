@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloister.errors import MalformedError
-from cloister.manifest.model import parse_manifest, read_manifest
+from cloister.manifest.model import parse_header, parse_manifest, read_manifest
 from cloister.strictjson import canonical
 from support.manifests import full_manifest
 
@@ -29,6 +30,18 @@ def test_only_the_canonical_form_is_a_manifest() -> None:
     assert read_manifest(pretty) == MANIFEST
     with pytest.raises(MalformedError, match="canonical"):
         parse_manifest(pretty)
+
+
+def test_the_owners_of_the_version_before_are_compared_with_what_is_there() -> None:
+    """In Python `true` equals 1; in a manifest it is no threshold."""
+    before = dataclasses.replace(
+        MANIFEST.header, owners=dataclasses.replace(MANIFEST.header.owners, threshold=1)
+    )
+    document = dataclasses.replace(MANIFEST, header=before).to_json()
+    assert parse_header(canonical(document), before=before).owners is before.owners
+    document["owners"] = {**before.owners.to_json(), "threshold": True}
+    with pytest.raises(MalformedError, match="threshold"):
+        parse_header(canonical(document), before=before)
 
 
 Change = Callable[[dict[str, Any]], object]

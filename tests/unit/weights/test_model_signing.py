@@ -28,6 +28,14 @@ SIGNER = load_signer((VECTORS / "signer.pem").read_bytes())
 FOLDER = (VECTORS / "folder.sig.json").read_bytes()
 FILE = (VECTORS / "file.sig.json").read_bytes()
 
+SECT113R1 = b"""\
+-----BEGIN PUBLIC KEY-----
+MDQwEAYHKoZIzj0CAQYFK4EEAAQDIAAEAKFypN+aFOOKVmvhiBqpAPkeABQ8RXGj
+rEwMzMFa
+-----END PUBLIC KEY-----
+"""
+"""A key on a curve that the library knows by name only."""
+
 
 def header_of(kind: Kind, **files: bytes) -> Header:
     return Header(
@@ -178,6 +186,6 @@ def test_a_signer_is_an_elliptic_key() -> None:
     pem = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     koblitz = ec.generate_private_key(ec.SECP256K1()).public_key()
     unknown = koblitz.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    for bad in (b"", b"x", pem, unknown):
+    for bad in (b"", b"x", pem, unknown, SECT113R1):
         with pytest.raises(ConfigurationError):
             load_signer(bad)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cloister.errors import AuthenticationError, CloisterError, MalformedError
+from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, MalformedError
 from cloister.weights.cipher import ChunkCipher
 from cloister.weights.header import MAGIC, MIN_CHUNK, PREAMBLE, TAG, Chunk, Header
+from cloister.weights.reader import SealedFile
 from support.sealed_weights import Kept, Sealed, opened, sealed_file, sealed_folder
 
 SIZES = {"config.json": 0, "model.safetensors": 2 * MIN_CHUNK + 7, "z/tokenizer.json": MIN_CHUNK}
@@ -55,6 +56,15 @@ def test_the_unaltered_twins_open(small: Sealed, several: Sealed, target: Path) 
         kept = opened(target, sealed.key)
         assert {name: bytes(data) for name, data in kept.files.items()} == sealed.files
         assert kept.finished == sealed.files.keys()
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    """A folder opens, and a pipe too; neither can be read from any place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe):
+        with pytest.raises(ConfigurationError, match="no file"):
+            SealedFile(path)
 
 
 def test_every_flipped_bit_is_refused(small: Sealed, target: Path) -> None:
