@@ -81,10 +81,12 @@ class SignedManifest:
         Raises:
             MalformedError: the version in force alone is larger.
         """
-        for start in range(len(self.links)):
-            shorter = SignedManifest(links=self.links[start:], manifest=self.manifest)
-            if len(shorter.encode()) <= limit:
-                return shorter
+        room = limit - len(SignedManifest(links=(), manifest=self.manifest).encode())
+        start = len(self.links)
+        while start > 0 and (room := room - _encoded_size(self.links[start - 1])) >= -1:
+            start -= 1  # the first one of the list has no comma
+        if start < len(self.links):
+            return SignedManifest(links=self.links[start:], manifest=self.manifest)
         raise MalformedError(f"the manifest has more than {limit} bytes in its bundle", code=_CODE)
 
     def encode(self) -> bytes:
@@ -92,6 +94,11 @@ class SignedManifest:
         manifests: list[Json] = [link.envelope.to_json() for link in self.links]
         document: JsonObject = {"format": FORMAT, "manifests": manifests}
         return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _encoded_size(link: Link) -> int:
+    """Bytes of one version in a bundle, with a comma."""
+    return len(json.dumps(link.envelope.to_json(), separators=(",", ":"))) + 1
 
 
 def load_bundle(data: bytes) -> SignedManifest:

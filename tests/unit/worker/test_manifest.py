@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from cloister.channel.claims import ClaimsDocument, ModelClaim
-from cloister.errors import ConfigurationError
+from cloister.errors import ConfigurationError, MalformedError
 from cloister.evidence.report import (
     ITEM_MANIFEST,
     MEDIA_TYPE_MANIFEST,
     parse_attestation_report,
 )
 from cloister.manifest import EngineEntry, ModelEntry, SignedManifest, load_bundle
+from cloister.manifest.dsse import Envelope
 from cloister.strictjson import JsonObject
 from cloister.testing.fake_engine import FakeEngine
 from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
@@ -148,6 +149,30 @@ def test_what_is_shown_is_as_much_of_the_newest_as_fits(tmp_path: Path) -> None:
     shorter = chain.tail(size - 1)
     assert shorter.links == chain.links[1:]
     assert load_bundle(shorter.encode()).digest == chain.digest
+
+
+def test_what_fits_is_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying each length anew took tens of seconds for a bundle of a thousand versions."""
+    chain = SIGNED
+    for _ in range(7):
+        chain = sign_update(chain, ALICE)
+    encode = Envelope.to_json
+    calls: list[Envelope] = []
+
+    def counted(envelope: Envelope) -> JsonObject:
+        calls.append(envelope)
+        return encode(envelope)
+
+    for kept in range(1, 9):
+        tail = dataclasses.replace(chain, links=chain.links[-kept:])
+        limit = len(tail.encode())
+        with monkeypatch.context() as patched:
+            patched.setattr(Envelope, "to_json", counted)
+            assert chain.tail(limit).links == tail.links
+        assert len(calls) <= len(chain.links)
+        calls.clear()
+    with pytest.raises(MalformedError):
+        chain.tail(len(dataclasses.replace(chain, links=chain.links[-1:]).encode()) - 1)
 
 
 def test_the_operators_part_carries_the_path(tmp_path: Path) -> None:
