@@ -232,7 +232,7 @@ class Desk:
         challenge: Challenge,
         facts: JsonObject,
     ) -> None:
-        session.add_session(change, answered, token)
+        session.add_session(change, answered, token, self.store.master)
         change.record(
             "attested",
             {
@@ -268,13 +268,13 @@ class Desk:
         connection = change.connection
         found = None
         if token is not None:
-            found = session.find_by_token(token, connection)
+            found = session.find_by_token(token, connection, self.store.master)
             if found is None:
                 raise Denied("token", "there is no such token")
             if challenge is not None and challenge.nonce != found.nonce:
                 raise Denied("token", "the token is of another session")
         elif challenge is not None:
-            found = session.find_by_nonce(challenge.nonce, connection)
+            found = session.find_by_nonce(challenge.nonce, connection, self.store.master)
         if found is None:
             raise Denied("session", "there is no such session, or it was never attested")
         if not found.stock and (token is None or challenge is None):

@@ -72,7 +72,7 @@ class MasterKey:
             ) from None
 
     def mac(self, data: bytes) -> bytes:
-        """HMAC-SHA256 for what workers hold and bring back: 32 bytes."""
+        """HMAC-SHA256 for what others hold meanwhile, workers or the database: 32 bytes."""
         return hmac.new(self._mac_key, data, hashlib.sha256).digest()
 
     def identity_key(self, sealed: bytes) -> Ed25519PrivateKey:
@@ -89,3 +89,8 @@ IDENTITY_PLACE: Final = "identity"
 def secret_place(uri: str, version: int) -> str:
     """Where one version of a secret stands."""
     return f"secret\0{uri}\0{version}"
+
+
+def policy_place(uri: str) -> str:
+    """Where the policy of a secret stands."""
+    return f"policy\0{uri}"

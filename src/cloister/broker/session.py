@@ -22,7 +22,7 @@ from cloister.broker.denial import Denied
 from cloister.broker.master import MasterKey
 from cloister.broker.store import token_digest
 from cloister.channel.resource_uri import ResourceUri
-from cloister.errors import MalformedError
+from cloister.errors import AuthenticationError, MalformedError
 from cloister.strictjson import JsonObject, canonical, parse_json_object
 
 CHALLENGE_S: Final = 120
@@ -149,7 +149,7 @@ def is_answered(nonce: bytes, connection: Connection) -> bool:
     return connection.execute(_ANSWERED, {"of_nonce": nonce}).first() is not None
 
 
-def add_session(change: Change, session: Session, token: str) -> None:
+def add_session(change: Change, session: Session, token: str, master: MasterKey) -> None:
     """Remember an answered challenge, and forget those of long ago.
 
     Raises Denied (``replayed``) if it was answered before.
@@ -158,22 +158,20 @@ def add_session(change: Change, session: Session, token: str) -> None:
         raise replayed()
     if session.nonce[0] % FORGET_EVERY == 0:
         _forget(change)
-    change.connection.execute(
-        _ADD,
-        {
-            "nonce": session.nonce,
-            "token_sha256": token_digest(token),
-            "stock": session.stock,
-            "uri": None if session.uri is None else str(session.uri),
-            "version": session.version,
-            "wrapping_key": session.wrapping_key,
-            "statement": session.statement,
-            "facts": session.facts,
-            "evidence": session.evidence,
-            "rules": session.rules,
-            "expires": session.expires,
-        },
-    )
+    row: dict[str, Any] = {
+        "nonce": session.nonce,
+        "token_sha256": token_digest(token),
+        "stock": session.stock,
+        "uri": None if session.uri is None else str(session.uri),
+        "version": session.version,
+        "wrapping_key": session.wrapping_key,
+        "statement": session.statement,
+        "facts": session.facts,
+        "evidence": session.evidence,
+        "rules": session.rules,
+        "expires": session.expires,
+    }
+    change.connection.execute(_ADD, {**row, "tag": _tag(row, master)})
 
 
 def replayed() -> Denied:
@@ -181,14 +179,18 @@ def replayed() -> Denied:
     return Denied("replayed", "this challenge was answered before")
 
 
-def find_by_token(token: str, connection: Connection) -> Session | None:
-    """The session that a token belongs to."""
-    return _session(connection.execute(_BY_TOKEN, {"of_token": token_digest(token)}).one_or_none())
+def find_by_token(token: str, connection: Connection, master: MasterKey) -> Session | None:
+    """The session that a token belongs to.
+
+    AuthenticationError (``broker.store``) if it is not as a broker of this store wrote it.
+    """
+    found = connection.execute(_BY_TOKEN, {"of_token": token_digest(token)})
+    return _session(found.one_or_none(), master)
 
 
-def find_by_nonce(nonce: bytes, connection: Connection) -> Session | None:
-    """The session of a challenge."""
-    return _session(connection.execute(_BY_NONCE, {"of_nonce": nonce}).one_or_none())
+def find_by_nonce(nonce: bytes, connection: Connection, master: MasterKey) -> Session | None:
+    """The session of a challenge; raises as `find_by_token`."""
+    return _session(connection.execute(_BY_NONCE, {"of_nonce": nonce}).one_or_none(), master)
 
 
 def is_spent(session: Session, uri: ResourceUri, connection: Connection) -> bool:
@@ -210,9 +212,15 @@ def facts_of(session: Session) -> JsonObject:
     return parse_json_object(session.facts, limit=64 * 1024, what="the facts of a session")
 
 
-def _session(row: Any) -> Session | None:
+def _session(row: Any, master: MasterKey) -> Session | None:
     if row is None:
         return None
+    columns = {name: value for name, value in row._mapping.items() if name != "tag"}
+    if not hmac.compare_digest(bytes(row.tag), _tag(columns, master)):
+        raise AuthenticationError(
+            "a session of the store was not written by its brokers: the database was altered",
+            code="broker.store",
+        )
     return Session(
         nonce=bytes(row.nonce),
         stock=row.stock,
@@ -225,6 +233,15 @@ def _session(row: Any) -> Session | None:
         rules=row.rules,
         expires=row.expires,
     )
+
+
+def _tag(columns: dict[str, Any], master: MasterKey) -> bytes:
+    """The MAC over a row. No cookie's payload, which is JSON, begins like this."""
+    covered = {
+        name: bytes(value).hex() if isinstance(value, bytes | memoryview) else value
+        for name, value in columns.items()
+    }
+    return master.mac(b"row\0" + canonical(covered))
 
 
 def _forget(change: Change) -> None:

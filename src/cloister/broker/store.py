@@ -28,6 +28,7 @@ from cloister.broker.master import (
     MASTER_SIZE,
     MasterKey,
     master_context,
+    policy_place,
     secret_place,
 )
 from cloister.broker.policy import ResourcePolicy, load_json
@@ -260,13 +261,15 @@ class Store:
 
         ConfigurationError (``broker.secret_unknown``) if there is no such secret.
         """
+        place = policy_place(str(uri))
+        sealed = self.master.seal(policy.encode(), place, random=self._random)
         with self.changing() as change:
             if self._current(change.connection, uri) is None:
                 raise unknown(uri)
             change.connection.execute(
                 update(tables.resources)
                 .where(tables.resources.c.uri == str(uri))
-                .values(policy=policy.encode())
+                .values(policy=sealed)
             )
             change.record(
                 "policy.set",
@@ -333,15 +336,18 @@ class Store:
             )
 
     def resources(self) -> tuple[Resource, ...]:
-        """All secrets, without what is secret."""
+        """All secrets, without what is secret; AuthenticationError as `resource`."""
         with self.database.reading() as connection:
             rows = connection.execute(select(tables.resources).order_by(tables.resources.c.uri))
-            return tuple(_resource(row) for row in rows)
+            return tuple(self._resource(row) for row in rows)
 
     def resource(self, uri: ResourceUri, connection: Connection) -> Resource | None:
-        """One secret, as a transaction sees it."""
+        """One secret, as a transaction sees it.
+
+        AuthenticationError (``broker.store``) if its policy is not what `set_policy` wrote here.
+        """
         row = connection.execute(_RESOURCE, {"of_uri": str(uri)}).one_or_none()
-        return None if row is None else _resource(row)
+        return None if row is None else self._resource(row)
 
     def version(self, uri: ResourceUri, number: int, connection: Connection) -> Version | None:
         """One version of a secret, sealed."""
@@ -390,6 +396,15 @@ class Store:
         """A change now."""
         with self.database.change(at=self.now()) as change:
             yield change
+
+    def _resource(self, row: object) -> Resource:
+        values = row._mapping  # type: ignore[attr-defined]  # SQLAlchemy's Row
+        policy, place = values["policy"], policy_place(values["uri"])
+        return Resource(
+            uri=ResourceUri.parse(values["uri"]),
+            current=values["current"],
+            policy=None if policy is None else _policy(self.master.open(bytes(policy), place)),
+        )
 
     def _current(self, connection: Connection, uri: ResourceUri) -> int | None:
         table = tables.resources
@@ -444,16 +459,6 @@ def _row(connection: Connection) -> StoreRow | None:
         sealed_identity_key=bytes(row.sealed_identity_key),
         identity=BrokerIdentity(bytes(row.identity)),
         at=row.at,
-    )
-
-
-def _resource(row: object) -> Resource:
-    values = row._mapping  # type: ignore[attr-defined]  # SQLAlchemy's Row
-    policy = values["policy"]
-    return Resource(
-        uri=ResourceUri.parse(values["uri"]),
-        current=values["current"],
-        policy=None if policy is None else _policy(bytes(policy)),
     )
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
     event,
 )
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of these tables; a broker opens no other."""
 
 metadata: Final = MetaData()
@@ -54,6 +54,7 @@ resources = Table(
     Column("policy", LargeBinary, nullable=True),
     Column("created", BigInteger, nullable=False),
 )
+"""``policy`` is sealed to its name, so that nobody else writes one."""
 
 versions = Table(
     "broker_versions",
@@ -89,8 +90,10 @@ sessions = Table(
     Column("evidence", LargeBinary, nullable=True),
     Column("rules", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False, index=True),
+    Column("tag", LargeBinary(32), nullable=False),
 )
-"""Challenges that were answered. A row outlives the challenge, so no answer counts twice."""
+"""Challenges that were answered. A row outlives the challenge, so no answer counts twice. ``tag``
+is the master key's MAC over the rest: a session that somebody else wrote releases nothing."""
 
 manifests = Table(
     "broker_manifests",

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from cloister.broker import audit
+from cloister.broker import audit, session, tables
 from cloister.broker.database import Database
 from cloister.broker.denial import Denied
 from cloister.broker.desk import Desk
 from cloister.broker.root_keys.development import MemoryRootKey
-from cloister.broker.store import Revoked, Store
+from cloister.broker.store import Revoked, Store, token_digest
+from cloister.channel.hpke import Kem, PrivateKey
 from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, FetchError
 from support.broker import (
     OTHER,
@@ -262,6 +263,55 @@ def test_a_row_that_holds_another_row_s_secret_does_not_open(at: Bench, case: st
         at.release(moved)
     assert refused.value.code == "broker.store"
     assert (at.last()["event"], at.last()["detail"]["code"]) == ("failed", "broker.store")
+
+
+def test_a_session_that_somebody_else_wrote_releases_nothing(at: Bench) -> None:
+    """Neither a whole row, nor one that names another wrapping key, secret or end."""
+    made = attested(at)
+    found = session.parse_cookie(made.cookie, at.store.master)
+    table, mine = tables.sessions, PrivateKey(Kem.MLKEM768_X25519, b"m" * 32)
+    with at.store.database.engine.connect() as connection:
+        row = dict(connection.execute(select(table)).one()._mapping)
+    changes: list[dict[str, Any]] = [
+        {"wrapping_key": mine.public_bytes},
+        {"uri": str(OTHER)},
+        {"version": 1},
+        {"statement": bytes(32)},
+        {"expires": row["expires"] + 1},
+        {"rules": row["rules"] + 1},
+        {"stock": True},
+        {"token_sha256": token_digest("mine")},
+        {"tag": bytes(32)},
+    ]
+    for change in changes:
+        with at.store.database.engine.begin() as connection:
+            connection.execute(delete(table).where(table.c.nonce == found.nonce))
+            connection.execute(insert(table).values(row | change))
+        token = "mine" if "token_sha256" in change else made.token
+        with pytest.raises(AuthenticationError) as refused:
+            at.desk.release(made.cookie, token, WEIGHTS.path, source=SOURCE)
+        assert refused.value.code == "broker.store", change
+        assert at.last()["event"] == "failed"
+    with at.store.database.engine.begin() as connection:
+        connection.execute(delete(table).where(table.c.nonce == found.nonce))
+        connection.execute(insert(table).values(row))
+    assert at.desk.release(made.cookie, made.token, WEIGHTS.path, source=SOURCE)
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another secret's"])
+def test_a_policy_that_somebody_else_wrote_releases_nothing(at: Bench, whose: str) -> None:
+    at.store.put(OTHER, b"o" * 32)
+    at.store.set_policy(OTHER, at.policy)
+    assert at.release(OTHER).secret == b"o" * 32
+    table = tables.resources
+    with at.store.database.engine.begin() as connection:
+        kept = connection.execute(select(table.c.policy).where(table.c.uri == str(WEIGHTS)))
+        policy = at.policy.encode() if whose == "nobody's" else kept.scalar_one()
+        connection.execute(update(table).where(table.c.uri == str(OTHER)).values(policy=policy))
+    with pytest.raises(AuthenticationError) as refused:
+        at.release(OTHER)
+    assert refused.value.code == "broker.store"
+    assert at.last()["event"] == "failed"
 
 
 @pytest.mark.parametrize(
