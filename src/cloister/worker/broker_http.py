@@ -92,7 +92,8 @@ class BrokerHttp:
                     body=bytes(received),
                     cookie=_cookie(response.headers.get_list("set-cookie")),
                 )
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, UnicodeError) as error:
+            # The latter where a token or a cookie of the broker's is none that a field can hold.
             raise FetchError(
                 f"the broker cannot be reached ({type(error).__name__})", code="broker.unreachable"
             ) from None

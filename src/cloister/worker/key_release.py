@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -65,6 +66,9 @@ if TYPE_CHECKING:
     Random = Callable[[int], bytes]
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+_CODE: Final = re.compile(r"key_release\.[a-z_]{1,32}")
+"""What the worker takes over into its own error, and writes into its log; the rest is the host's
+to choose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +270,7 @@ def _refused(answer: Answer) -> CloisterError:
     if answer.status in {429, 503}:
         return FetchError(f"the broker is busy: {detail}", code="broker.busy")
     sentence, _, code = detail.removesuffix("]").rpartition(" [")
-    known = code.startswith("key_release.") and code.replace(".", "").replace("_", "").isalpha()
+    known = _CODE.fullmatch(code) is not None
     return KeyReleaseDenied(
         f"the broker releases nothing: {sentence if known else detail}",
         code=code if known else "key_release.denied",

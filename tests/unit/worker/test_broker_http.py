@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cloister.errors import ConfigurationError, FetchError
+from cloister.channel import rcar
+from cloister.channel.key_release import BrokerIdentity
+from cloister.errors import ConfigurationError, FetchError, KeyReleaseDenied
 from cloister.worker.broker_http import BrokerHttp
+from cloister.worker.key_release import Answer, check_broker
+from support.broker import CLOCK_START
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
 
@@ -43,6 +47,34 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
     ):
         broker("GET", "/", headers={})
     assert caught.value.code == "broker.unreachable"
+
+
+@pytest.mark.parametrize("token", ["\u00e9", "\u20ac", "a\r\nx: y"])
+def test_a_token_that_no_field_can_hold_is_not_sent(token: str) -> None:
+    """The host writes what the broker's answers say, until they are sealed."""
+    with (
+        BrokerHttp("http://127.0.0.1:1") as broker,
+        pytest.raises(FetchError) as caught,
+    ):
+        broker("GET", "/", headers={"authorization": f"Bearer {token}"})
+    assert caught.value.code == "broker.unreachable"
+
+
+@pytest.mark.parametrize(
+    ("code", "taken"),
+    [
+        ("key_release.spent", True),
+        ("key_release.\u00e9", False),
+        ("key_release." + "a" * 99, False),
+    ],
+)
+def test_only_a_code_is_taken_over_from_a_refusal(code: str, *, taken: bool) -> None:
+    def send(*_: object, **__: object) -> Answer:
+        return Answer(status=403, body=rcar.encode_error("Denied", f"no [{code}]"))
+
+    with pytest.raises(KeyReleaseDenied) as denied:
+        check_broker(send, BrokerIdentity(bytes(32)), None, at=CLOCK_START)
+    assert denied.value.code == (code if taken else "key_release.denied")
 
 
 @pytest.mark.parametrize("address", ["ftp://host", "http://", "http://host/path"])
