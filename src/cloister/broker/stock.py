@@ -47,6 +47,7 @@ QUOTES: Final[Mapping[str, tuple[str, str]]] = {
 """By ``tee``: the item that its quote is, as in a worker's report."""
 REPORT_DATA_SIZE: Final = 64
 MAX_EVIDENCE_BYTES: Final = 512 * 1024
+MAX_KEY_BYTES: Final = 16 * 1024
 
 _WRAPS: Final = ("RSA-OAEP-256", "ECDH-ES+A256KW")
 _ENCRYPTION: Final = "A256GCM"
@@ -86,6 +87,8 @@ def read_stock(tee: str, attestation: Attestation) -> StockEvidence:
         raise Denied("stock", f"this broker reads no stock evidence of that platform ({_known()})")
     if attestation.tee_pubkey.get("alg") not in _WRAPS:
         raise Denied("wrapping", f"a stock client's key is for {' or '.join(_WRAPS)}")
+    if len(canonical(attestation.tee_pubkey)) > MAX_KEY_BYTES:
+        raise Denied("malformed", "a stock client's key is too large")
     runtime: JsonObject = {"nonce": attestation.nonce, "tee-pubkey": attestation.tee_pubkey}
     runtime["additional-evidence"] = attestation.additional
     found = StockEvidence(
@@ -168,7 +171,7 @@ def seal_for_stock(secret: bytes, tee_pubkey: bytes) -> bytes:
     from joserfc.errors import JoseError
     from joserfc.jwk import import_key
 
-    jwk = parse_json_object(tee_pubkey, limit=16 * 1024, what="tee-pubkey")
+    jwk = parse_json_object(tee_pubkey, limit=MAX_KEY_BYTES, what="tee-pubkey")
     wrap = str(jwk["alg"])
     try:
         key = import_key({name: str(value) for name, value in jwk.items() if name != "alg"})

@@ -170,6 +170,13 @@ def test_a_key_that_is_none_is_refused(at: Bench) -> None:
     assert refused(at, lambda: client.get(cookie, token)) == "wrapping"
 
 
+def test_a_key_that_is_too_large_is_refused(at: Bench) -> None:
+    """At once, and not where nobody would write down why."""
+    client = Client(at.desk)
+    client.jwk = {**tee_pubkey(client.alg), "kid": "k" * 20_000}
+    assert refused(at, client.attest) == "malformed"
+
+
 @pytest.mark.parametrize("tee", ["cca", "snp", "tpm", "x"])
 def test_other_platforms_are_not_read(at: Bench, tee: str) -> None:
     assert refused(at, lambda: Client(at.desk, tee=tee).attest()) == "stock"
