@@ -91,6 +91,9 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        on_postgres = engine.dialect.name == "postgresql"
+        # There each statement has a view of its own otherwise; in SQLite a transaction has one.
+        self._one_view = {"isolation_level": "REPEATABLE READ"} if on_postgres else {}
 
     @classmethod
     def open(cls, address: str) -> Database:
@@ -122,7 +125,7 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """A connection for reading, one consistent view."""
         with _converted(), self.engine.connect() as connection:
-            reading = connection.execution_options(cloister_reads=True)
+            reading = connection.execution_options(cloister_reads=True, **self._one_view)
             with reading.begin():
                 yield reading
 

@@ -375,12 +375,24 @@ class Store:
         return int(connection.execute(_RULES).scalar_one())
 
     def audit_entries(self) -> Iterator[bytes]:
-        """Every entry of the audit log, the oldest first, as one consistent view."""
+        """Every entry of the audit log, the oldest first, as one consistent view.
+
+        AuthenticationError (``audit.chain``) if the last one is not the one that was written last.
+        """
         with self.database.reading() as connection:
+            head = bytes(connection.execute(select(tables.store.c.digest)).scalar_one())
             table = tables.audit
             rows = connection.execute(select(table.c.entry).order_by(table.c.sequence))
+            last = b""
             for row in rows:
-                yield bytes(row.entry)
+                last = bytes(row.entry)
+                yield last
+        if hashlib.sha256(last).digest() != head:
+            raise AuthenticationError(
+                "the audit log does not end with what was written last: entries were cut off its"
+                " end, or added",
+                code="audit.chain",
+            )
 
     def last_entries(self, number: int) -> tuple[bytes, ...]:
         """The last entries of the audit log, the oldest first."""

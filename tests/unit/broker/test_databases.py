@@ -325,6 +325,19 @@ def test_the_database_keeps_the_log_from_mistakes(at: Bench, statement: str) -> 
         connection.execute(text(statement))
 
 
+def test_reading_sees_one_state(at: Bench, address: str) -> None:
+    database = Database.open(address)
+    elsewhere = Store.open(database, ROOT, now=at.clock)
+    with at.store.database.reading() as connection:
+        before = at.store.rules(connection)
+        elsewhere.revoke(Revoked.WORKER, "sha256:" + "9" * 64, "somebody else")
+        assert at.store.revocations(connection) == {}
+        assert at.store.rules(connection) == before
+    with at.store.database.reading() as connection:
+        assert len(at.store.revocations(connection)) == 1
+    database.close()
+
+
 def test_a_change_without_an_entry_is_undone(at: Bench) -> None:
     with pytest.raises(RuntimeError), at.store.changing() as change:
         change.connection.execute(text("DELETE FROM broker_versions"))

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from cloister.broker import audit
 from cloister.broker.store import Store
+from cloister.errors import AuthenticationError
 from support.broker import OTHER, ROOT, SECRET, WEIGHTS, Bench, bench
 
 
@@ -57,6 +59,17 @@ def test_the_log_is_a_chain_that_its_broker_signs(at: Bench) -> None:
     lines = list(audit.export_lines(at.store.audit_entries(), at.store.identity_key))
     head = audit.verify_export(lines, at.store.identity)
     assert head.sequence == 5
+
+
+def test_a_log_whose_end_was_cut_off_is_not_signed(at: Bench) -> None:
+    """Also where nobody kept an earlier export: the store knows what it wrote last."""
+    at.release()
+    with at.store.database.engine.begin() as connection:
+        connection.execute(text("DROP TRIGGER broker_audit_no_delete"))
+        connection.execute(text("DELETE FROM broker_audit WHERE sequence > 3"))
+    with pytest.raises(AuthenticationError) as refused:
+        list(audit.export_lines(at.store.audit_entries(), at.store.identity_key))
+    assert refused.value.code == "audit.chain"
 
 
 def test_rotation_keeps_the_old_version_for_a_while(at: Bench) -> None:
