@@ -21,7 +21,7 @@ import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from cloister.broker.denial import UNAUTHENTICATED, Denied
 from cloister.broker.desk import Desk
@@ -38,6 +38,7 @@ from cloister.worker.settings import RateLimit
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
+T = TypeVar("T")
 
 RECEIVE_S: Final = 30.0
 """Time allowed for a whole request to arrive."""
@@ -47,6 +48,9 @@ DENIED_PER_SOURCE: Final = RateLimit(per_minute=60, burst=300)
 """Denials are written down one by one, so a network that is denied more often than this has to
 wait before the next decision: otherwise anybody could fill the audit log."""
 MAX_SOURCES: Final = 4096
+MAX_ARRIVING: Final = 256 * 1024 * 1024
+"""Bytes of requests that are not whole yet, all together; half of it from one network. Anybody may
+begin one, on each of thousands of connections, and take their time over it."""
 _HEX: Final = frozenset("0123456789abcdef")
 _LIMITS: Final = {
     rcar.AUTH_PATH: rcar.MAX_REQUEST_BYTES,
@@ -64,6 +68,29 @@ class _RefusedError(Exception):
         self.detail = detail
 
 
+class _Arriving:
+    """Bytes in memory of requests that are not whole yet."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._all = 0
+        self._by_source: Counter[str] = Counter()
+
+    def add(self, source: str, size: int) -> None:
+        """Count `size` more; BusyError if that is too many."""
+        if self._all + size > self._most or self._by_source[source] + size > self._most // 2:
+            raise BusyError
+        self._all += size
+        self._by_source[source] += size
+
+    def remove(self, source: str, size: int) -> None:
+        """They were passed on, or dropped."""
+        self._all -= size
+        self._by_source[source] -= size
+        if not self._by_source[source]:
+            del self._by_source[source]
+
+
 class BrokerApp:
     """The ASGI application. `aclose` at the end."""
 
@@ -77,6 +104,7 @@ class BrokerApp:
         per_source: RateLimit = PER_SOURCE,
         denied_per_source: RateLimit = DENIED_PER_SOURCE,
         turns: Turns | None = None,
+        max_arriving: int = MAX_ARRIVING,
     ) -> None:
         self._desk = desk
         self._vouching = vouching
@@ -85,6 +113,7 @@ class BrokerApp:
         self._rates = RateLimiter(per_source, max_names=MAX_SOURCES)
         self._denials = RateLimiter(denied_per_source, max_names=MAX_SOURCES)
         self._waits: OrderedDict[str, float] = OrderedDict()
+        self._arriving = _Arriving(max_arriving)
         self.turns = turns or Turns()
         # A quote takes tens of milliseconds; decisions do not wait for it.
         self._quotes = Turns(max_waiting=64)
@@ -132,29 +161,30 @@ class BrokerApp:
         self, scope: Scope, receive: Receive
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         source = source_of(scope)
-        wait = self._rates.take(source, self._steady()) or self._waiting_time(source)
+        wait = self._rates.take(source, self._steady())
         if wait:
-            raise _RefusedError(429, "TooMany", f"too many requests; wait {wait} seconds")
+            raise _too_many(wait)
+        self._check_denials(source)
         method, path = scope["method"], _path(scope)
         desk = self._desk
         if method == "POST" and path == rcar.AUTH_PATH:
-            body = await _received(scope, receive, limit=_LIMITS[path])
-            challenge, cookie = await self.turns.take(
+            body = await self._received(source, scope, receive, limit=_LIMITS[path])
+            challenge, cookie = await self._decided(
                 source, lambda: desk.challenge(body, source=source), size=len(body)
             )
             self.counts["challenged"] += 1
             return 200, [(b"set-cookie", _set_cookie(cookie))], challenge
         if method == "POST" and path == rcar.ATTEST_PATH:
             cookie_sent = _cookie(scope)
-            body = await _received(scope, receive, limit=_LIMITS[path])
-            answer = await self.turns.take(
+            body = await self._received(source, scope, receive, limit=_LIMITS[path])
+            answer = await self._decided(
                 source, lambda: desk.attest(cookie_sent, body, source=source), size=len(body)
             )
             self.counts["attested"] += 1
             return 200, [], answer
         if method == "GET" and path.startswith(PATH_PREFIX):
             cookie_sent, token = _cookie(scope), _bearer(scope)
-            sealed, _ = await self.turns.take(
+            sealed, _ = await self._decided(
                 source, lambda: desk.release(cookie_sent, token, path, source=source), size=0
             )
             self.counts["released"] += 1
@@ -162,6 +192,33 @@ class BrokerApp:
         if method == "GET" and path.partition("?")[0] == rcar.IDENTITY_PATH:
             return 200, [], await self._identity(source, path)
         raise _RefusedError(404, "NotFound", "there is nothing here")
+
+    async def _decided(self, source: str, decide: Callable[[], T], *, size: int) -> T:
+        """What is decided when it is the source's turn, if it was not denied too often by then."""
+
+        def run() -> T:
+            self._check_denials(source)
+            return decide()
+
+        return await self.turns.take(source, run, size=size)
+
+    async def _received(self, source: str, scope: Scope, receive: Receive, *, limit: int) -> bytes:
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            self._arriving.add(source, size)
+            held += size
+
+        try:
+            return await _received(scope, receive, limit=limit, hold=hold)
+        finally:
+            self._arriving.remove(source, held)
+
+    def _check_denials(self, source: str) -> None:
+        wait = self._waiting_time(source)
+        if wait:
+            raise _too_many(wait)
 
     def _note_denial(self, source: str) -> None:
         now = self._steady()
@@ -233,7 +290,14 @@ def _bearer(scope: Scope) -> str | None:
     return token
 
 
-async def _received(scope: Scope, receive: Receive, *, limit: int) -> bytes:
+def _too_many(wait: int) -> _RefusedError:
+    return _RefusedError(429, "TooMany", f"too many requests; wait {wait} seconds")
+
+
+async def _received(
+    scope: Scope, receive: Receive, *, limit: int, hold: Callable[[int], None]
+) -> bytes:
+    """The whole body; `hold` is told of every piece before it is kept."""
     declared = _header(scope, b"content-length")
     too_large = _RefusedError(413, "TooLarge", f"a request here has at most {limit} bytes")
     if declared is not None and (not declared.isdigit() or int(declared) > limit):
@@ -245,9 +309,11 @@ async def _received(scope: Scope, receive: Receive, *, limit: int) -> bytes:
                 message = await receive()
                 if message["type"] != "http.request":
                     raise _RefusedError(400, "BadRequest", "the request was cut off")
-                body += message.get("body", b"")
-                if len(body) > limit:
+                piece = message.get("body", b"")
+                if len(body) + len(piece) > limit:
                     raise too_large
+                hold(len(piece))
+                body += piece
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:

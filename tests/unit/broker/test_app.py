@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from cloister.broker.app import BrokerApp
 from cloister.broker.vouching import CONFIGURATION
 from cloister.channel import rcar
 from cloister.channel.key_release import BrokerIdentity
@@ -28,8 +31,9 @@ from cloister.worker.key_release import (
     for_brokers,
     release_key,
 )
+from cloister.worker.logs import EventLog
 from cloister.worker.settings import RateLimit
-from support.broker import CLOCK_START, SECRET, WEIGHTS, Quotes, bench
+from support.broker import CLOCK_START, SECRET, WEIGHTS, Bench, Quotes, bench
 from support.broker_server import Served, served
 
 
@@ -112,6 +116,52 @@ def test_a_source_that_is_denied_too_often_waits(tmp_path: Path) -> None:
     assert codes[:3] == ["key_release.unknown"] * 3
     assert set(codes[4:]) == {"broker.busy"}
     assert len(denied) == 4
+
+
+def in_process(at: Bench, **options: Any) -> BrokerApp:
+    return BrokerApp(at.desk, log=EventLog(io.StringIO()), steady=lambda: 1.0, **options)
+
+
+async def asked(app: BrokerApp, *pieces: bytes, path: str = rcar.AUTH_PATH) -> int:
+    """The status of the answer to one POST, whose body comes in `pieces`."""
+    arriving = [{"type": "http.request", "body": one, "more_body": True} for one in pieces]
+    arriving.append({"type": "http.request", "body": b"", "more_body": False})
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0)
+        return arriving.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "client": ("::1", 1)}
+    await app(scope, receive, send)
+    return int(sent[0]["status"])
+
+
+async def test_who_waits_in_line_is_not_denied_more_often_either(tmp_path: Path) -> None:
+    """A thousand at once are not a thousand entries in the audit log."""
+    with bench(tmp_path) as at:
+        app = in_process(at, denied_per_source=RateLimit(per_minute=60, burst=3))
+        statuses = await asyncio.gather(*(asked(app, b"{}") for _ in range(60)))
+        denied = [entry for entry in at.log() if entry["event"] == "denied"]
+        await app.aclose()
+    assert set(statuses) == {403, 429}
+    assert 3 < len(denied) < 10
+
+
+async def test_requests_that_arrive_are_bounded_together(tmp_path: Path) -> None:
+    with bench(tmp_path) as at:
+        app = in_process(at, max_arriving=100_000)
+        pieces = [b" " * 1000] * 10
+        assert await asked(app, *pieces, path=rcar.ATTEST_PATH) == 401
+        at_once = await asyncio.gather(
+            *(asked(app, *pieces, path=rcar.ATTEST_PATH) for _ in range(20))
+        )
+        assert {401, 503} == set(at_once)
+        assert await asked(app, *pieces, path=rcar.ATTEST_PATH) == 401, "it is given back"
+        await app.aclose()
 
 
 def test_another_broker_is_not_asked(broker: Served, tmp_path_factory: Any) -> None:
