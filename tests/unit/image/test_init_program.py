@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cloister.errors import BuildError
-from cloister.image.footer import DiskFooter
+from cloister.errors import BuildError, MalformedError
+from cloister.image.footer import BLOCK, DiskFooter, parse_footer
 from cloister.image.init_program import COMPILERS, SOURCES, compile_init
 
 COMPILER = next((name for name in COMPILERS if shutil.which(name)), None)
@@ -132,3 +133,148 @@ def test_both_read_the_same(parser: Path) -> None:
 def test_neither_takes_anything_else(parser: Path, spec: str) -> None:
     assert told(parser, SPEC) is not None
     assert told(parser, spec) is None
+
+
+FINDER = r"""
+#include "init.h"
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#undef open
+#undef opendir
+DIR *opendir(const char *name);
+int open(const char *path, int flags, ...);
+static const char *folder;
+void say(const char *format, ...) { (void)format; }
+_Noreturn void halt(const char *why) { fputs(why, stderr); exit(3); }
+/* The files of a folder in the place of block devices; BLKROSET goes unheard. */
+DIR *listed(const char *name) { (void)name; return opendir(folder); }
+int opened(const char *path, int flags, ...)
+{
+	char file[4096];
+	snprintf(file, sizeof file, "%s/%s", folder, strrchr(path, '/') + 1);
+	return open(file, flags);
+}
+int sized(int file, unsigned long request, ...)
+{
+	struct stat found;
+	va_list rest;
+	(void)request;
+	va_start(rest, request);
+	void *size = va_arg(rest, void *);
+	va_end(rest);
+	if (fstat(file, &found))
+		return -1;
+	unsigned long long bytes = (unsigned long long)found.st_size;
+	if ((unsigned)request == BLKGETSIZE64)
+		memcpy(size, &bytes, sizeof bytes);
+	return 0;
+}
+int main(int count, char **arguments)
+{
+	struct disk disk;
+	char line[SPEC_TEXT], device[64];
+	if (count != 4)
+		return 9;
+	folder = arguments[2];
+	if (!strcmp(arguments[1], "only")) {
+		find_only(arguments[3], &disk, line, device, sizeof device);
+		printf("%s", line);
+	} else if (footer_of(arguments[3], &disk, line, sizeof line)) {
+		printf("%scloister-disk/1 %s %s %llu %llu %s %s\n", line, disk.kind, disk.fs,
+			disk.data_blocks, disk.hash_start, disk.root_hash, disk.salt);
+	} else {
+		return 4;
+	}
+	return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The init's own search for disks, over files in the place of devices."""
+    folder = tmp_path_factory.mktemp("finder")
+    (folder / "harness.c").write_text(FINDER)
+    assert COMPILER is not None
+    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
+    places = ("-Dopen=opened", "-Dopendir=listed", "-Dioctl=sized")
+    flags = ("-std=gnu11", "-static", *places, f"-I{SOURCE}", *headers)
+    run((COMPILER, *flags, "-o", "finder", "harness.c", str(SOURCE / "disk.c")), folder)
+    return folder / "finder"
+
+
+LINE = DISK.line()
+
+
+def footer_told(finder: Path, folder: Path, disk: bytes) -> bytes | None:
+    """The line that the init would measure, if `disk` ends with one that it takes."""
+    (folder / "disk").write_bytes(disk)
+    command = (str(finder), "footer", str(folder), "/dev/disk")
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode in {0, 4}
+    if done.returncode:
+        return None
+    measured, used = done.stdout.splitlines(keepends=True)
+    assert measured == used, "what is measured says all that is used"
+    return measured
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        LINE[:-1],
+        LINE + b"x",
+        LINE.ljust(BLOCK - 1, b"\0") + b"x",
+        LINE + LINE,
+        LINE[:-1] + b"\0\n",
+        LINE[:-1] + b" \n",
+        LINE[:-1] + b" more\n",
+        b"\0" + LINE,
+        LINE.replace(b"/1 ", b"/2 "),
+        LINE.replace(b"model", b"m" * 16),
+        LINE.replace(b"model", b"m" * 300),
+        LINE.replace(b" erofs", b"  erofs"),
+        LINE.replace(b"erofs", b"ext4"),
+        LINE.replace(b"1536", b"01536"),
+        LINE.replace(b"1537", b"1535"),
+        LINE.replace(b"ab" * 32, b"AB" * 32),
+        LINE.replace(b"cd" * 32, b"cd" * 31 + b"\0d"),
+        b"x" * BLOCK,
+    ],
+)
+def test_both_read_the_same_footers(finder: Path, tmp_path: Path, block: bytes) -> None:
+    good = bytes(BLOCK) + DISK.encode()
+    assert footer_told(finder, tmp_path, good) == LINE
+    changed = block.ljust(BLOCK, b"\0")
+    with pytest.raises(MalformedError):
+        parse_footer(changed)
+    assert footer_told(finder, tmp_path, bytes(BLOCK) + changed) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 2 * BLOCK - 1])
+def test_a_device_without_room_for_a_disk_is_none(finder: Path, tmp_path: Path, size: int) -> None:
+    good = bytes(BLOCK) + DISK.encode()
+    assert footer_told(finder, tmp_path, good) == LINE
+    assert footer_told(finder, tmp_path, good[len(good) - size :]) is None
+
+
+def test_two_disks_of_one_kind_are_none(finder: Path, tmp_path: Path) -> None:
+    """Which of them would be measured is nobody's to choose; equal ones are two as well."""
+    devices = tmp_path / "devices"
+    devices.mkdir()
+    command = (str(finder), "only", str(devices), "model")
+    (devices / "vda").write_bytes(bytes(BLOCK) + DISK.encode())
+    (devices / "vdb").write_bytes(
+        bytes(BLOCK) + dataclasses.replace(DISK, kind="application").encode()
+    )
+    alone = subprocess.run(command, capture_output=True, check=False)
+    assert (alone.returncode, alone.stdout) == (0, LINE)
+    (devices / "vda1").write_bytes((devices / "vda").read_bytes())
+    both = subprocess.run(command, capture_output=True, check=False)
+    assert (both.returncode, both.stderr) == (3, b"two disks of one kind")
