@@ -74,6 +74,8 @@ def _data_member(data: bytes) -> bytes:
         header = data[at : at + _HEADER]
         name, size = header[:16].decode("ascii").rstrip(" /"), int(header[48:58])
         at += _HEADER
+        if size < 0:  # int() reads a sign; the next member would be this one again
+            raise ValueError("a size below zero")
         if name in _COMPRESSED:
             if at + size > len(data):
                 raise ValueError("cut short")
@@ -88,7 +90,10 @@ def _file(archive: tarfile.TarFile, member: tarfile.TarInfo) -> PackagedFile | N
         return PackagedFile(path=path, link=member.linkname)
     if not (member.isfile() or member.islnk()):
         return None
-    opened = archive.extractfile(member)  # follows a hard link
+    try:
+        opened = archive.extractfile(member)  # follows a hard link
+    except KeyError:
+        opened = None
     if opened is None:
         raise ValueError("a hard link leads nowhere")
     with opened:

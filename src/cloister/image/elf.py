@@ -39,7 +39,7 @@ def needs_of(content: bytes, what: str) -> Needs:
     """Read them. Nothing for a static program. BuildError for a broken file (``image.elf``)."""
     try:
         return _needs(content)
-    except (struct.error, ValueError, UnicodeDecodeError):
+    except (struct.error, ValueError, OverflowError, StopIteration):
         raise BuildError(f"{what} is a broken ELF file", code="image.elf") from None
 
 

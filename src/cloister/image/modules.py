@@ -125,7 +125,7 @@ def read_module(name: str, data: bytes) -> Module:
     try:
         entries = _section(data, b".modinfo").split(b"\0")
         listed = [entry[8:].decode("ascii") for entry in entries if entry.startswith(b"depends=")]
-    except (struct.error, ValueError, IndexError):
+    except (struct.error, ValueError, IndexError, OverflowError):
         raise BuildError(f"{name} is no kernel module", code="image.module") from None
     names = ",".join(listed).replace("-", "_").split(",")
     return Module(name=name, data=data, depends=tuple(filter(None, names)))

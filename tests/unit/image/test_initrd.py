@@ -79,7 +79,17 @@ def test_one_without_a_signature(kernel: Path) -> None:
     assert select_modules(kernel, ("unused",), unsigned=True)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF", module_file("")[:70], b"x" * 4096])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x7fELF",
+        module_file("")[:70],
+        b"x" * 4096,
+        module_file("")[:40] + b"\xff" * 8 + module_file("")[48:],
+    ],
+    ids=["empty", "magic", "cut", "text", "far table"],
+)
 def test_what_is_no_module(data: bytes) -> None:
     assert read_module("x", module_file("a,b-c")).depends == ("a", "b_c")
     with pytest.raises(BuildError) as caught:

@@ -81,6 +81,53 @@ def test_what_is_no_package_is_refused(tmp_path: Path, fault: str) -> None:
         list(files_of(package))
 
 
+@pytest.mark.timeout(30)
+def test_a_member_that_ends_before_it_begins(tmp_path: Path) -> None:
+    """A size below zero must not lead back to the same member for ever."""
+    package = deb(tmp_path / "x.deb", {"./a": b"a"})
+    assert list(files_of(package))
+    data = package.read_bytes()
+    package.write_bytes(data.replace(f"{4:<10}`".encode(), f"{-60:<10}`".encode(), 1))
+    with pytest.raises(BuildError, match="no Debian package that can be read"):
+        list(files_of(package))
+
+
+def test_a_hard_link_to_nothing(tmp_path: Path) -> None:
+    def linked(target: str) -> Path:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("./a"))
+            link = tarfile.TarInfo("./b")
+            link.type, link.linkname = tarfile.LNKTYPE, target
+            archive.addfile(link)
+        content = packed.getvalue()
+        head = f"{'data.tar':<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
+        path = tmp_path / "x.deb"
+        path.write_bytes(b"!<arch>\n" + head + content)
+        return path
+
+    assert [file.path for file in files_of(linked("./a"))] == ["a", "b"]
+    with pytest.raises(BuildError, match="no Debian package that can be read"):
+        list(files_of(linked("./missing")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a program of this machine")
+def test_a_broken_program_is_refused_as_one() -> None:
+    """Whatever one byte of its tables says."""
+    content = PROGRAM.read_bytes()
+    offset, count = int.from_bytes(content[32:40], "little"), content[56]
+    assert needs_of(content, "ls").libraries
+    refused = 0
+    for at in range(16, offset + 56 * count):
+        for byte in (0, 1, 0x80, 0xFF):
+            broken = content[:at] + bytes([byte]) + content[at + 1 : 1 << 16]
+            try:
+                needs_of(broken, "ls")
+            except BuildError as error:
+                refused += error.code == "image.elf"
+    assert refused
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a program of this machine")
 def test_a_program_names_its_libraries_and_loader() -> None:
     content = PROGRAM.read_bytes()
