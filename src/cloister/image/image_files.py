@@ -36,7 +36,8 @@ ESP: Final = "esp.img"
 APPLICATION: Final = "application.img"
 MODEL: Final = "model.img"
 
-_DEBUG_ARGUMENT: Final = "cloister.debug=1"
+_DEBUG_ARGUMENT: Final = "cloister.debug="
+"""With any value: the init does not look at it."""
 _DEBUG_SUFFIX: Final = "-debug"
 _FOLDER: Final = "image.folder"
 _DISK: Final = "image.disk_line"
@@ -106,7 +107,8 @@ def image_name(kernel: UnifiedKernel) -> ImageName:
         raise MalformedError(
             "the unified kernel image does not say its ID and VERSION_ID", code="image.uki"
         )
-    debug = name.endswith(_DEBUG_SUFFIX) or _DEBUG_ARGUMENT in kernel.command_line.split(" ")
+    told = any(word.startswith(_DEBUG_ARGUMENT) for word in kernel.command_line.split(" "))
+    debug = told or name.endswith(_DEBUG_SUFFIX)
     return ImageName(name=name, version=version, debug=debug)
 
 

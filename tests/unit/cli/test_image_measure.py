@@ -124,9 +124,9 @@ def test_each_firmware_is_a_state_of_its_own(folder: Path) -> None:
 def test_a_debug_image_says_so(folder: Path) -> None:
     record(folder)
     named = made.uki(osrel=b"ID=cloister-debug\nVERSION_ID=7\n", cmdline=MEASURED)
-    told = b"quiet cloister.debug=1"
-    open_one = made.uki(osrel=b"ID=cloister\nVERSION_ID=7\n", cmdline=told)
-    for uki in (named, open_one):
+    told = (b"quiet cloister.debug=1", b"quiet cloister.debug=yes")  # the init takes any value
+    open_ones = [made.uki(osrel=b"ID=cloister\nVERSION_ID=7\n", cmdline=line) for line in told]
+    for uki in (named, *open_ones):
         (folder / "uki.efi").write_bytes(uki)
         values = load_json(run("measure", folder).stdout.encode())
         assert [image.debug for image in values.images] == [True]
