@@ -16,7 +16,7 @@ from cloister.verifier.policy import development
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import verify_report
 from cloister.verifier.result import AttestationResult
-from unit.verifier.test_report import NONCE, NOW
+from support.report_world import NONCE, NOW
 
 FILES = {Role.MODEL: "1" * 64, Role.ADAPTER: "2" * 64}
 ADAPTED = ModelClaim(name="adapted", sha256=model_digest(FILES), files=FILES)
