@@ -13,15 +13,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloister.engine import landlock, managed_sandbox, managed_seccomp
+from cloister.engine.confined import DESCRIPTORS
 from cloister.engine.control_group import ControlGroup
 from cloister.engine.managed_sandbox import ManagedProgram, ManagedSandbox
 from cloister.errors import EngineError, SandboxError
+from support.exchanging_bwrap import exchanging_bwrap
 from support.sandbox_targets import host_targets
 
 pytestmark = pytest.mark.sandbox
@@ -331,6 +334,24 @@ def _descendants(pid: int) -> list[int]:
 
 def _groups() -> set[Path]:
     return set(Path("/sys/fs/cgroup").glob("**/cloister-*"))
+
+
+async def test_a_file_exchanged_while_the_sandbox_is_made_ends_it(
+    targets: dict[str, Any], installation: Path, tmp_path: Path
+) -> None:
+    model, other = Path(targets["model"]), tmp_path / "other.gguf"
+    other.write_text("exchanged")
+    with model.open("rb") as opened:
+        inside = replace(
+            program(targets, installation),
+            files={"/model/model.gguf": DESCRIPTORS / str(opened.fileno())},
+            inherited=(opened.fileno(),),
+        )
+        slow = replace(SMALL, bwrap=exchanging_bwrap(tmp_path / "bwrap", model, None))
+        await (await slow.spawn(inside)).aclose()
+        late = replace(SMALL, bwrap=exchanging_bwrap(tmp_path / "bwrap", model, other))
+        with pytest.raises(SandboxError, match="exchanged"):
+            await late.spawn(inside)
 
 
 async def test_what_is_missing_is_named(targets: dict[str, Any], installation: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from cloister.engine.confined import DESCRIPTORS, Program
 from cloister.engine.sandbox import Sandbox
+from cloister.errors import SandboxError
+from support.exchanging_bwrap import exchanging_bwrap
 
 pytestmark = pytest.mark.sandbox
 
@@ -34,7 +36,12 @@ def poisoned_package(directory: Path) -> Path:
     return package
 
 
-async def report(package: Path, file: Path, inherited: tuple[int, ...] = ()) -> dict[str, Any]:
+async def report(
+    package: Path,
+    file: Path,
+    inherited: tuple[int, ...] = (),
+    sandbox: Sandbox | None = None,
+) -> dict[str, Any]:
     program = Program(
         script=READER,
         packages=(package,),
@@ -42,7 +49,7 @@ async def report(package: Path, file: Path, inherited: tuple[int, ...] = ()) -> 
         inherited=inherited,
         arguments=(json.dumps(["/data/model.gguf", package.name]),),
     )
-    confined = await Sandbox().spawn(program)
+    confined = await (sandbox or Sandbox()).spawn(program)
     try:
         assert await confined.word() == b"ready"
         reader, writer = await asyncio.open_unix_connection(confined.open_socket("engine.sock"))
@@ -68,6 +75,22 @@ async def test_a_file_exchanged_after_it_was_opened_is_not_read(tmp_path: Path) 
         os.close(descriptor)
     assert by_path["content"] == "exchanged"
     assert by_descriptor["content"] == "measured"
+
+
+async def test_a_file_exchanged_while_the_sandbox_is_made_is_not_read(tmp_path: Path) -> None:
+    package = poisoned_package(tmp_path)
+    model, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    model.write_text("measured")
+    other.write_text("exchanged")
+    with model.open("rb") as opened:
+        descriptor = opened.fileno()
+        at = DESCRIPTORS / str(descriptor)
+        slow = Sandbox(bwrap=exchanging_bwrap(tmp_path / "bwrap", model, None))
+        assert (await report(package, at, (descriptor,), slow))["content"] == "measured"
+        late = Sandbox(bwrap=exchanging_bwrap(tmp_path / "bwrap", model, other))
+        with pytest.raises(SandboxError, match="exchanged"):
+            await report(package, at, (descriptor,), late)
+    assert model.read_text() == "exchanged"
 
 
 async def test_compiled_code_beside_the_source_does_not_run(tmp_path: Path) -> None:

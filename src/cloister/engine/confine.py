@@ -5,9 +5,10 @@ possible. Everything before `runpy` is this project's code; everything after it 
 and finds the door closed. It speaks on one socket, in words of a fixed vocabulary
 (`cloister.engine.status`); it writes nothing to its output.
 
-Usage: ``confine.py CONTROL_FD BOUNDS SOCKET_DIRECTORY PROGRAM [ARGUMENTS...]``. BOUNDS are four
-numbers with commas between them: bytes of memory, bytes of addresses, threads, descriptors; 0 is
-no limit. With ``unsafe`` for BOUNDS nothing at all is given up.
+Usage: ``confine.py CONTROL_FD BOUNDS SHOWN SOCKET_DIRECTORY PROGRAM [ARGUMENTS...]``. BOUNDS are
+four numbers with commas between them: bytes of memory, bytes of addresses, threads, descriptors; 0
+is no limit. SHOWN are the files that the worker had opened (`cloister.engine.shown`). With
+``unsafe`` for BOUNDS nothing at all is given up.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import runpy
 import socket
 import sys
 
-from cloister.engine import landlock, seccomp
+from cloister.engine import landlock, seccomp, shown
 
 _PR_SET_DUMPABLE = 4
 _READABLE = ("/app", "/data", "/lib", "/lib64", "/python")
@@ -77,7 +78,7 @@ def _close_all_but(control: int) -> None:
 def main() -> None:
     """Announce the socket directory, confine, announce that, and run the program."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    mode, socket_directory, program = sys.argv[2:5]
+    mode, files, socket_directory, program = sys.argv[2:6]
     directory = os.open(socket_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     socket.send_fds(control, [b"directory"], [directory])
     os.close(directory)
@@ -86,13 +87,17 @@ def main() -> None:
     else:
         try:
             memory, addresses, threads, descriptors = map(int, mode.split(","))
+            shown.check(files)  # while their descriptors are open
             _close_all_but(control.fileno())
             version = confine(socket_directory, (memory, addresses, threads, descriptors))
+        except shown.ExchangedError:
+            control.send(b"file-exchanged")
+            os._exit(3)
         except (OSError, ValueError):
             control.send(b"confine-failed")
             os._exit(3)
         control.send(b"confined-%d" % version)
-    sys.argv = [program, str(control.detach()), socket_directory, *sys.argv[5:]]
+    sys.argv = [program, str(control.detach()), socket_directory, *sys.argv[6:]]
     runpy.run_path(program, run_name="__main__")
 
 

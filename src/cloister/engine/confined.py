@@ -34,6 +34,24 @@ _FIRST: Final = re.compile(rb'"child-pid": *([0-9]{1,10})\b')  # in what `--info
 DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
+def opened_files(files: Mapping[str, Path]) -> list[tuple[str, int]]:
+    """Those of `files` that are named below `DESCRIPTORS`, with their descriptors."""
+    return [
+        (inside, int(path.name))
+        for inside, path in sorted(files.items())
+        if path.is_relative_to(DESCRIPTORS)
+    ]
+
+
+def bind_source(path: Path) -> Path:
+    """What bubblewrap is told to bind for `path`.
+
+    Of a descriptor bubblewrap finds the path itself, by its own descriptor of the same number;
+    what it bound is compared inside (`cloister.engine.shown`).
+    """
+    return path if path.is_relative_to(DESCRIPTORS) else path.resolve()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A Python program to run confined.
@@ -42,7 +60,7 @@ class Program:
     `packages` are importable, `files` are readable at the given paths inside (below
     ``/data``), `native` are files whose shared libraries must be there. A file that was opened
     already is named below `DESCRIPTORS`, by a descriptor in `inherited`: what is then read is
-    what was opened.
+    what was opened, or the program does not start.
 
     `memory` bounds what it may fill (private writable memory, stacks included) and `addresses`
     all that it may map, mapped files and reservations included, both in bytes; `threads` and

@@ -9,7 +9,7 @@ nothing to its output.
 Usage: ``managed_boot.py CONTROL_FD PLAN_JSON``. The plan: ``arguments`` and ``environment`` of the
 engine, ``port`` (where it listens on the loopback; null if it makes the socket itself),
 ``directories`` to make, ``processes`` (limit, 0 for none), ``rights`` (path → Landlock rights),
-``landlock`` (whether to restrict).
+``shown`` (the files that the worker had opened, as `cloister.engine.shown` takes them).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import socket
 import sys
 from typing import Any
 
-from cloister.engine import landlock
+from cloister.engine import landlock, shown
 from cloister.engine.managed_relay import Relay
 
 SOCKETS = "/run/engine"
@@ -105,9 +105,13 @@ def main() -> None:
     os.close(directory)
     try:
         plan = json.loads(sys.argv[2])
+        shown.check(plan["shown"])
         for path in plan["directories"]:
             os.makedirs(path, exist_ok=True)  # noqa: PTH103 - no pathlib in here
         version = confine(plan)
+    except shown.ExchangedError:
+        control.send(b"file-exchanged")
+        os._exit(3)
     except (OSError, ValueError, KeyError):
         control.send(b"confine-failed")
         os._exit(3)

@@ -31,8 +31,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cloister.engine import landlock, libraries, managed_seccomp, seccomp, spawning, status
-from cloister.engine.confined import DESCRIPTORS, Confined
+from cloister.engine import (
+    landlock,
+    libraries,
+    managed_seccomp,
+    seccomp,
+    shown,
+    spawning,
+    status,
+)
+from cloister.engine.confined import Confined, bind_source, opened_files
 from cloister.engine.control_group import ControlGroup
 from cloister.errors import SandboxError
 
@@ -56,7 +64,7 @@ _ACCOUNTS: Final = (
     "kpageflags", "latency_stats", "pagetypeinfo", "sched_debug", "slabinfo", "softirqs",
     "timer_list", "vmallocinfo",
 )  # fmt: skip
-_PARTS: Final = ("landlock.py", "managed_relay.py")
+_PARTS: Final = ("landlock.py", "managed_relay.py", "shown.py")
 _EXTENSIONS: Final = ("_ctypes", "_json")
 _FLAGS: Final = ("-E", "-s", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
 
@@ -205,6 +213,7 @@ class ManagedSandbox:
                 **program.environment,
             },
             "port": program.port,
+            "shown": shown.encode(opened_files(program.files)),
             "directories": [HOME],
             "processes": self.processes,
             "rights": {
@@ -263,17 +272,16 @@ class _View:
                 )
         engine = [part for root in roots for part in ("--ro-bind", root, root)]
         for inside, path in sorted(program.files.items()):
-            # A descriptor is bound as it is: its path may mean another file by now.
-            source = path if path.is_relative_to(DESCRIPTORS) else path.resolve()
+            source = bind_source(path)
             engine += ["--ro-bind", str(source), inside]
-        shown = {inside.split("/")[1] for inside in (*program.files, *program.texts)}
+        tops = {inside.split("/")[1] for inside in (*program.files, *program.texts)}
         return cls(
             system=system,
             hidden=_hidden(),
             ours=_ours(),
             engine=engine,
             devices=_devices(program.gpus),
-            readable=("/proc", "/etc", "/sys", *(f"/{name}" for name in sorted(shown - {"etc"}))),
+            readable=("/proc", "/etc", "/sys", *(f"/{name}" for name in sorted(tops - {"etc"}))),
             runnable=(*runnable, *roots),
             programs=tuple(f"{root}/bin" for root in roots),
         )

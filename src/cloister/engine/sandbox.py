@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cloister.engine import landlock, libraries, seccomp, spawning, status
-from cloister.engine.confined import DESCRIPTORS, Confined, Program
+from cloister.engine import landlock, libraries, seccomp, shown, spawning, status
+from cloister.engine.confined import Confined, Program, bind_source, opened_files
 from cloister.errors import SandboxError
 
 _LOG = logging.getLogger("cloister.engine")
@@ -32,7 +32,7 @@ _SOCKETS: Final = "/run/engine"
 _TMPFS_BYTES: Final = 65_536  # room for a socket's inode, not for text
 _NOBODY: Final = "65534"
 _EXTENSIONS: Final = ("_ctypes",)  # of the standard library, with libraries of their own
-_PARTS: Final = ("landlock.py", "seccomp.py")
+_PARTS: Final = ("landlock.py", "seccomp.py", "shown.py")
 
 #: No environment, no site-packages, and no compiled code beside the sources: only sources are
 #: measured, and nothing lies where this prefix points.
@@ -92,6 +92,10 @@ class Sandbox:
             arguments += ["/python/bin/python3", *_FLAGS, "/app/confine.py"]
             tail = [
                 program.bounds,
+                shown.encode(
+                    (self.path_of(program, name), descriptor)
+                    for name, descriptor in opened_files(program.files)
+                ),
                 _SOCKETS,
                 f"/app/{program.script.name}",
                 *program.arguments,
@@ -134,7 +138,7 @@ class UnsafeNoSandbox:
                 "runpy.run_module('cloister.engine.confine', run_name='__main__', alter_sys=True)\n"
             )
             arguments = [sys.executable, *_FLAGS, "-c", boot]
-            tail = ["unsafe", directory, str(program.script), *program.arguments]
+            tail = ["unsafe", "", directory, str(program.script), *program.arguments]
             confined = await spawning.start(arguments, tail, cleanup=stack.pop_all())
         return await spawning.confirm(confined, (status.UNCONFINED,), 0)
 
@@ -159,9 +163,7 @@ def _plan_binds(program: Program) -> list[str]:
     ]
     arguments: list[str] = []
     for source, inside in binds:
-        # A descriptor is bound as it is: its path may mean another file by now.
-        path = source if source.is_relative_to(DESCRIPTORS) else source.resolve()
-        arguments += ["--ro-bind", str(path), inside]
+        arguments += ["--ro-bind", str(bind_source(source)), inside]
     for inside in runtime.hidden:
         arguments += ["--size", "4096", "--tmpfs", inside, "--remount-ro", inside]
     return arguments

@@ -138,17 +138,20 @@ async def confirm(
     confined: Confined, expected: Mapping[bytes, int] | tuple[bytes, ...], abi: int
 ) -> Confined:
     """Wait until the program says that it is confined as it should be; end it otherwise."""
+    began = False
     try:
         async with asyncio.timeout(_START):
             await confined.receive_directory()
+            began = True
             await confirm_word(confined, expected, abi)
     except TimeoutError:
         await confined.aclose()
         raise SandboxError("the sandbox did not come up in time", code="sandbox.start") from None
-    except EngineError:
+    except EngineError as error:
         await confined.aclose()
+        why = str(error) if began else _explain(confined.early_output)
         raise SandboxError(
-            f"the engine's sandbox cannot be set up: {_explain(confined.early_output)}",
+            f"the engine's sandbox cannot be set up: {why}",
             code="sandbox.start",
         ) from None
     except BaseException:

@@ -12,12 +12,15 @@ from typing import Final
 DIRECTORY: Final = b"directory"  # carries a descriptor of the private socket directory
 UNCONFINED: Final = b"unconfined"
 CONFINE_FAILED: Final = b"confine-failed"
+FILE_EXCHANGED: Final = b"file-exchanged"
 CONFINED: Final = {b"confined-%d" % version: version for version in range(64)}  # Landlock ABI
 READY: Final = b"ready"
 
 #: Reasons for not getting ready; the program ends after it has given one.
 REASONS: Final = {
     CONFINE_FAILED: "the kernel refused to confine it (see the Linux kernel's log)",
+    FILE_EXCHANGED: "a file inside is not the one that was opened and measured: was it exchanged "
+    "while the engine started?",
     b"arguments": "its arguments do not decode",
     b"library-missing": "the engine library cannot be loaded (package xllamacpp)",
     b"setting-missing": "the engine library lacks a setting that must be overridden",
