@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from cloister.attester.tpm import Tpm
+from cloister.attester import tpm_sealing
+from cloister.attester.tpm import Command, Tpm, _passwords
+from cloister.attester.tpm_errors import TpmError
+from cloister.attester.tpm_sealing import unseal
 from cloister.aws.key_policy import Use
 from cloister.aws.messages import CallersKms
 from cloister.broker.root_keys import aws_kms, pkcs11, sealed_file, tpm_sealed, vault
@@ -21,6 +24,7 @@ from cloister.broker.root_keys.places import MAKERS, OPENERS, make_root_key, ope
 from cloister.broker.root_keys.protocol import RootKey
 from cloister.broker.root_keys.sealed_file import KeyFile, Passphrase, seal_key, unseal_key
 from cloister.errors import CloisterError, ConfigurationError, FetchError, MalformedError
+from cloister.evidence.tpm import ObjectAttribute
 from support.kms import RSA_KEY, Cloud
 from support.software_hsm import Hsm, module_path, software_hsm
 from support.software_tpm import HAVE_SWTPM, software_tpm
@@ -29,6 +33,8 @@ from support.transit import TOKEN, Transit
 MASTER = bytes(range(32))
 CONTEXT, OTHER = b"store one", b"store two"
 PASSPHRASE = "correct horse battery staple"
+SECRET = "root_key.secret"
+TPM_RC_AUTH_UNAVAILABLE = 0x12F  # TPM 2.0 Part 2 section 6.6
 HAVE_HSM = module_path() is not None
 needs_hsm = pytest.mark.skipif(not HAVE_HSM, reason="needs SoftHSM (scripts/setup tests)")
 needs_swtpm = pytest.mark.skipif(not HAVE_SWTPM, reason="needs swtpm")
@@ -344,6 +350,51 @@ def test_a_tpm_unseals_while_its_registers_are_what_they_were(tmp_path: Path) ->
                 tpm_sealed.open_key(str(altered), open_device=device)
         running.tpm.extend(14, bytes(32))
         refused(lambda: tpm_sealed.open_key(str(path), open_device=device), "root_key.secret")
+
+
+def unsealed_by_an_empty_password(tpm: Tpm, path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """What TPM2_Unseal gives with a password session, whatever the registers hold."""
+    sealed = tpm_sealed._parse(path.read_bytes())
+    with monkeypatch.context() as changed:
+        changed.setattr(
+            tpm,
+            "unseal",
+            lambda handle, _: tpm._run(Command.UNSEAL, (handle,), sessions=_passwords(1)).sized(),
+        )
+        return unseal(tpm, sealed)
+
+
+@needs_swtpm
+@pytest.mark.tpm
+def test_an_empty_password_unseals_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, open_to_all = tmp_path / "root", tmp_path / "open"
+    template = tpm_sealing._sealed_template
+
+    def with_password(policy: bytes) -> bytes:
+        made = bytearray(template(policy))
+        made[7] |= ObjectAttribute.USER_WITH_AUTH  # of the attributes, bytes 4 to 7
+        return bytes(made)
+
+    with software_tpm() as (running, _):
+
+        def device(_: Path) -> Tpm:
+            return kept(running.tpm)
+
+        tpm_sealed.make(f"{path}?pcrs=14", open_device=device)
+        with monkeypatch.context() as changed:
+            changed.setattr(tpm_sealing, "_sealed_template", with_password)
+            tpm_sealed.make(f"{open_to_all}?pcrs=14", open_device=device)
+        for one in (path, open_to_all):
+            tpm_sealed.open_key(str(one), open_device=device)
+        running.tpm.extend(14, bytes(32))  # from now on the policy opens neither
+        for one in (path, open_to_all):
+            name = str(one)
+            refused(functools.partial(tpm_sealed.open_key, name, open_device=device), SECRET)
+        tpm = kept(running.tpm)
+        assert len(unsealed_by_an_empty_password(tpm, open_to_all, monkeypatch)) == 32
+        with pytest.raises(TpmError) as caught:
+            unsealed_by_an_empty_password(tpm, path, monkeypatch)
+        assert caught.value.response_code == TPM_RC_AUTH_UNAVAILABLE
 
 
 @needs_swtpm
