@@ -74,14 +74,19 @@ def converting(step: Convert) -> tuple[str, ...]:
 def _run(step: Run) -> Iterator[str]:
     line = command_line(step.argv)
     if step.tries > 1:
-        line = f"until {line}; do sleep {step.pause_s}; done"
-        yield f"# At most {step.tries} times."
+        yield "tries=1"
+        line = (
+            f"until {line}; do [ $tries -lt {step.tries} ] || exit 1; tries=$((tries + 1)); "
+            f"sleep {step.pause_s}; done"
+        )
     if step.capture is None:
         yield line
     else:
         variable = _variable(Captured(name=step.capture.name))
         yield f"{variable}=$({line})"
-        yield f'printf %s "${variable}" | grep -Eqx {shlex.quote(step.capture.pattern)}'
+        # As one line: `grep` would be content with one good line among others.
+        pattern = shlex.quote(step.capture.pattern)
+        yield f"printf %s \"${variable}\" | tr '\\n' ' ' | grep -Eqx {pattern}"
     for expect in step.expects:
         # A script cannot compare it for them, and must not run on as if it had.
         yield f"printf '%s ' {shlex.quote(f'Is it so that {expect.says}? yes or no:')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,11 @@ def test_captured_values_are_checked_and_travel(tmp_path: Path) -> None:
         argv=("echo", "snap-zz"),
         capture=Capture(name="snap-shot", pattern="snap-[0-9a-f]{2,4}"),
     )
-    done = run((other, *steps[1:]), tmp_path / "d")
-    assert done.returncode != 0
-    assert done.stdout == ""
+    beside = replace(other, argv=("printf", "%s\\n", "snap-01", "--region=elsewhere"))
+    for hostile in (other, beside):
+        done = run((hostile, *steps[1:]), tmp_path / "d")
+        assert done.returncode != 0
+        assert done.stdout == ""
 
 
 @pytest.mark.parametrize(("answer", "after"), [("yes\n", "later"), ("no\n", ""), ("", "")])
@@ -71,6 +74,15 @@ def test_it_asks_what_it_cannot_compare(tmp_path: Path, answer: str, after: str)
     assert (done.returncode == 0) == (answer == "yes\n")
 
 
+@pytest.mark.parametrize(("tries", "code"), [(3, 0), (2, 1)])
+def test_a_script_tries_as_often_as_the_plan_says(tmp_path: Path, tries: int, code: int) -> None:
+    count = f'echo x >>"{tmp_path}/count"; test "$(wc -l <"{tmp_path}/count")" -ge 3'
+    step = Run(id="a", says="A.", argv=("sh", "-c", count), tries=tries)
+    done = run((step, Run(id="b", says="B.", argv=("printf", "later"))), tmp_path / "d")
+    assert (done.returncode, done.stdout) == (code, "" if code else "later")
+    assert len((tmp_path / "count").read_text().split()) == tries
+
+
 def test_waiting_conversions_and_undoing_are_written_down(tmp_path: Path) -> None:
     steps = (
         Run(id="a", says="A.", argv=("true",), tries=5, pause_s=9, undo=("undo", "a b")),
@@ -79,6 +91,6 @@ def test_waiting_conversions_and_undoing_are_written_down(tmp_path: Path) -> Non
     )
     plan = Plan(target="t", name="web", folder=tmp_path, tools=(), inputs=(), steps=steps)
     text = script(plan)
-    assert "until true; do sleep 9; done" in text
+    assert "until true; do [ $tries -lt 5 ] || exit 1; tries=$((tries + 1)); sleep 9; done" in text
     assert f"cloister deploy convert vhd {tmp_path}/x --out '{tmp_path}/y z'" in text
     assert text.endswith("# To undo it, in this order:\n#   undo c\n#   undo 'a b'\n")

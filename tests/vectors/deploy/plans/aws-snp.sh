@@ -30,15 +30,15 @@ printf %s '{
 
 # Begin to make a snapshot of it.
 task=$(aws --region us-east-2 ec2 import-snapshot --cli-input-json file:///home/me/deployment/import.json --query ImportTaskId --output text)
-printf %s "$task" | grep -Eqx 'import-snap-[0-9a-f]{8,17}'
+printf %s "$task" | tr '\n' ' ' | grep -Eqx 'import-snap-[0-9a-f]{8,17}'
 
 # Wait for the snapshot; this takes minutes.
-# At most 12 times.
-until aws --region us-east-2 ec2 wait snapshot-imported --import-task-ids "$task"; do sleep 15; done
+tries=1
+until aws --region us-east-2 ec2 wait snapshot-imported --import-task-ids "$task"; do [ $tries -lt 12 ] || exit 1; tries=$((tries + 1)); sleep 15; done
 
 # Ask which snapshot it became.
 snapshot=$(aws --region us-east-2 ec2 describe-import-snapshot-tasks --import-task-ids "$task" --query 'ImportSnapshotTasks[0].SnapshotTaskDetail.SnapshotId' --output text)
-printf %s "$snapshot" | grep -Eqx 'snap-[0-9a-f]{8,17}'
+printf %s "$snapshot" | tr '\n' ' ' | grep -Eqx 'snap-[0-9a-f]{8,17}'
 
 # Write the parameters of the next call to image.json.
 printf %s '{
@@ -65,11 +65,11 @@ printf %s '{
 
 # Register the image.
 ami=$(aws --region us-east-2 ec2 register-image --cli-input-json file:///home/me/deployment/image.json --query ImageId --output text)
-printf %s "$ami" | grep -Eqx 'ami-[0-9a-f]{8,17}'
+printf %s "$ami" | tr '\n' ' ' | grep -Eqx 'ami-[0-9a-f]{8,17}'
 
 # Make a security group.
 group=$(aws --region us-east-2 ec2 create-security-group --group-name cloister-web --description cloister-web --vpc-id vpc-0123abcd --query GroupId --output text)
-printf %s "$group" | grep -Eqx 'sg-[0-9a-f]{8,17}'
+printf %s "$group" | tr '\n' ' ' | grep -Eqx 'sg-[0-9a-f]{8,17}'
 
 # Let nothing out: take away the rule that AWS begins with.
 aws --region us-east-2 ec2 revoke-security-group-egress --group-id "$group" --protocol all --cidr 0.0.0.0/0
@@ -156,11 +156,11 @@ printf %s '{
 
 # Start the instance.
 instance=$(aws --region us-east-2 ec2 run-instances --cli-input-json file:///home/me/deployment/instance.json --query 'Instances[0].InstanceId' --output text)
-printf %s "$instance" | grep -Eqx 'i-[0-9a-f]{8,17}'
+printf %s "$instance" | tr '\n' ' ' | grep -Eqx 'i-[0-9a-f]{8,17}'
 
 # Wait until it runs.
-# At most 2 times.
-until aws --region us-east-2 ec2 wait instance-running --instance-ids "$instance"; do sleep 15; done
+tries=1
+until aws --region us-east-2 ec2 wait instance-running --instance-ids "$instance"; do [ $tries -lt 2 ] || exit 1; tries=$((tries + 1)); sleep 15; done
 
 # Ask AWS whether it is protected as it was asked for.
 aws --region us-east-2 ec2 describe-instances --instance-ids "$instance" --query 'Reservations[0].Instances[0].{found: CpuOptions.AmdSevSnp}' --output json
@@ -170,7 +170,7 @@ read -r answer
 
 # Ask for its address.
 address=$(aws --region us-east-2 ec2 describe-instances --instance-ids "$instance" --query 'Reservations[0].Instances[0].PublicIpAddress || Reservations[0].Instances[0].PrivateIpAddress' --output text)
-printf %s "$address" | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
+printf %s "$address" | tr '\n' ' ' | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 
 # To undo it, in this order:
 #   aws --region us-east-2 ec2 terminate-instances --instance-ids "$instance"

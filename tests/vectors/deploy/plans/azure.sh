@@ -21,7 +21,7 @@ az sig image-definition create --resource-group cloister --gallery-name images -
 
 # Make a version of it from the blob; this takes minutes.
 image=$(az sig image-version create --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --gallery-image-version 1.0.0 --location northeurope --os-vhd-uri https://myimages.blob.core.windows.net/disks/cloister-web-83d0f2a1d1c6.vhd --os-vhd-storage-account myimages --query id --output tsv --only-show-errors)
-printf %s "$image" | grep -Eqx '/subscriptions/[0-9a-f-]{36}/resourceGroups/[A-Za-z0-9_.-]+/providers/Microsoft.Compute/galleries/[A-Za-z0-9_.-]+/images/[A-Za-z0-9_.-]+/versions/[0-9.]+'
+printf %s "$image" | tr '\n' ' ' | grep -Eqx '/subscriptions/[0-9a-f-]{36}/resourceGroups/[A-Za-z0-9_.-]+/providers/Microsoft.Compute/galleries/[A-Za-z0-9_.-]+/images/[A-Za-z0-9_.-]+/versions/[0-9.]+'
 
 # Make a network security group.
 az network nsg create --resource-group cloister --name cloister-web --location northeurope --output none --only-show-errors
@@ -52,7 +52,7 @@ read -r answer
 
 # Ask for its address.
 address=$(az vm show --resource-group cloister --name cloister-web --show-details --query privateIps --output tsv --only-show-errors)
-printf %s "$address" | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
+printf %s "$address" | tr '\n' ' ' | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 
 # To undo it, in this order:
 #   az vm delete --resource-group cloister --name cloister-web --yes --only-show-errors

@@ -42,7 +42,7 @@ read -r answer
 
 # Ask for its address.
 address=$(gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(networkInterfaces[0].networkIP)' --project=my-project --quiet)
-printf %s "$address" | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
+printf %s "$address" | tr '\n' ' ' | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 
 # To undo it, in this order:
 #   gcloud compute instances delete cloister-web --zone=us-central1-a --project=my-project --quiet
