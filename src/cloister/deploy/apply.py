@@ -73,6 +73,7 @@ def apply(plan: Plan, effects: Effects, *, tell: Tell) -> Mapping[str, str]:
                 code="deploy.changed",
             )
     with Journal(plan.folder, plan.digest) as journal:
+        _check_kept(plan, journal)
         for step in plan.steps:
             if step.id in journal.done:
                 tell(step, "already")
@@ -100,6 +101,7 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
     """
     check_tools(plan.tools, effects.run, which=effects.which)
     with Journal(plan.folder, plan.digest) as journal:
+        _check_kept(plan, journal)
         for step in reversed(plan.steps):
             if step.id in journal.begun and isinstance(step, Run):
                 captured = _found(step, journal.values, effects)
@@ -114,6 +116,24 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
             journal.undo(step.id)
             tell(step, "undone")
         return tuple(sorted(journal.begun))
+
+
+def _check_kept(plan: Plan, journal: Journal) -> None:
+    """Refuse kept values that no step of the plan could have captured: they go into commands."""
+    captures = {step.id: step.capture if isinstance(step, Run) else None for step in plan.steps}
+    for step, kept in journal.done.items():
+        capture = captures.get(step)
+        names: set[str] = set() if capture is None else {capture.name}
+        if (
+            step not in captures
+            or kept.keys() != names
+            or (capture is not None and not re.fullmatch(capture.pattern, kept[capture.name]))
+        ):
+            raise ConfigurationError(
+                f"the progress in {plan.folder} was altered: it holds what no step of the plan "
+                "captures",
+                code="deploy.progress",
+            )
 
 
 def _found(step: Step, values: Mapping[str, str], effects: Effects) -> dict[str, str] | None:

@@ -94,7 +94,9 @@ class Journal:
 
     def _load(self, plan_digest: str) -> bool:
         """Read what is there; false where nothing is."""
-        data = os.pread(self._file, MAX_BYTES, 0)
+        data = os.pread(self._file, MAX_BYTES + 1, 0)
+        if len(data) > MAX_BYTES:  # cut off here, it would look like a line that was torn
+            raise ConfigurationError(f"{self._path} is too long for a progress", code=CODE)
         whole, _, cut_off = data.rpartition(b"\n")
         if cut_off:
             # The machine stopped while it was written, so the step it speaks of is not done.

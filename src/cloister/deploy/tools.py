@@ -22,9 +22,10 @@ _VERSION: Final = re.compile(r"(?<![\w.])[vV]?(\d{1,6}(?:\.\d{1,6}){1,3})(?![\d.
 _SECRETS: Final = (
     # What follows the name of a secret, up to the next space.
     re.compile(
-        r"(?i)\b(?:sig|signature|secret\w*|password|passwd|token|\w*key|sharedaccess\w*|"
-        r"authorization|bearer|x-amz-[\w-]+)\b[\"']?\s*[=: ]\s*(?:bearer\s+)?\S+"
+        r"(?i)\b(?:sig|\w*signature|\w*secret\w*|\w*passw(?:or)?d|\w*token|\w*key|sharedaccess\w*|"
+        r"\w*authorization|bearer|x-amz-[\w-]+)\b[\"']?\s*[=: ]\s*(?:(?:bearer|basic)\s+)?\S+"
     ),
+    re.compile(r"(?<=://)[^\s/@]+@"),  # names and passwords in addresses
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),  # AWS access key ids
     re.compile(r"[A-Za-z0-9+/_=.~%-]{32,}"),  # keys, tokens and signatures of any kind
 )

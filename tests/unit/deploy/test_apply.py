@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.deploy import journal as journal_file
 from cloister.deploy.apply import DeployError, Effects, apply, undo
 from cloister.deploy.deployment import hash_file
 from cloister.deploy.journal import FILE, Journal
@@ -264,6 +265,50 @@ def test_progress_that_says_something_else_is_refused(tmp_path: Path, line: byte
     assert caught.value.code == "deploy.progress"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"done": "snapshot", "captured": {"snapshot": "snap-0123abcd --region=elsewhere"}},
+        {"done": "snapshot", "captured": {"snapshot": "snap-0123abcd\n"}},
+        {"done": "snapshot", "captured": {}},
+        {"done": "snapshot", "captured": {"snapshot": "snap-0123abcd", "more": "x"}},
+        {"done": "file", "captured": {"snapshot": "snap-0123abcd"}},
+        {"done": "nobody", "captured": {}},
+    ],
+    ids=["option", "line", "nothing", "more", "another", "nobody"],
+)
+def test_kept_values_that_no_step_captures_reach_no_command(
+    tmp_path: Path, line: dict[str, object]
+) -> None:
+    good = {"done": "snapshot", "captured": {"snapshot": "snap-0123abcd"}}
+    for number, kept in enumerate((good, line)):
+        folder = tmp_path / str(number)
+        with Journal(folder, plan(folder).digest) as journal:
+            journal.begin("snapshot")
+        with (folder / FILE).open("ab") as file:
+            file.write(json.dumps(kept).encode() + b"\n")
+    apply(plan(tmp_path / "0"), Recorder(ANSWERS).effects, tell=quiet)
+    for carry_out in (apply, undo):
+        tools = Recorder(ANSWERS)
+        with pytest.raises(ConfigurationError, match="was altered") as caught:
+            carry_out(plan(tmp_path / "1"), tools.effects, tell=quiet)
+        assert caught.value.code == "deploy.progress"
+        assert tools.calls == [("aws", "--version")]
+
+
+def test_progress_that_is_too_long_is_refused_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet)
+    whole = (tmp_path / FILE).read_bytes()
+    monkeypatch.setattr(journal_file, "MAX_BYTES", len(whole))
+    apply(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet)
+    monkeypatch.setattr(journal_file, "MAX_BYTES", len(whole) - 3)
+    with pytest.raises(ConfigurationError, match="too long"):
+        apply(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet)
+    assert (tmp_path / FILE).read_bytes() == whole
+
+
 def test_undo_takes_back_what_was_done_and_nothing_else(tmp_path: Path) -> None:
     tools = Recorder(ANSWERS, fail_at=("aws", "state"))
     with pytest.raises(DeployError):
@@ -299,6 +344,12 @@ SECRETS = [
     "Authorization: Bearer abc",
     '"password": "hunter22"',
     "token=short",
+    "client_secret=hunter22",
+    "db_password: hunter22",
+    '"adminPassword": "hunter22"',
+    "access_token=short",
+    "Authorization: Basic dXNlcjpwYXNz",
+    "Proxy-Authorization: Basic dXNlcjpwYXNz",
     "AccountKey=Zm9v",
     "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0",
 ]
@@ -313,6 +364,12 @@ def test_a_failure_repeats_the_tool_but_none_of_its_secrets(tmp_path: Path, secr
     value = secret.replace("=", " ").replace(":", " ").split()[-1].strip('"')
     assert value not in str(caught.value)
     assert "Try another." in str(caught.value)
+
+
+def test_a_password_in_an_address_is_left_out() -> None:
+    said = plain_words("no answer from https://me:hunter22@proxy.example:8080/a")
+    assert "hunter22" not in said
+    assert "proxy.example" in said
 
 
 def test_a_tools_words_move_no_cursor_and_have_an_end() -> None:
