@@ -232,6 +232,11 @@ def _check_record(path: Path, files: Mapping[str, Input]) -> bool:
         if (path.parent / CONFIGURATION).exists():
             here[CONFIGURATION] = hash_file(path.parent / CONFIGURATION).sha256
         for name, digest in here.items():
+            if name not in listed and name != ARTEFACTS["eif"]:  # which may be made later
+                raise ConfigurationError(
+                    f"{name} was not built with the image: {path.name} does not list it",
+                    code="deploy.changed",
+                )
             if name in listed and _recorded(listed, name) != digest:
                 raise ConfigurationError(
                     f"{name} is not what was built: {path.name} lists another digest",

@@ -132,7 +132,12 @@ def path(given: Path, what: str) -> Path:
     Raises:
         ConfigurationError: it cannot (code ``deploy.path``).
     """
-    absolute = given.expanduser().absolute()
+    try:
+        absolute = given.expanduser().absolute()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"the path of {what} begins with somebody who has no home here", code="deploy.path"
+        ) from None
     text = str(absolute)
     if not text.isprintable() or any(sign in text for sign in "\"'`\\$%,<>&|;*?"):
         raise ConfigurationError(

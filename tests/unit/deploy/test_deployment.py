@@ -143,3 +143,12 @@ def test_every_word_of_a_description_is_checked(tmp_path: Path) -> None:
         fields = {name: getattr(good, name) for name in good.__slots__}
         with pytest.raises(ConfigurationError):
             Deployment(**{**fields, **change})
+
+
+def test_a_disk_that_was_not_built_with_the_image_is_refused(tmp_path: Path) -> None:
+    folder = write_image(tmp_path / "image")
+    read_image(folder, debug_accepted=False)
+    (folder / "application.img").write_bytes(b"planted".ljust(4096, b"\0"))
+    with pytest.raises(ConfigurationError, match=r"application\.img") as caught:
+        read_image(folder, debug_accepted=False)
+    assert caught.value.code == "deploy.changed"

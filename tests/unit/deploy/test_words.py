@@ -81,6 +81,12 @@ def test_a_path_is_absolute_and_holds_nothing_that_is_read_otherwise(tmp_path: P
         assert caught.value.code == "deploy.path"
 
 
+def test_a_path_of_somebody_without_a_home_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        words.path(Path("~nobody-of-this-name/x"), "x")
+    assert caught.value.code == "deploy.path"
+
+
 def test_ranges_are_whole_networks_or_everybody_by_name() -> None:
     assert words.source_range("203.0.113.0/24") == "203.0.113.0/24"
     assert words.source_range("2001:db8::/32") == "2001:db8::/32"
