@@ -106,7 +106,7 @@ def test_nothing_is_written_that_survives(inside: Probed) -> None:
         for _, where, kind, options in inside.found["state"]["mounts"]
         if "rw" in options.split(",")
     }
-    kernel = {"proc", "sysfs", "securityfs", "devtmpfs", "tmpfs", "rootfs"}
+    kernel = {"proc", "sysfs", "securityfs", "configfs", "devtmpfs", "tmpfs", "rootfs"}
     assert {kind for _, kind in writable} <= kernel
     assert inside.found["state"]["swaps"] == []
 

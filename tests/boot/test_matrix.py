@@ -103,6 +103,7 @@ CHANGES: dict[str, Change] = {
     "nothing": of_machine(),
     "memory": of_machine(memory_mib=1536),
     "processors": of_machine(cpus=2),
+    "NVMe disks": of_machine(disk_device="nvme"),
     "option ROM": of_machine(
         more=("-netdev", "user,id=other,restrict=on", "-device", "e1000,netdev=other")
     ),

@@ -44,6 +44,9 @@ from cloister.evidence.items import (
 from cloister.evidence.report import MEDIA_TYPE_EVENT_LOG, EvidenceItem
 
 REPORTS: Final = Path("/sys/kernel/config/tsm/report")
+GIVEN: Final = "cloister"
+"""The entry that a sealed image's init makes, and gives to the user the worker runs as: the kernel
+lets nobody but root make one."""
 
 PROVIDER_SNP: Final = "sev_guest"
 PROVIDER_TDX: Final = "tdx_guest"
@@ -114,6 +117,30 @@ class KernelEntries:
             os.close(descriptor)
 
 
+class GivenEntry(KernelEntries):
+    """The one entry of `GIVEN`, used again for every request and by nobody else."""
+
+    def make(self, name: str) -> None:
+        """Nothing to make."""
+
+    def remove(self, name: str) -> None:
+        """It stays for the next request."""
+
+    def write(self, name: str, attribute: str, data: bytes) -> None:
+        """See `ReportEntries.write`."""
+        super().write(GIVEN, attribute, data)
+
+    def read(self, name: str, attribute: str, *, limit: int) -> bytes:
+        """See `ReportEntries.read`."""
+        return super().read(GIVEN, attribute, limit=limit)
+
+
+def kernel_entries(directory: Path = REPORTS) -> ReportEntries:
+    """The given entry where there is one; otherwise each request makes its own."""
+    given = (directory / GIVEN).is_dir()
+    return GivenEntry(directory) if given else KernelEntries(directory)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TsmReport:
     """What one entry gave."""
@@ -167,7 +194,7 @@ def fetch_report(
     name: Callable[[], str] = _name,
     pause: Callable[[float], None] = time.sleep,
 ) -> TsmReport:
-    """Ask for one report over `user_data`, 1 to 64 bytes; the entry is removed afterwards.
+    """Ask for one report over `user_data`, 1 to 64 bytes, and remove the entry that was made.
 
     Raises:
         UnsupportedError: configfs-tsm is not here, has no provider, not this option, or this
@@ -289,7 +316,7 @@ class TsmAttester:
         event_log: bytes | None = None,
     ) -> None:
         """`event_log` is the CCEL area, which goes with TDX quotes."""
-        self._entries = KernelEntries() if entries is None else entries
+        self._entries = kernel_entries() if entries is None else entries
         self._options = options
         self._event_log = event_log
         self._lock = threading.Lock()

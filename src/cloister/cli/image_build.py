@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cloister.image.plan import Ingredients, Plan
     from cloister.strictjson import JsonObject
 
-GUEST_LANDLOCK_ABI: Final = 2
-"""Of the locked kernel, Linux 6.1 (Landlock's second version is 5.19's, its third 6.2's)."""
+GUEST_LANDLOCK_ABI: Final = 6
+"""Of the locked kernel: Linux 6.12 brought the sixth version."""
 
 Configuration = Annotated[Path, typer.Argument(help="What the image is to be (TOML).")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder for the image's files.")]

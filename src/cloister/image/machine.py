@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cloister.errors import ConfigurationError, UnsupportedError
 
@@ -56,6 +56,8 @@ class Machine:
     port: int | None = 8440
     """On this machine's loopback, forwarded to the guest's; None: no network card at all."""
     guest_port: int = 8440
+    disk_device: Literal["virtio-blk-pci", "nvme"] = "virtio-blk-pci"
+    """How it sees its disks: as here and at Google, or as at AWS and at Google's newer types."""
     boot_entry: bool = True
     """Whether QEMU says which disk to start from. Without, the firmware's variables decide."""
     more: tuple[str, ...] = ()
@@ -122,10 +124,10 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
         *(("-global", "driver=cfi.pflash01,property=secure,value=on") if secure else ()),
         *("-chardev", f"socket,id=tpm,path={sockets.tpm}"),
         *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
-        *_disk("esp", machine.esp, ",bootindex=1" if machine.boot_entry else ""),
+        *_disk(machine.disk_device, machine.esp, ",bootindex=1" if machine.boot_entry else ""),
     ]
     for disk in machine.disks:
-        command += _disk(disk.stem, disk, "")
+        command += _disk(machine.disk_device, disk, "")
     command += [
         *("-device", "virtio-rng-pci"),
         *("-device", "virtio-serial-pci"),
@@ -156,10 +158,11 @@ def _port(name: str, path: Path) -> tuple[str, ...]:
     )
 
 
-def _disk(name: str, path: Path, options: str) -> tuple[str, ...]:
+def _disk(device: str, path: Path, options: str) -> tuple[str, ...]:
+    name = path.stem
     return (
         *("-drive", f"if=none,id={name},format=raw,readonly=on,file={path}"),
-        *("-device", f"virtio-blk-pci,drive={name},serial={name}{options}"),
+        *("-device", f"{device},drive={name},serial={name}{options}"),
     )
 
 

@@ -8,6 +8,7 @@ to run over an unpacked package.
 
 from __future__ import annotations
 
+import lzma
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ GUEST_MODULES: Final = (
 )
 """Those that a kernel lacks are built in, or not made for it: a guest that needs one and does not
 have it finds no disk, and stops."""
+
+MODULE_SUFFIXES: Final = (".ko", ".ko.xz")
+MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 
 _ELF64: Final = b"\x7fELF\x02\x01"
 _SIGNED: Final = b"~Module signature appended~\n"
@@ -94,9 +98,25 @@ def select_modules(
 
 def _files(directory: Path) -> Mapping[str, Path]:
     return {
-        path.name.removesuffix(".ko").replace("-", "_"): path
-        for path in sorted(directory.rglob("*.ko"))
+        path.name.split(".ko")[0].replace("-", "_"): path
+        for suffix in MODULE_SUFFIXES
+        for path in sorted(directory.rglob(f"*{suffix}"))
     }
+
+
+def _content(path: Path) -> bytes:
+    """What the kernel loads: the signature stands behind the module, not behind its packing."""
+    data = path.read_bytes()
+    if not path.name.endswith(".xz"):
+        return data
+    try:
+        unpacking = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        module = unpacking.decompress(data, MAX_MODULE_BYTES)
+    except lzma.LZMAError:
+        module = b""
+    if not unpacking.eof or unpacking.unused_data:
+        raise BuildError(f"{path.name} does not unpack", code="image.module")
+    return module
 
 
 def _choose(
@@ -110,7 +130,7 @@ def _choose(
             + ("needs it in turn" if name in above else "the kernel does not have"),
             code="image.module",
         )
-    module = read_module(name, files[name].read_bytes())
+    module = read_module(name, _content(files[name]))
     for needed in module.depends:
         _choose(needed, files, chosen, above=(*above, name))
     chosen[name] = module

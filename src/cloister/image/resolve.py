@@ -25,6 +25,9 @@ from cloister.errors import BuildError
 from cloister.image.lock import DebianPackage, ImageLock, Use, Wheel
 
 RELEASE: Final = "bookworm"
+KERNEL_RELEASE: Final = "trixie"
+"""Where the kernel comes from, and nothing else: the next release's can be a guest of Intel TDX,
+and has one interface for the reports of all confidential machines."""
 PYTHON: Final = "3.11"
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MIRROR: Final = "http://deb.debian.org"
@@ -54,6 +57,17 @@ PACKAGES: Final[dict[Use, tuple[str, ...]]] = {
     ),
 }
 """What is asked for; apt adds what these need."""
+
+_FOR_KERNEL: Final = "linux-image-* linux-base"
+_PREFERENCES: Final = f"""\
+Package: *
+Pin: release n={KERNEL_RELEASE}*
+Pin-Priority: 100
+
+Package: {_FOR_KERNEL}
+Pin: release n={KERNEL_RELEASE}*
+Pin-Priority: 900
+"""
 
 BOOT_FILES: Final = re.compile(r"linux-image-[0-9].*|systemd-boot-efi")
 """What else apt would install with a kernel serves its maintainer scripts, which never run."""
@@ -118,11 +132,19 @@ def _private_apt(home: Path) -> dict[str, str]:
         "etc/preferences.d",
     ):
         (home / folder).mkdir(parents=True)
-    suites = (("debian", RELEASE), ("debian", f"{RELEASE}-updates"))
-    lines = [*suites, ("debian-security", f"{RELEASE}-security")]
+    suites = [
+        (archive, f"{release}{suffix}")
+        for release in (RELEASE, KERNEL_RELEASE)
+        for archive, suffix in (
+            ("debian", ""),
+            ("debian", "-updates"),
+            ("debian-security", "-security"),
+        )
+    ]
     (home / "etc/sources.list").write_text(
-        "".join(f"deb [signed-by={KEYRING}] {MIRROR}/{a} {suite} main\n" for a, suite in lines)
+        "".join(f"deb [signed-by={KEYRING}] {MIRROR}/{a} {suite} main\n" for a, suite in suites)
     )
+    (home / "etc/preferences.d/kernel").write_text(_PREFERENCES)
     (home / "apt.conf").write_text(_APT.format(home=home))
     return {"APT_CONFIG": str(home / "apt.conf")}
 

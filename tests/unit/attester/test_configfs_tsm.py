@@ -11,11 +11,14 @@ import pytest
 
 from cloister.attester import configfs_tsm
 from cloister.attester.configfs_tsm import (
+    GIVEN,
+    GivenEntry,
     KernelEntries,
     TsmAttester,
     TsmOptions,
     TsmReport,
     fetch_report,
+    kernel_entries,
 )
 from cloister.attester.devices import answer_error
 from cloister.errors import FetchError, UnsupportedError
@@ -339,3 +342,45 @@ def test_files_are_read_whole_and_never_made(tmp_path: Path) -> None:
         file.unlink()
     entries.remove("entry")
     assert not (tmp_path / "entry").exists()
+
+
+def test_a_given_entry_is_used_again_and_not_removed(tmp_path: Path) -> None:
+    """As in a sealed image, whose worker may make none."""
+    assert type(kernel_entries(tmp_path)) is KernelEntries
+    given = tmp_path / GIVEN
+    given.mkdir()
+    content = {"provider": b"tdx_guest\n", "generation": b"0\n", "outblob": b"quote", "inblob": b""}
+    for name, data in content.items():
+        (given / name).write_bytes(data)
+    entries = kernel_entries(tmp_path)
+    entries.make("another")
+    entries.write("another", "inblob", USER_DATA)
+    assert entries.read("another", "outblob", limit=100) == b"quote"
+    entries.remove("another")
+    assert [entry.name for entry in tmp_path.iterdir()] == [GIVEN]
+    assert (given / "inblob").read_bytes() == USER_DATA
+
+
+def test_what_is_asked_by_a_given_entry_is_counted_from_what_it_was_at(tmp_path: Path) -> None:
+    class Counting(GivenEntry):
+        """As the kernel: a write counts."""
+
+        foreign = 0
+
+        def write(self, name: str, attribute: str, data: bytes) -> None:
+            super().write(name, attribute, data)
+            count = tmp_path / GIVEN / "generation"
+            count.write_text(f"{int(count.read_text()) + 1 + self.foreign}\n")
+
+    (tmp_path / GIVEN).mkdir()
+    for name, text in {"provider": "tdx_guest", "generation": "7", "outblob": "quote"}.items():
+        (tmp_path / GIVEN / name).write_text(text)
+    (tmp_path / GIVEN / "inblob").touch()
+    entries = Counting(tmp_path)
+    attester = TsmAttester(entries)
+    for _ in range(2):
+        assert attester.quote(DIGEST)[ITEM_TDX_QUOTE].data == b"quote"
+    entries.foreign = 1
+    with pytest.raises(FetchError) as caught:
+        attester.quote(DIGEST)
+    assert caught.value.code == "device.raced"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import shutil
 import struct
 import subprocess
@@ -77,6 +78,37 @@ def test_one_without_a_signature(kernel: Path) -> None:
     with pytest.raises(BuildError, match="not signed"):
         select_modules(kernel, ("unused",))
     assert select_modules(kernel, ("unused",), unsigned=True)
+
+
+def test_packed_modules_go_unpacked(kernel: Path) -> None:
+    """Newer kernels pack theirs; the signature is behind what was packed."""
+    plain = kernel / "kernel" / "vi" / "virtio.ko"
+    packed = plain.with_suffix(".ko.xz")
+    packed.write_bytes(lzma.compress(plain.read_bytes()))
+    expected = plain.read_bytes()
+    plain.unlink()
+    chosen = select_modules(kernel, ("virtio_pci",))
+    assert chosen[0].name == "virtio"
+    assert chosen[0].data == expected
+
+    whole = packed.read_bytes()
+    for broken in (whole[:-1], whole + b"x", b"no xz", b""):
+        packed.write_bytes(broken)
+        with pytest.raises(BuildError, match="does not unpack") as caught:
+            select_modules(kernel, ("virtio_pci",))
+        assert caught.value.code == "image.module"
+
+
+def test_a_module_that_unpacks_without_end(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = kernel / "kernel" / "vi" / "virtio.ko"
+    plain.with_suffix(".ko.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    size = len(plain.read_bytes())
+    plain.unlink()
+    monkeypatch.setattr("cloister.image.modules.MAX_MODULE_BYTES", size + 1)
+    assert select_modules(kernel, ("virtio",))
+    monkeypatch.setattr("cloister.image.modules.MAX_MODULE_BYTES", size - 1)
+    with pytest.raises(BuildError, match="does not unpack"):
+        select_modules(kernel, ("virtio",))
 
 
 @pytest.mark.parametrize(

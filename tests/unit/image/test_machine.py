@@ -31,6 +31,15 @@ def test_disks_and_firmware_are_read_only_and_nothing_is_qemus_own_idea() -> Non
     assert "file=/run/vm/variables.fd" in words(MACHINE)
 
 
+def test_disks_can_show_as_nvme() -> None:
+    assert "nvme" not in words(MACHINE)
+    assert "virtio-blk" in words(MACHINE)
+    other = words(dataclasses.replace(MACHINE, disk_device="nvme"))
+    assert "-device nvme,drive=root,serial=root" in other
+    assert "-device nvme,drive=esp,serial=esp,bootindex=1" in other
+    assert "virtio-blk" not in other
+
+
 def test_the_network_lets_nothing_out_and_listens_on_loopback() -> None:
     command = words(MACHINE)
     assert "restrict=on" in command

@@ -9,6 +9,7 @@
 #include <linux/capability.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -19,6 +20,9 @@
 #define MAX_ARGUMENTS 32
 #define BOOT_LOG "/sys/kernel/security/tpm0/binary_bios_measurements"
 #define PRIVATE_DIRECTORY "/run/cloister"
+#define TDX_LOG "/sys/firmware/acpi/tables/data/CCEL"
+#define CONFIGFS "/sys/kernel/config"
+#define REPORT CONFIGFS "/tsm/report/cloister" /* the entry that cloister.attester knows */
 #define PORTS "/dev/virtio-ports" /* where others have udev put them */
 
 /* Each of these holds until the next boot: the first two lines cannot be taken back, and nobody
@@ -80,6 +84,21 @@ static int is_plain(const char *name)
 {
 	size_t plain = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789.-");
 	return *name && *name != '.' && !name[plain];
+}
+
+/* The kernel lets root alone ask for reports of a confidential machine, so the worker gets one
+   entry to ask by. Where there is no such interface, or nothing behind it, it gets none. */
+static void give_report_entry(void)
+{
+	static const char *const files[] = {"inblob", "outblob", "auxblob", "generation", "provider"};
+	if (mount("configfs", CONFIGFS, "configfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0) ||
+	    mkdir(REPORT, 0755))
+		return;
+	for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+		char path[64];
+		snprintf(path, sizeof path, REPORT "/%s", files[i]);
+		give(path);
+	}
 }
 
 /* The virtio ports are the worker's, who finds them by name: what it answers there, it decides. */
@@ -169,6 +188,8 @@ _Noreturn void run_worker(void)
 	give("/dev/tpmrm0");
 	give("/dev/sev-guest");
 	give("/dev/tdx_guest");
+	give(TDX_LOG);
+	give_report_entry();
 	give_ports();
 	say("worker");
 	pid_t worker = fork(), ended;
