@@ -213,6 +213,9 @@ class DeviceTpmAttester:
         self._event_log = event_log
         self._registers = tuple(registers)
         self._lock = threading.Lock()
+        self._chained = threading.Event()
+        if key.chain:
+            self._chained.set()
 
     def quote(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
         """A quote with `statement_digest` (32 bytes) as qualifying data.
@@ -242,6 +245,11 @@ class DeviceTpmAttester:
         """Use these certificates (DER) of the same key from now on; the caller checked them."""
         with self._lock:
             self._key = replace(self._key, chain=tuple(chain))
+        self._chained.set()
+
+    def wait_for_chain(self) -> None:
+        """Wait until certificates vouch for the key, as those whom it proves itself to ask."""
+        self._chained.wait()
 
     def close(self) -> None:
         """Let go of the TPM."""

@@ -5,6 +5,11 @@ starts it as an ordinary user, when the disks are measured and the network's rul
 the worker does stands in ``worker.json`` of the same measured disk; nothing else in the guest
 changes it.
 
+Weights that lie sealed on the model disk are opened into a folder in memory, which is made before
+the process has a second thread. Their key comes from the broker that ``worker.json`` names, to
+evidence with the certificate of this machine's key: so where there is a broker, the worker waits
+for the certificate.
+
 One process, for a second interpreter would cost seconds where instructions are emulated. The thread
 that answers the operator's port (`cloister.attester.guest_port`) has a TPM connection of its own.
 """
@@ -12,6 +17,7 @@ that answers the operator's port (`cloister.attester.guest_port`) has a TPM conn
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import socket
 import sys
@@ -32,17 +38,24 @@ from cloister.attester.device_tpm import (
 )
 from cloister.attester.guest_port import decoded, encoded, find_port, serve_port
 from cloister.attester.handover import Evidence, Handover, MeasuredFile
+from cloister.attester.memory import FOLDER, WorkerMemory, make_memory
 from cloister.attester.quote import EndorsementKey, find_endorsement_key
 from cloister.attester.tpm import Tpm
 from cloister.endorsements.certificates import parse_certificate
-from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
-from cloister.evidence.component import CONFIGURATION_MANIFEST
+from cloister.errors import (
+    AuthenticationError,
+    CloisterError,
+    ConfigurationError,
+    MalformedError,
+)
+from cloister.evidence.component import CONFIGURATION_BROKER, CONFIGURATION_MANIFEST
 from cloister.evidence.items import TEE_TYPE_TPM_BOOT
 from cloister.evidence.tpm import parse_public
 from cloister.model_digest import Role
 from cloister.strictjson import (
     Json,
     JsonObject,
+    expect_int,
     expect_keys,
     expect_list,
     expect_object,
@@ -51,11 +64,8 @@ from cloister.strictjson import (
 )
 
 SETTINGS: Final = Path("/application/worker.json")
-BOOT_LOG: Final = Path("/run/cloister/boot-log")
-"""The init's copy of the firmware's log, which the kernel shows to root alone."""
-DIRECTORY: Final = Path("/run/cloister/worker")
-API_KEYS: Final = Path("/run/cloister/api-keys.json")
-MANIFEST: Final = Path("/run/cloister/manifest.json")
+RUN: Final = Path("/run/cloister")
+"""The worker's own folder, in memory."""
 
 MANIFEST_REGISTER: Final = 13
 """Nothing else in the guest extends it; zero, or one manifest's digest."""
@@ -63,6 +73,46 @@ MANIFEST_REGISTER: Final = 13
 ENTRY: Final = "cloister.worker.serve:main"
 MAX_SETTINGS_BYTES: Final = 1024 * 1024
 MAX_CHAIN: Final = 4
+MAX_MEMORY_BYTES: Final = 1 << 50
+MAX_MEMORY_FILES: Final = 1 << 20
+MIB: Final = 1024 * 1024
+
+
+def _open_port() -> int | None:
+    port = find_port()
+    return None if port is None else os.open(port, os.O_RDWR | os.O_CLOEXEC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Where a guest's worker finds what its machine and its init give it."""
+
+    settings: Path = SETTINGS
+    run: Path = RUN
+    open_tpm: Callable[[], Tpm] = open_tpm
+    open_port: Callable[[], int | None] = _open_port
+    """The operator's port; None on a machine that has none."""
+    meminfo: Path = Path("/proc/meminfo")
+
+    @property
+    def boot_log(self) -> Path:
+        """The init's copy of the firmware's log, which the kernel shows to root alone."""
+        return self.run / "boot-log"
+
+    @property
+    def directory(self) -> Path:
+        """The worker's private directory."""
+        return self.run / "worker"
+
+    @property
+    def api_keys(self) -> Path:
+        """The table of API keys, as the operator's port brought it."""
+        return self.run / "api-keys.json"
+
+    @property
+    def manifest(self) -> Path:
+        """The bundle that the worker was started with."""
+        return self.run / "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,41 +128,97 @@ class GuestSettings:
     platform: str = TEE_TYPE_TPM_BOOT
     """What makes the evidence: the machine's measured boot, or one of
     `cloister.attester.machine.PLATFORMS`."""
+    memory: WorkerMemory | None = None
+    """What weights are opened into that lie sealed; None where none do."""
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether a broker releases keys to this worker."""
+        return self.configuration.get(CONFIGURATION_BROKER) is not None
 
 
-def main() -> int:
+def main(around: Surroundings | None = None) -> int:
     """Run the worker until it ends; its status is the process's."""
-    settings = read_settings(SETTINGS.read_bytes())
-    DIRECTORY.mkdir(mode=0o700)
-    evidence = _evidence(settings.platform)
+    try:
+        return _run(Surroundings() if around is None else around)
+    except CloisterError as error:
+        # Its sentence is for the operator: no request has arrived, and no key.
+        said = {"event": "guest.failed", "code": error.code, "reason": str(error)}
+        sys.stderr.write(json.dumps(said) + "\n")
+        return 1
+
+
+def _run(around: Surroundings) -> int:
+    settings = read_settings(around.settings.read_bytes())
+    around.directory.mkdir(mode=0o700)
+    memory = None if settings.memory is None else _memory(settings.memory, around)
+    evidence = _evidence(settings.platform, around)
     ours, theirs = socket.socketpair()
-    state = OperatorState(api_keys=API_KEYS)
+    state = OperatorState(api_keys=around.api_keys)
     configuration, operator = settings.configuration, {**settings.operator}
-    operator["api_keys"] = str(API_KEYS)
-    port = find_port()
+    operator["api_keys"] = str(around.api_keys)
+    module, _, function = ENTRY.partition(":")
+    port = around.open_port()
     if port is not None and isinstance(evidence, DeviceTpmAttester):
-        certifiable = Certifiable.open(evidence, open_tpm())
-        descriptor = os.open(port, os.O_RDWR | os.O_CLOEXEC)
-        _in_background("operator", lambda: serve_port(descriptor, Questions(certifiable, state)))
+        questions = Questions(
+            Certifiable.open(evidence, around.open_tpm()), state, boot_log=around.boot_log
+        )
+        _in_background("operator", lambda: serve_port(port, questions))
         bundle = state.wait_for_start()
         if bundle is not None:
-            digest = measure_manifest(open_tpm(), bundle)
+            digest = measure_manifest(around.open_tpm(), bundle)
             configuration = {**configuration, CONFIGURATION_MANIFEST: digest.hex()}
-            operator["manifest"] = str(_written(MANIFEST, bundle))
+            operator["manifest"] = str(_written(around.manifest, bundle))
+        importlib.import_module(module)  # takes seconds, in which the key is certified
+        if settings.takes_keys:
+            evidence.wait_for_chain()
     _in_background("ready", lambda: state.hear(theirs))
     handover = Handover(
         configuration=configuration,
         operator=operator,
         models=settings.models,
         native=settings.native,
-        directory=DIRECTORY,
+        directory=around.directory,
+        memory=memory,
         attester=evidence,
         tee_type=settings.platform,
         _connection=ours,
     )
-    module, _, function = ENTRY.partition(":")
     status = getattr(importlib.import_module(module), function)(handover)
     return status if isinstance(status, int) else 0
+
+
+def _memory(needed: WorkerMemory, around: Surroundings) -> Path:
+    """Make the folder that weights are opened into; it is this process's, and what it starts.
+
+    Raises:
+        ConfigurationError: the machine has less memory left than the weights take, so that the
+            kernel would end the worker while it opens them (code ``guest.memory``); or as
+            `make_memory`.
+    """
+    left = available_memory(around.meminfo)
+    if needed.size > left:
+        raise ConfigurationError(
+            f"the sealed weights take {_mib(needed.size)} MiB of memory once they are open, and "
+            f"this machine has {_mib(left)} MiB left: give it more (cloister image boot --memory)",
+            code="guest.memory",
+        )
+    folder = around.directory / FOLDER
+    make_memory(folder, size=needed.size, files=needed.files)
+    return folder
+
+
+def available_memory(meminfo: Path) -> int:
+    """Bytes that could be had without swap (Linux ``proc(5)``, MemAvailable); 0 if none says so."""
+    for line in meminfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f}"
 
 
 def read_settings(data: bytes) -> GuestSettings:
@@ -134,7 +240,7 @@ def _settings(members: JsonObject) -> GuestSettings:
         members,
         "worker.json",
         required={"configuration", "operator", "models"},
-        optional={"native", "platform"},
+        optional={"native", "platform", "memory"},
     )
     models = expect_object(members["models"], "models")
     native = expect_object(members.get("native", {}), "native files")
@@ -150,27 +256,40 @@ def _settings(members: JsonObject) -> GuestSettings:
         },
         native={name: _file(name, entry) for name, entry in native.items()},
         platform=expect_str(members.get("platform", TEE_TYPE_TPM_BOOT), "a platform", limit=32),
+        memory=_worker_memory(members["memory"]) if "memory" in members else None,
+    )
+
+
+def _worker_memory(value: Json) -> WorkerMemory:
+    members = expect_object(value, "the memory")
+    expect_keys(members, "the memory", required={"size", "files"})
+    return WorkerMemory(
+        size=expect_int(members["size"], "a size", low=1, high=MAX_MEMORY_BYTES),
+        files=expect_int(members["files"], "a number of files", low=1, high=MAX_MEMORY_FILES),
     )
 
 
 def _file(name: str, value: Json) -> MeasuredFile:
     members = expect_object(value, "a file")
-    expect_keys(members, "a file", required={"path", "sha256"})
+    expect_keys(members, "a file", required={"path", "sha256"}, optional={"sealed"})
+    if members.get("sealed", True) is not True:
+        raise MalformedError("a file that does not lie sealed has no member `sealed`")
     return MeasuredFile(
         name=name,
         path=Path(expect_str(members["path"], "a path", limit=4096)),
         sha256=expect_str(members["sha256"], "a digest", limit=64),
+        sealed=members.get("sealed") is True,
     )
 
 
-def _evidence(platform: str) -> Evidence:
+def _evidence(platform: str, around: Surroundings) -> Evidence:
     if platform != TEE_TYPE_TPM_BOOT:
         from cloister.attester.machine import open_attester  # imports every platform's code
 
         return open_attester(platform)
-    tpm = open_tpm()
+    tpm = around.open_tpm()
     key = find_attestation_key(tpm, provided=())
-    return DeviceTpmAttester(tpm, key, event_log=read_boot_log(BOOT_LOG))
+    return DeviceTpmAttester(tpm, key, event_log=read_boot_log(around.boot_log))
 
 
 def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
@@ -294,9 +413,12 @@ class Certifiable:
 class Questions:
     """Answers the messages of the operator's port."""
 
-    def __init__(self, key: Certifiable, state: OperatorState) -> None:
+    def __init__(
+        self, key: Certifiable, state: OperatorState, *, boot_log: Path = RUN / "boot-log"
+    ) -> None:
         self._key = key
         self._state = state
+        self._boot_log = boot_log
 
     def __call__(self, message: JsonObject) -> JsonObject:
         """The answer to one message; raises a CloisterError for any that has none."""
@@ -320,7 +442,7 @@ class Questions:
                 self._state.store_api_keys(decoded(message.get("table")))
                 return {"stored": True}
             case "boot_log":
-                return {"log": encoded(read_boot_log(BOOT_LOG))}
+                return {"log": encoded(read_boot_log(self._boot_log))}
             case "ready":
                 return {"ready": self._state.ready}
         raise MalformedError("the operator's port does not know the question")

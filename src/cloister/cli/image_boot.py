@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from cloister.image.boot import BootedGuest, BootPlan
-    from cloister.image.machine import Firmware, Machine
+    from cloister.image.machine import Carried, Firmware, Machine
     from cloister.strictjson import JsonObject
     from cloister.verifier.reference_values import ReferenceValues
 
@@ -29,6 +29,8 @@ ANSWER_WITHIN_S: Final = 300.0
 DISKS: Final = ("root.img", "application.img", "model.img")
 ESP: Final = "esp.img"
 REFERENCE_VALUES: Final = "reference-values.json"
+CONFIGURATION: Final = "configuration.json"
+MAX_CONFIGURATION_BYTES: Final = 1024 * 1024
 _LOCAL: Final = "tcp://127.0.0.1:8440"
 PLATFORM: Final = "development (software TPM)"
 
@@ -74,6 +76,22 @@ def boot(
         Path | None,
         typer.Option("--manifest", help="The bundle of the manifest that the worker runs under."),
     ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="NAME=HOST:PORT",
+            help="Where a peer is that the image may call, such as its broker. Repeatable; nobody"
+            " else can be called.",
+        ),
+    ] = None,
+    boot_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--boot-log",
+            help="Write the firmware's event log of this boot here (cloister image golden).",
+        ),
+    ] = None,
     reference_values: Annotated[
         Path | None,
         typer.Option(
@@ -118,6 +136,7 @@ def boot(
         port=None if no_network else port or _free_port(),
         guest_port=guest_port,
         firmware=_firmware(code, variables, secure_boot=secure_boot),
+        peers=_peers(directory, peer or ()),
     )
     table, api_key = _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
@@ -125,6 +144,8 @@ def boot(
     typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
     with _stopping(), BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest:
         ready = guest.wait_ready(timeout)
+        if boot_log is not None:
+            boot_log.write_bytes(guest.boot_log)
         where = own / "vm-kit" if kit is None else kit
         _write_kit(plan, _values(reference_values, directory, guest.boot_log, machine), where)
         if console:
@@ -146,6 +167,7 @@ def _machine(
     port: int | None,
     guest_port: int,
     firmware: Firmware,
+    peers: tuple[Carried, ...] = (),
 ) -> Machine:
     from cloister.image.machine import Machine, can_accelerate
 
@@ -163,8 +185,61 @@ def _machine(
         cpus=cpus,
         port=port,
         guest_port=guest_port,
+        peers=peers,
         accelerated=can_accelerate(),
     )
+
+
+def _peers(directory: Path, written: Sequence[str]) -> tuple[Carried, ...]:
+    """Where those are whom the image may call, by name; ConfigurationError (``image.peer``)."""
+    from cloister.image.machine import Carried
+    from cloister.streams.address import TcpAddress, parse_address
+
+    known, found = _allowed(directory), dict[str, Carried]()
+    for one in written:
+        name, _, target = one.partition("=")
+        if name not in known or name in found:
+            raise ConfigurationError(
+                f"--peer {name}=… names nobody whom this image may call, or somebody twice; its "
+                f"peers: {', '.join(known) or 'none'}",
+                code="image.peer",
+            )
+        where = parse_address(f"tcp://{target}")
+        if not isinstance(where, TcpAddress):
+            raise TypeError("tcp:// gives an address of TCP")
+        address, port = known[name]
+        found[name] = Carried(address=address, port=port, host=where.host, host_port=where.port)
+    missing = [name for name in known if name not in found]
+    if missing:
+        typer.echo(f"Nobody carries what the guest tells {', '.join(missing)} (--peer).", err=True)
+    return tuple(found.values())
+
+
+def _allowed(directory: Path) -> dict[str, tuple[str, int]]:
+    """Address and port of each peer of an image, by name; none where its folder does not say."""
+    from cloister.strictjson import (
+        expect_int,
+        expect_list,
+        expect_object,
+        expect_str,
+        parse_json_object,
+    )
+
+    path = directory / CONFIGURATION
+    if not path.is_file():
+        return {}
+    limit = MAX_CONFIGURATION_BYTES
+    document = parse_json_object(path.read_bytes(), limit=limit, what=CONFIGURATION)
+    network = expect_object(document.get("network"), "the network's policy")
+    listed = expect_list(network.get("allow_out"), "the peers", limit=16)
+    peers = [expect_object(entry, "a peer") for entry in listed]
+    return {
+        expect_str(one.get("name"), "a peer's name"): (
+            expect_str(one.get("address"), "a peer's address"),
+            expect_int(one.get("port"), "a peer's port", low=1, high=65535),
+        )
+        for one in peers
+    }
 
 
 def _firmware(code: Path | None, variables: Path | None, *, secure_boot: bool) -> Firmware:

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.sealed_options import memory_of
 from cloister.errors import BuildError, ConfigurationError
 from cloister.strictjson import canonical
 
 if TYPE_CHECKING:
     from cloister.engine.protocol import ModelInfo
     from cloister.image.application import GuestModel
-    from cloister.image.configuration import ImageConfiguration
+    from cloister.image.configuration import ImageConfiguration, ModelSource
     from cloister.image.golden import Golden
     from cloister.image.lock import ImageLock
     from cloister.image.operations import Step
     from cloister.image.plan import Ingredients, Plan
     from cloister.strictjson import JsonObject
+    from cloister.worker.settings import BrokerSettings
 
 GUEST_LANDLOCK_ABI: Final = 6
 """Of the locked kernel: Linux 6.12 brought the sixth version."""
@@ -222,7 +224,8 @@ def ingredients_of(path: Path, lock: ImageLock) -> Ingredients:
     from cloister.image.python_tree import cloister_source
 
     configuration = read_configuration(path)
-    models = [_resolved(configuration, source.name) for source in configuration.models]
+    models = [_resolved(configuration, source) for source in configuration.models]
+    _check_keys(configuration, models)
     guest = [_guest_model(model) for model in models]
     effective = effective_configuration(
         configuration,
@@ -235,30 +238,87 @@ def ingredients_of(path: Path, lock: ImageLock) -> Ingredients:
         lock=lock,
         models=guest,
         source=cloister_source(),
+        broker_kit=_broker_kit(configuration),
     )
 
 
-def _resolved(configuration: ImageConfiguration, name: str) -> ModelInfo:
+def _resolved(configuration: ImageConfiguration, source: ModelSource) -> ModelInfo:
+    from cloister.cli.sealed_options import names_sealed, sealed_model
     from cloister.engine.models import resolve_model
+    from cloister.weights.header import Kind
 
-    source = next(one for one in configuration.models if one.name == name)
     reference = source.file if source.file == "demo" else str(configuration.path(source.file))
-    return resolve_model(reference, sha256=source.sha256, name=name)
+    if names_sealed(reference):
+        return sealed_model(reference, Kind.GGUF, sha256=source.sha256, name=source.name)
+    return resolve_model(reference, sha256=source.sha256, name=source.name)
+
+
+def _check_keys(configuration: ImageConfiguration, models: Sequence[ModelInfo]) -> None:
+    """ConfigurationError where sealed weights have no broker: an image holds no key."""
+    sealed = [model.name for model in models if model.sealed is not None]
+    if sealed and configuration.broker is None:
+        raise ConfigurationError(
+            f"the weights of {sealed[0]} lie sealed: say in [broker] which broker has their key",
+            code="image.broker",
+        )
 
 
 def _guest_model(model: ModelInfo) -> tuple[GuestModel, Path]:
     from cloister.image.application import GuestModel
 
     file = next(iter(model.files.values()))
-    return GuestModel(name=model.name, file=f"{model.name}.gguf", sha256=file.sha256), file.path
+    ending = "gguf" if model.sealed is None else "sealed"
+    guest = GuestModel(
+        name=model.name,
+        file=f"{model.name}.{ending}",
+        sha256=file.sha256,
+        sealed=model.sealed,
+        memory=memory_of([model]),
+    )
+    return guest, file.path
+
+
+def _broker_settings(configuration: ImageConfiguration) -> BrokerSettings | None:
+    """What the worker is measured with; ConfigurationError where the kit cannot be used."""
+    from cloister.worker.releases import broker_settings
+
+    broker = configuration.broker
+    if broker is None:
+        return None
+    kit = None if broker.kit is None else configuration.path(broker.kit)
+    return broker_settings(broker.identity, kit, development=broker.development)
+
+
+def _broker_kit(configuration: ImageConfiguration) -> Mapping[str, str]:
+    """The kit's files for the application disk; those that a worker reads, and no others."""
+    from cloister.worker.releases import POLICY, REFERENCE_VALUES, ROOTS
+
+    broker = configuration.broker
+    if broker is None or broker.kit is None:
+        return {}
+    kit = configuration.path(broker.kit)
+    try:
+        return {
+            name: (kit / name).read_text(encoding="utf-8")
+            for name in (POLICY, REFERENCE_VALUES, ROOTS)
+            if name != ROOTS or (kit / name).exists()
+        }
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"the broker's kit {kit} cannot be read ({type(error).__name__})", code="image.broker"
+        ) from None
 
 
 def _worker_configuration(
     configuration: ImageConfiguration, models: list[ModelInfo], lock: ImageLock
 ) -> JsonObject:
-    """The worker's own effective configuration, as `cloister measure` would write it."""
+    """The worker's own effective configuration, as `cloister measure` would write it.
+
+    And whom the guest may call, which the rules of an image hold it to.
+    """
     from cloister.cli.measure import EngineOptions, effective_for
     from cloister.cli.process_options import ProcessOptions
+    from cloister.image.application import ways_out
 
     chosen = configuration.separation
     options = EngineOptions(
@@ -266,6 +326,7 @@ def _worker_configuration(
         parallel=configuration.engine.parallel,
         landlock_abi=GUEST_LANDLOCK_ABI,
         compat=",".join(configuration.compat),
+        broker=_broker_settings(configuration),
         processes=ProcessOptions(
             separation=chosen.mode,
             max_processes=chosen.max_processes,
@@ -278,7 +339,7 @@ def _worker_configuration(
     )
     effective = effective_for(models, options)
     _check_engine(effective, lock)
-    return effective
+    return {**effective, **ways_out(configuration)}
 
 
 def _check_engine(effective: JsonObject, lock: ImageLock) -> None:

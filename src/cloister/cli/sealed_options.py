@@ -71,6 +71,19 @@ def memory_for(models: Iterable[ModelInfo], operation: Operation) -> WorkerMemor
 
     ConfigurationError where there is no key for them, or a key for nothing.
     """
+    memory = memory_of(models)
+    key, broker = operation.weights_key is not None, operation.broker is not None
+    if (memory and key is broker) or (key and not memory):
+        raise ConfigurationError(
+            "sealed weights need one place that their key is in: a broker (--broker) or a file "
+            "(--weights-key), which nothing else needs",
+            code="weights.key_file",
+        )
+    return memory
+
+
+def memory_of(models: Iterable[ModelInfo]) -> WorkerMemory | None:
+    """How much the models that lie sealed are opened into; None if none does."""
     from cloister.attester.memory import WorkerMemory
 
     size = files = 0
@@ -80,11 +93,4 @@ def memory_for(models: Iterable[ModelInfo], operation: Operation) -> WorkerMemor
         with SealedFile(model.path) as sealed:
             size += sealed.header.plaintext_bytes
             files += len(sealed.header.files)
-    key, broker = operation.weights_key is not None, operation.broker is not None
-    if (files and key is broker) or (key and not files):
-        raise ConfigurationError(
-            "sealed weights need one place that their key is in: a broker (--broker) or a file "
-            "(--weights-key), which nothing else needs",
-            code="weights.key_file",
-        )
     return WorkerMemory(size=size, files=files) if files else None

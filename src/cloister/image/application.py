@@ -4,12 +4,14 @@
 configuration.json   the image's effective configuration, canonical JSON
 worker.json          what the worker reads (`cloister.attester.guest`)
 nftables.conf        the network policy, compiled
+broker/              what the broker's own evidence has to satisfy, where there is a kit
 interface.conf       the card's address; not there: no card is brought up
 command              the worker's command, one argument a line
 ==================== ===============================================================
 
 A manifest is not among them: it lists the registers of images, so none can hold the one that lists
-its own. The guest gets it when it starts, and measures it into PCR 13.
+its own. The guest gets it when it starts, and measures it into PCR 13. Nor is any key: what lies
+sealed on the model disk, a broker's key opens.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cloister.attester.memory import WorkerMemory
+from cloister.evidence.component import CONFIGURATION_EGRESS
 from cloister.image.configuration import ImageConfiguration
 from cloister.image.network import compile_rules
 from cloister.image.python_tree import INTERPRETER
@@ -27,6 +31,8 @@ from cloister.strictjson import JsonObject, canonical
 CONFIGURATION_FORMAT: Final = "cloister/image-configuration/1"
 COMMAND: Final = (INTERPRETER, "-I", "-B", "-m", "cloister.attester.guest")
 MODEL_FOLDER: Final = "/model"
+BROKER_FOLDER: Final = "broker"
+"""Of the application disk, which is mounted at ``/application``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +43,21 @@ class GuestModel:
     file: str
     """Its name on the disk."""
     sha256: str
+    """Of the model; where it lies sealed, of what is in it."""
+    sealed: str | None = None
+    """The digest of the header of sealed weights."""
+    memory: WorkerMemory | None = None
+    """What it is opened into, where it lies sealed."""
 
     @property
     def path(self) -> str:
         """In the guest."""
         return f"{MODEL_FOLDER}/{self.file}"
+
+    def to_json(self) -> JsonObject:
+        """For the configuration."""
+        sealed: JsonObject = {} if self.sealed is None else {"sealed": self.sealed}
+        return {"name": self.name, "file": self.file, "sha256": self.sha256, **sealed}
 
 
 def effective_configuration(
@@ -61,10 +77,8 @@ def effective_configuration(
         "debug": configuration.debug,
         "flavour": configuration.flavour,
         "network": configuration.network.to_json(),
-        "broker": configuration.broker,
-        "models": [
-            {"name": model.name, "file": model.file, "sha256": model.sha256} for model in models
-        ],
+        "broker": None if configuration.broker is None else configuration.broker.peer,
+        "models": [model.to_json() for model in models],
         "operator": operator_settings(configuration),
         "worker": worker,
     }
@@ -83,7 +97,17 @@ def operator_settings(configuration: ImageConfiguration) -> JsonObject:
         settings["host"] = "::"
     if configuration.limits.threads is not None:
         settings["threads"] = configuration.limits.threads
+    if configuration.broker is not None:
+        settings["broker"] = configuration.broker_address
+        if configuration.broker.kit is not None:
+            settings["broker_kit"] = f"/application/{BROKER_FOLDER}"
     return settings
+
+
+def ways_out(configuration: ImageConfiguration) -> JsonObject:
+    """What the worker's configuration says of whom the guest may call; nothing where nobody."""
+    peers = configuration.network.allow_out
+    return {CONFIGURATION_EGRESS: [peer.authority for peer in peers]} if peers else {}
 
 
 def application_tree(
@@ -91,13 +115,15 @@ def application_tree(
     effective: JsonObject,
     *,
     models: Sequence[GuestModel],
+    broker_kit: Mapping[str, str],
 ) -> Tree:
-    """The disk's files."""
+    """The disk's files; `broker_kit` are those of ``broker/``, by name."""
     tree = Tree()
     settings = {
         "configuration": effective["worker"],
         "operator": effective["operator"],
         "models": _guest_models(models),
+        **_memory(models),
     }
     files: Mapping[str, tuple[bytes, str]] = {
         "configuration.json": (canonical(effective), "what this image is"),
@@ -110,8 +136,24 @@ def application_tree(
     interface = configuration.network.interface_conf()
     if interface:
         tree.text("interface.conf", interface, why="the card's address")
+    for name, text in broker_kit.items():
+        tree.text(f"{BROKER_FOLDER}/{name}", text, why="what the broker has to be")
     return tree
 
 
 def _guest_models(models: Sequence[GuestModel]) -> JsonObject:
-    return {model.name: {"model": {"path": model.path, "sha256": model.sha256}} for model in models}
+    return {model.name: {"model": _guest_file(model)} for model in models}
+
+
+def _guest_file(model: GuestModel) -> JsonObject:
+    sealed: JsonObject = {} if model.sealed is None else {"sealed": True}
+    return {"path": model.path, "sha256": model.sha256, **sealed}
+
+
+def _memory(models: Sequence[GuestModel]) -> JsonObject:
+    """What sealed weights are opened into, all of them together."""
+    needed = [model.memory for model in models if model.memory is not None]
+    if not needed:
+        return {}
+    size, files = sum(one.size for one in needed), sum(one.files for one in needed)
+    return {"memory": {"size": size, "files": files}}

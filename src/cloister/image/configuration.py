@@ -29,6 +29,7 @@ DEFAULT_ADDRESS: Final = ("10.0.2.15/24",)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_IDENTITY: Final = re.compile(r"ed25519:[0-9a-f]{64}")
 FLAVOURS: Final = ("cpu",)
 _Address = TypeVar("_Address")
 
@@ -40,7 +41,7 @@ class ModelSource:
     name: str
     """Under which it is served."""
     file: str
-    """``demo``, or a path."""
+    """``demo``, or a path: of a GGUF file, or of one that lies sealed."""
     sha256: str | None = None
     """What the file has to be, where somebody pins it."""
 
@@ -77,6 +78,20 @@ class ImageLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSource:
+    """The broker that releases the keys of sealed weights, and what it has to be."""
+
+    peer: str
+    """Its name in ``allow_out``, which says where it is."""
+    identity: str
+    """``ed25519:<64 hex>``, as ``cloister broker identity`` prints it."""
+    kit: str | None = None
+    """A folder that says what its own evidence has to satisfy."""
+    development: bool = False
+    """Accept a development platform, or without a kit no evidence at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfiguration:
     """An image as an operator wants it."""
 
@@ -91,14 +106,21 @@ class ImageConfiguration:
     separation: Separation = Separation()
     limits: ImageLimits = ImageLimits()
     compat: tuple[str, ...] = ()
-    broker: str | None = None
-    """The peer of ``allow_out`` that releases keys."""
+    broker: BrokerSource | None = None
     folder: Path
     """What relative paths are relative to."""
 
     def path(self, written: str | Path) -> Path:
         """A path as it was written, from where it was written."""
         return self.folder / Path(written).expanduser()
+
+    @property
+    def broker_address(self) -> str | None:
+        """Where the worker asks for keys: an address of the network policy, and no name."""
+        if self.broker is None:
+            return None
+        peers = {peer.name: peer for peer in self.network.allow_out}
+        return f"http://{peers[self.broker.peer].authority}"
 
 
 def read_configuration(path: Path) -> ImageConfiguration:
@@ -150,13 +172,14 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         separation=_separation(top.table("separation")),
         limits=_limits(top.table("limits")),
         compat=tuple(sorted(top.texts("compat"))),
-        broker=top.optional_text("broker"),
+        broker=_broker(top),
         folder=folder,
     )
     top.done()
-    if read.broker is not None and read.broker not in {p.name for p in read.network.allow_out}:
+    peers = {peer.name for peer in read.network.allow_out}
+    if read.broker is not None and read.broker.peer not in peers:
         raise _refused(
-            "`broker` names no peer of [network] allow_out: the guest could not reach it"
+            "[broker] `peer` names no peer of [network] allow_out: the guest could not reach it"
         )
     return read
 
@@ -169,6 +192,25 @@ def _model(one: Table) -> ModelSource:
     )
     one.done()
     return model
+
+
+def _broker(top: Table) -> BrokerSource | None:
+    one = top.optional_table("broker")
+    if one is None:
+        return None
+    broker = BrokerSource(
+        peer=one.matching("peer", _NAME),
+        identity=one.matching("identity", _IDENTITY),
+        kit=one.optional_text("kit"),
+        development=one.boolean("development", default=False),
+    )
+    one.done()
+    if broker.kit is None and not broker.development:
+        raise _refused(
+            "[broker] says neither what the broker's own evidence has to satisfy (`kit`) nor "
+            "`development = true`, which accepts a broker without any"
+        )
+    return broker
 
 
 def _engine(one: Table) -> EngineSource:

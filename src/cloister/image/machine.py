@@ -8,8 +8,11 @@ so nothing is left to QEMU's defaults.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,10 @@ from cloister.errors import ConfigurationError, UnsupportedError
 
 QEMU: Final = "qemu-system-x86_64"
 GUEST_ADDRESS: Final = "10.0.2.15"
-"""In QEMU's user network, which is 10.0.2.0/24."""
+"""In QEMU's user network."""
+USER_NETWORK: Final = ipaddress.ip_network("10.0.2.0/24")
+QEMUS_OWN: Final = ("10.0.2.0", "10.0.2.2", "10.0.2.3", GUEST_ADDRESS, "10.0.2.255")
+"""Addresses there that can be no peer's: the network, its gateway and name server, the guest."""
 
 FIRMWARE_FOLDERS: Final = (Path("/usr/share/OVMF"), Path("/usr/share/edk2/x64"))
 _PLAIN: Final = ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
@@ -43,6 +49,37 @@ class Firmware:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """A peer whom the guest may call, by the address that its image names, and where that is.
+
+    ConfigurationError for an address that QEMU cannot give to anybody (code ``image.peer``).
+    """
+
+    address: str
+    port: int
+    """In the guest's eyes."""
+    host: str
+    host_port: int
+    """From this machine."""
+
+    def __post_init__(self) -> None:
+        """Refuse what QEMU would refuse only when it starts."""
+        address = ipaddress.ip_address(self.address)
+        if address not in USER_NETWORK or self.address in QEMUS_OWN:
+            raise ConfigurationError(
+                f"the image's peer at {self.address} cannot be reached from an emulated machine: "
+                f"QEMU's network is {USER_NETWORK}, without {', '.join(QEMUS_OWN)}",
+                code="image.peer",
+            )
+
+    @property
+    def command(self) -> str:
+        """What QEMU starts for each connection."""
+        words = (sys.executable, "-I", "-m", "cloister.image.dial", self.host, str(self.host_port))
+        return shlex.join(words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """The shape of a machine, and the files it starts from."""
 
@@ -58,6 +95,8 @@ class Machine:
     guest_port: int = 8440
     disk_device: Literal["virtio-blk-pci", "nvme"] = "virtio-blk-pci"
     """How it sees its disks: as here and at Google, or as at AWS and at Google's newer types."""
+    peers: tuple[Carried, ...] = ()
+    """Whom the guest can call; nobody else, whatever its rules say."""
     boot_entry: bool = True
     """Whether QEMU says which disk to start from. Without, the firmware's variables decide."""
     more: tuple[str, ...] = ()
@@ -75,6 +114,15 @@ class Machine:
                 raise ConfigurationError(
                     f"QEMU takes no comma in a path: {path}", code="image.machine"
                 )
+        if any("," in peer.command for peer in self.peers):
+            raise ConfigurationError(
+                f"QEMU takes no comma in a command, and Python's is {sys.executable}",
+                code="image.machine",
+            )
+        if self.peers and self.port is None:
+            raise ConfigurationError(
+                "a machine without a network card calls nobody", code="image.machine"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +186,12 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
         command += _port(REQUESTS_PORT, sockets.requests)
     else:
         forward = f"hostfwd=tcp:127.0.0.1:{machine.port}-{GUEST_ADDRESS}:{machine.guest_port}"
-        # restrict: QEMU too lets nothing out that the guest begins.
+        # restrict: QEMU too lets nothing out that the guest begins, but to these addresses.
+        out = "".join(
+            f",guestfwd=tcp:{peer.address}:{peer.port}-cmd:{peer.command}" for peer in machine.peers
+        )
         command += [
-            *("-netdev", f"user,id=net,restrict=on,ipv6=off,{forward}"),
+            *("-netdev", f"user,id=net,restrict=on,ipv6=off,{forward}{out}"),
             # An option ROM would be measured into PCR 2.
             *("-device", "virtio-net-pci,netdev=net,romfile="),
         ]

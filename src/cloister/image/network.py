@@ -47,6 +47,12 @@ class Peer:
     address: Address
     port: int
 
+    @property
+    def authority(self) -> str:
+        """``ADDRESS:PORT``, as a URL has it and as the claims document's ``egress`` lists it."""
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
     def to_json(self) -> JsonObject:
         """For the configuration."""
         return {"name": self.name, "address": str(self.address), "port": self.port}

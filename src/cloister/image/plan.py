@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,8 @@ class Ingredients:
     lock: ImageLock
     models: Sequence[tuple[GuestModel, Path]]
     """What goes on the model disk, and where it lies now."""
+    broker_kit: Mapping[str, str] = field(default_factory=dict)
+    """Files that say what the broker has to be, by name."""
     source: Path
     """Cloister's own sources."""
 
@@ -281,6 +283,7 @@ def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
         ingredients.configuration,
         ingredients.effective,
         models=[model for model, _ in ingredients.models],
+        broker_kit=ingredients.broker_kit,
     )
     contents = {path: item.content for path, item in tree.items.items()}
 

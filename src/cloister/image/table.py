@@ -90,6 +90,10 @@ class Table:
             raise self._refused(f"needs `{key}` to be a table")
         return Table(found, self._path(key))
 
+    def optional_table(self, key: str) -> Table | None:
+        """A table inside, or None where there is none."""
+        return self.table(key) if key in self._members else None
+
     def tables(self, key: str) -> Iterator[Table]:
         """A list of tables; empty where there is none."""
         for one in self._list(key, ()):

@@ -13,7 +13,6 @@ WHOLE = """
 configuration = 1
 name = "demo"
 version = "1.0"
-broker = "broker"
 
 [[model]]
 name = "demo"
@@ -28,6 +27,11 @@ listen = [8440]
 address = "192.0.2.9/24"
 gateway = "192.0.2.1"
 allow_out = [{name = "broker", address = "192.0.2.7", port = 8443}]
+
+[broker]
+peer = "broker"
+identity = "ed25519:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+kit = "kit"
 
 [separation]
 mode = "process-per-client"
@@ -50,6 +54,14 @@ def test_a_whole_configuration_is_read() -> None:
     assert str(found.network.allow_out[0].address) == "192.0.2.7"
     assert found.separation.mode == "process-per-client"
     assert found.path("model.gguf") == Path("/somewhere/model.gguf")
+    assert found.broker is not None
+    assert (found.broker.peer, found.broker.kit, found.broker.development) == (
+        "broker",
+        "kit",
+        False,
+    )
+    assert found.broker_address == "http://192.0.2.7:8443"
+    assert parsed(WHOLE.replace('kit = "kit"', "development = true")).broker is not None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +84,12 @@ def test_a_whole_configuration_is_read() -> None:
         ("192.0.2.7", "224.0.0.1", "nobody's"),
         ("192.0.2.7", "2001:db8::7", "of a family in which the guest has none"),
         ("192.0.2.9/24", "2001:db8::9/64", "sets up none"),
-        ('broker = "broker"', 'broker = "other"', "names no peer"),
+        ('peer = "broker"', 'peer = "other"', "names no peer"),
+        ("ed25519:01", "ed25519:g1", "`identity` that is not written"),
+        ('kit = "kit"', "", "`development = true`"),
+        ('kit = "kit"', 'kits = "kit"', "`development = true`|kits"),
+        ('kit = "kit"', 'kit = "kit"\naddress = "192.0.2.8"', "not known: address"),
+        ("[engine]", 'broker = "broker"\n[engine]', "not TOML|known"),
         ("[[model]]", '[[model]]\nname = "demo"\nfile = "x"\n[[model]]', "two models"),
         ("[limits]", "[limits]\nrate_burst = 0", "rate_burst"),
         ('version = "1.0"', 'version = "1.0"\nflavour = "gpu"', "flavour"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import ConfigurationError
-from cloister.image.machine import Firmware, Machine, Sockets, can_accelerate, qemu_command
+from cloister.image.machine import Carried, Firmware, Machine, Sockets, can_accelerate, qemu_command
 
 SOCKETS = Sockets(folder=Path("/run/vm"))
 MACHINE = Machine(
@@ -46,6 +46,18 @@ def test_the_network_lets_nothing_out_and_listens_on_loopback() -> None:
     assert "hostfwd=tcp:127.0.0.1:8440-10.0.2.15:8440" in command
     assert "romfile=" in command
     assert "cloister.requests" not in command
+
+
+def test_peers_are_carried_and_nobody_else_is_called() -> None:
+    carried = Carried(address="10.0.2.100", port=8450, host="127.0.0.1", host_port=18450)
+    command = words(dataclasses.replace(MACHINE, peers=(carried,)))
+    assert "restrict=on" in command
+    assert command.count("guestfwd=") == 1
+    assert f"guestfwd=tcp:10.0.2.100:8450-cmd:{carried.command} " in command
+    assert carried.command.endswith("-I -m cloister.image.dial 127.0.0.1 18450")
+    assert "guestfwd" not in words(MACHINE)
+    with pytest.raises(ConfigurationError, match="calls nobody"):
+        dataclasses.replace(MACHINE, peers=(carried,), port=None)
 
 
 def test_without_a_network_there_is_a_port_and_no_card() -> None:
