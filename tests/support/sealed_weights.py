@@ -63,6 +63,7 @@ class Kept:
     """A sink that keeps what reaches it, and which files were finished."""
 
     def __init__(self) -> None:
+        self.written: list[tuple[str, int, bytes]] = []
         self.files: dict[str, bytearray] = {}
         self.finished: set[str] = set()
 
@@ -70,9 +71,11 @@ class Kept:
         self.files[entry.path] = bytearray()
         return _KeptFile(self, entry.path)
 
-    def holds_only_beginnings_of(self, files: dict[str, bytes]) -> bool:
+    def holds_only_parts_of(self, files: dict[str, bytes]) -> bool:
         """Whether no byte is here that was not sealed at this very place."""
-        return all(files[name].startswith(bytes(data)) for name, data in self.files.items())
+        return self.files.keys() <= files.keys() and all(
+            files[name][offset : offset + len(data)] == data for name, offset, data in self.written
+        )
 
 
 class _KeptFile:
@@ -80,8 +83,11 @@ class _KeptFile:
         self._kept = kept
         self._name = name
 
-    def write(self, data: memoryview) -> None:
-        self._kept.files[self._name] += data
+    def write(self, data: memoryview, offset: int) -> None:
+        self._kept.written.append((self._name, offset, bytes(data)))
+        content = self._kept.files[self._name]
+        content.extend(bytes(max(0, offset + len(data) - len(content))))
+        content[offset : offset + len(data)] = data
 
     def finish(self) -> None:
         self._kept.finished.add(self._name)

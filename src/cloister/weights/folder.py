@@ -67,10 +67,11 @@ class _File:
         self._path = path
         self._descriptor = os.open(path, flags, 0o600)
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: memoryview, offset: int) -> None:
         try:
             while data:
-                data = data[os.write(self._descriptor, data) :]
+                written = os.pwrite(self._descriptor, data, offset)
+                data, offset = data[written:], offset + written
         except OSError as error:
             raise _refused(self._path, error) from None
 

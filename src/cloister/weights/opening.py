@@ -1,18 +1,20 @@
 """Opening sealed weights: one pass over the ciphertext, in which everything is checked.
 
-A chunk is read, decrypted, and only once its tag has been found right hashed and written out. When
-a file's last chunk is written its digest must be the header's; when the last file is, the weights
+A chunk is read, decrypted, and only once its tag has been found right written out and hashed. When
+a file's last chunk is hashed its digest must be the header's; when the last file is, the weights
 are what the header says. Whoever gets the files before `open_sealed` returned has unproven bytes.
 
 Files are opened several at a time, each in a lane of its own. Where there are more threads than
-files, a lane has helpers that decrypt chunks ahead while the lane hashes and writes them in order:
-SHA-256 cannot be split. Each lane has its buffers from the start, so memory is bounded.
+files, a lane has helpers that read, decrypt and write ahead, some chunks at a time, while the lane
+does nothing but hash them in order: SHA-256 cannot be split, and takes as long as all the rest.
+Each lane has its buffers from the start, so memory is bounded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,18 +29,27 @@ from cloister.weights.reader import SealedFile
 BUFFERS: Final = 32 << 20
 """Bytes of all buffers together, at most: half of what opening may take besides the model."""
 
+_TOGETHER: Final = 4
+"""Chunks that a helper opens at once. Handing over each by itself cost both sides more."""
+
 _FORGET: Final = 8 << 20
 """Ciphertext that the kernel keeps in its cache behind us; for ever would be a second model."""
+
+Piece = tuple[Chunk, ...]
+"""Chunks of one file that follow each other; at least one."""
 
 Progress = Callable[[int], None]
 """Called from any thread with the bytes just done; what it raises ends the opening."""
 
 
 class Output(Protocol):
-    """Takes the plaintext of one file, in order."""
+    """Takes the plaintext of one file."""
 
-    def write(self, data: memoryview) -> None:
-        """Take the next bytes; they are overwritten afterwards."""
+    def write(self, data: memoryview, offset: int) -> None:
+        """Take the bytes from `offset` on; they are overwritten afterwards.
+
+        Called from several threads, for each byte once, in any order but for the first bytes.
+        """
 
     def finish(self) -> None:
         """All bytes were written, and have the right digest."""
@@ -58,7 +69,7 @@ class Nowhere:
         """Begin a file that goes nowhere."""
         return self
 
-    def write(self, data: memoryview) -> None:
+    def write(self, _data: memoryview, _offset: int) -> None:
         """Drop it."""
 
     def finish(self) -> None:
@@ -79,14 +90,18 @@ def open_sealed(
     Raises:
         AuthenticationError: ``weights.key`` for another key, ``weights.chunk`` for a chunk and
             ``weights.digest`` for a file that is not what was sealed. The sink then holds
-            authenticated beginnings of files at most, and must be thrown away.
+            authenticated parts of files at most, and must be thrown away; nothing is written to it
+            any more.
         MalformedError: the file became shorter meanwhile.
+        ConfigurationError: the disk failed, or the sink cannot take it.
     """
     header = sealed.header
     opening = _Opening(sealed, ChunkCipher(key, header), sink, progress)
     threads = max(1, min(threads, BUFFERS // (4 * header.chunk_bytes)))
     count = min(threads, len(header.files))
-    lanes = [_Lane(opening, helpers=threads // count - 1) for _ in range(count)]
+    # Two buffers for each thread at most, with one chunk of ciphertext each.
+    together = min(_TOGETHER, BUFFERS // (2 * threads * header.chunk_bytes) - 1)
+    lanes = [_Lane(opening, helpers=threads // count - 1, together=together) for _ in range(count)]
     if count == 1:
         lanes[0].run()
         return header
@@ -116,13 +131,15 @@ class _Opening:
 class _Lane:
     """Opens one file after another."""
 
-    def __init__(self, opening: _Opening, *, helpers: int) -> None:
+    def __init__(self, opening: _Opening, *, helpers: int, together: int) -> None:
         self._opening = opening
         self._helpers = helpers
+        self._together = together if helpers else 1
         size = opening.sealed.header.chunk_bytes
-        # Ciphertext and plaintext of a chunk. Two for each helper, and one that the lane hashes.
+        # Ciphertext of a chunk and plaintext of a piece. Two for each helper, and one that the
+        # lane hashes.
         self._buffers = [
-            (memoryview(bytearray(size + TAG)), memoryview(bytearray(size)))
+            (memoryview(bytearray(size + TAG)), memoryview(bytearray(size * self._together)))
             for _ in range(2 * helpers + 1)
         ]
 
@@ -133,6 +150,7 @@ class _Lane:
                 pool = None
                 if self._helpers:
                     pool = ThreadPoolExecutor(self._helpers, thread_name_prefix="weights")
+                    # Waits for them: whoever throws the sink away does it behind the last write.
                     stack.callback(pool.shutdown, cancel_futures=True)
                 while not self._opening.failed.is_set() and (span := self._next()) is not None:
                     self._open_file(span, pool)
@@ -150,19 +168,23 @@ class _Lane:
         """Open one file; its digest is the header's when this returns."""
         opening = self._opening
         digest = hashlib.sha256()
-        output: Output | None = None
+        pieces = self._pieces(span)
+        first = next(pieces)
+        plaintext = self._decrypt(first, 0)
+        # Only now the header is known to be authentic, names included.
+        output = opening.sink.create(span.entry)
+        output.write(plaintext, 0)
         kept = span.position
-        for chunk, plaintext in self._ahead(span, pool) if pool else self._each(span):
-            if output is None:  # only now the header is known to be authentic, names included
-                output = opening.sink.create(span.entry)
-            digest.update(plaintext)
-            output.write(plaintext)
-            read = chunk.position + chunk.size + TAG
+        for piece, written in itertools.chain(
+            [(first, plaintext)], self._written(pieces, output, pool)
+        ):
+            digest.update(written)
+            read = piece[-1].position + piece[-1].size + TAG
             if read - kept >= _FORGET:
                 opening.sealed.forget(kept, read)
                 kept = read
-            opening.progress(len(plaintext))
-        if output is None or digest.hexdigest() != span.entry.sha256:
+            opening.progress(len(written))
+        if digest.hexdigest() != span.entry.sha256:
             raise AuthenticationError(
                 f"the file {span.entry.path} in the sealed weights has another digest than the "
                 "header says",
@@ -170,26 +192,42 @@ class _Lane:
             )
         output.finish()
 
-    def _each(self, span: Span) -> Iterator[tuple[Chunk, memoryview]]:
-        """Each chunk with its authenticated plaintext, in order; good until the next."""
-        for chunk in self._opening.sealed.header.chunks(span):
-            yield chunk, self._decrypt(chunk, 0)
+    def _pieces(self, span: Span) -> Iterator[Piece]:
+        """Chunks that follow each other, as many as are opened together."""
+        chunks = self._opening.sealed.header.chunks(span)
+        while piece := tuple(itertools.islice(chunks, self._together)):
+            yield piece
 
-    def _ahead(self, span: Span, pool: ThreadPoolExecutor) -> Iterator[tuple[Chunk, memoryview]]:
-        """The same, decrypted ahead by helpers."""
-        chunks = enumerate(self._opening.sealed.header.chunks(span))
-        pending: deque[tuple[Chunk, Future[memoryview]]] = deque()
-        for number, chunk in chunks:
+    def _written(
+        self, pieces: Iterator[Piece], output: Output, pool: ThreadPoolExecutor | None
+    ) -> Iterator[tuple[Piece, memoryview]]:
+        """Each piece with its authenticated plaintext, in order; good until the next."""
+        if pool is None:
+            for piece in pieces:
+                yield piece, self._write(piece, 0, output)
+            return
+        pending: deque[tuple[Piece, Future[memoryview]]] = deque()
+        # The first buffer holds what the lane hashes before it asks for anything.
+        for number, piece in enumerate(pieces, start=1):
             if len(pending) == len(self._buffers) - 1:  # the other one is being hashed
-                first, done = pending.popleft()
-                yield first, done.result()
-            work = pool.submit(self._decrypt, chunk, number % len(self._buffers))
-            pending.append((chunk, work))
-        for chunk, done in pending:
-            yield chunk, done.result()
+                oldest, done = pending.popleft()
+                yield oldest, done.result()
+            buffer = number % len(self._buffers)
+            pending.append((piece, pool.submit(self._write, piece, buffer, output)))
+        for piece, done in pending:
+            yield piece, done.result()
 
-    def _decrypt(self, chunk: Chunk, buffer: int) -> memoryview:
+    def _write(self, piece: Piece, buffer: int, output: Output) -> memoryview:
+        """Open `piece`, and write it out once every tag in it was found right."""
+        plaintext = self._decrypt(piece, buffer)
+        output.write(plaintext, piece[0].offset)
+        return plaintext
+
+    def _decrypt(self, piece: Piece, buffer: int) -> memoryview:
         ciphertext, plaintext = self._buffers[buffer]
-        read = self._opening.sealed.read_chunk(chunk, ciphertext)
-        self._opening.cipher.open_into(chunk, read, plaintext[: chunk.size])
-        return plaintext[: chunk.size]
+        filled = 0
+        for chunk in piece:
+            read = self._opening.sealed.read_chunk(chunk, ciphertext)
+            self._opening.cipher.open_into(chunk, read, plaintext[filled : filled + chunk.size])
+            filled += chunk.size
+        return plaintext[:filled]

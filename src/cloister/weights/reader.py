@@ -56,10 +56,20 @@ class SealedFile:
         return header
 
     def _exactly(self, size: int, offset: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) != size:
+        data = bytearray(size)
+        if self._read(memoryview(data), offset) != size:
             raise MalformedError("this is not a file of sealed weights", code="weights.format")
-        return data
+        return bytes(data)
+
+    def _read(self, into: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [into], offset)
+        except OSError as error:  # a broken disk, or one that dm-verity found altered
+            raise ConfigurationError(
+                f"the sealed weights cannot be read at byte {offset} (errno {error.errno}): the "
+                "disk is broken, or it was altered",
+                code="weights.source",
+            ) from None
 
     def expect(self, header_sha256: str) -> None:
         """AuthenticationError (``weights.header``) unless the header has this digest."""
@@ -71,9 +81,12 @@ class SealedFile:
             )
 
     def read_chunk(self, chunk: Chunk, into: memoryview) -> memoryview:
-        """Read the ciphertext of `chunk` into the beginning of `into` and return that part."""
+        """Read the ciphertext of `chunk` into the beginning of `into` and return that part.
+
+        MalformedError if the file is shorter by now, ConfigurationError if the disk fails.
+        """
         part = into[: chunk.size + TAG]
-        if os.preadv(self._descriptor, [part], chunk.position) != len(part):
+        if self._read(part, chunk.position) != len(part):
             raise MalformedError(
                 "the sealed weights became shorter while they were read", code="weights.length"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -221,11 +222,31 @@ class FolderSinkless:
     def create(self, _entry: object) -> FolderSinkless:
         return self
 
-    def write(self, data: memoryview) -> None:
-        del data
+    def write(self, data: memoryview, offset: int) -> None:
+        del data, offset
 
     def finish(self) -> None:
         raise AssertionError("it was stopped")
+
+
+def test_a_disk_that_fails_is_an_error_of_our_own(
+    folder: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where dm-verity finds a block altered: reading it gives EIO."""
+    preadv = os.preadv
+
+    def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if offset >= broken[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(descriptor, buffers, offset)
+
+    broken = [folder.header.sealed_bytes]
+    monkeypatch.setattr(os, "preadv", failing)
+    assert opened(folder.path, folder.key).finished == folder.files.keys()
+    for place in (folder.header.spans[-1].position, 20, 0):
+        broken[0] = place
+        with pytest.raises(ConfigurationError, match="errno 5"):
+            opened(folder.path, folder.key)
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_refused(folder: Sealed) -> None:

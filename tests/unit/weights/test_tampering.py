@@ -6,6 +6,8 @@ Each alteration is of one small file, whose unaltered twin opens in the same way
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,9 @@ import pytest
 
 from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, MalformedError
 from cloister.weights.cipher import ChunkCipher
-from cloister.weights.header import MAGIC, MIN_CHUNK, PREAMBLE, TAG, Chunk, Header
+from cloister.weights.folder import FolderSink
+from cloister.weights.header import MAGIC, MIN_CHUNK, PREAMBLE, TAG, Chunk, FileEntry, Header
+from cloister.weights.opening import Output, Sink, open_sealed
 from cloister.weights.reader import SealedFile
 from support.sealed_weights import Kept, Sealed, opened, sealed_file, sealed_folder
 
@@ -45,7 +49,7 @@ def refuse(path: Path, data: bytes, sealed: Sealed, *, key: bytes | None = None)
     try:
         opened(path, sealed.key if key is None else key, kept)
     except (AuthenticationError, MalformedError) as error:
-        assert kept.holds_only_beginnings_of(sealed.files)
+        assert kept.holds_only_parts_of(sealed.files)
         return error
     pytest.fail("it opened")
 
@@ -80,7 +84,7 @@ def test_every_flipped_bit_is_refused(small: Sealed, target: Path) -> None:
                     opened(target, small.key, kept)
                 except (AuthenticationError, MalformedError):
                     refused += 1
-                assert kept.holds_only_beginnings_of(small.files)
+                assert kept.holds_only_parts_of(small.files)
             os.pwrite(file.fileno(), bytes([byte]), place)
     assert refused == 8 * len(data)
     assert opened(target, small.key).finished == small.files.keys()
@@ -247,5 +251,90 @@ def test_any_number_of_threads_refuses_the_same(
         kept = Kept()
         with pytest.raises(AuthenticationError):
             opened(target, sealed.key, kept, threads=threads)
-        assert kept.holds_only_beginnings_of(sealed.files)
+        assert kept.holds_only_parts_of(sealed.files)
         assert kept.finished != sealed.files.keys()
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Sealed:
+    """A file of 19 chunks, which helpers open some at a time, and one beside it."""
+    sizes = {"config.json": 7, "model.safetensors": 18 * MIN_CHUNK + 5}
+    return sealed_folder(tmp_path_factory.mktemp("long"), sizes, label="long")
+
+
+@pytest.mark.parametrize("threads", [1, 4, 6, 9, 64])
+def test_helpers_put_every_chunk_in_its_place(long: Sealed, threads: int, tmp_path: Path) -> None:
+    kept = opened(long.path, long.key, threads=threads)
+    assert {name: bytes(data) for name, data in kept.files.items()} == long.files
+    assert sum(len(data) for _, _, data in kept.written) == long.header.plaintext_bytes
+    with SealedFile(long.path) as sealed, FolderSink(tmp_path) as sink:
+        open_sealed(sealed, long.key, sink, threads=threads)
+    assert {name: (tmp_path / name).read_bytes() for name in long.files} == long.files
+
+
+@pytest.mark.parametrize("threads", [1, 4, 9])
+def test_helpers_refuse_each_altered_chunk(long: Sealed, threads: int, target: Path) -> None:
+    assert opened(long.path, long.key, threads=threads).finished == long.files.keys()
+    data = long.path.read_bytes()
+    for span in long.header.spans:
+        for chunk in long.header.chunks(span):
+            altered = bytearray(data)
+            altered[chunk.position] ^= 1
+            target.write_bytes(altered)
+            kept = Kept()
+            with pytest.raises(AuthenticationError) as refused:
+                opened(target, long.key, kept, threads=threads)
+            assert refused.value.code == "weights.chunk"
+            assert kept.holds_only_parts_of(long.files)
+            assert span.entry.path not in kept.finished
+
+
+@pytest.mark.parametrize("threads", [1, 4, 9])
+def test_helpers_change_nothing_about_the_digest(long: Sealed, threads: int, target: Path) -> None:
+    """Each chunk is authentic, and one of them is not what the header's digest is of."""
+    content = bytearray(long.files["model.safetensors"])
+    content[-1] ^= 1
+    lying = replace(long, files={**long.files, "model.safetensors": bytes(content)})
+    assert forged(long) == long.path.read_bytes()
+    target.write_bytes(forged(lying))
+    kept = Kept()
+    with pytest.raises(AuthenticationError) as refused:
+        opened(target, long.key, kept, threads=threads)
+    assert refused.value.code == "weights.digest"
+    assert "model.safetensors" not in kept.finished
+
+
+class Slow:
+    """A sink that takes its time over each piece."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def create(self, entry: FileEntry) -> Output:
+        return SlowFile(self._sink.create(entry))
+
+
+class SlowFile:
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def write(self, data: memoryview, offset: int) -> None:
+        time.sleep(0.01 if offset else 0)
+        self._output.write(data, offset)
+
+    def finish(self) -> None:
+        self._output.finish()
+
+
+def test_nothing_is_written_once_opening_has_failed(long: Sealed, target: Path) -> None:
+    """A helper that was still at work would write to a sink that was thrown away."""
+    data = bytearray(long.path.read_bytes())
+    data[long.header.spans[1].position + 5 * (MIN_CHUNK + TAG)] ^= 1
+    target.write_bytes(data)
+
+    kept = Kept()
+    with SealedFile(target) as sealed, pytest.raises(AuthenticationError):
+        open_sealed(sealed, long.key, Slow(kept), threads=8)
+    written = len(kept.written)
+    assert not [t for t in threading.enumerate() if t.name.startswith("weights")]
+    assert len(kept.written) == written
