@@ -28,6 +28,8 @@ VSOCK_ANY: Final = 0xFFFF_FFFF
 MAX_SOCKET_PATH: Final = 107
 """Of ``sun_path``, 108 bytes with its end (unix(7))."""
 MAX_ADDRESS: Final = 4096
+MAX_LABEL: Final = 63
+"""Bytes between two dots of a name (RFC 1035 section 2.3.4)."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]")
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -110,7 +112,8 @@ def is_address(text: str) -> bool:
 
 def _tcp(rest: str) -> TcpAddress:
     host, port = _split(rest, "tcp://HOST:PORT")
-    if _HOST.fullmatch(host) is None or ".." in host:
+    labels = [] if host.startswith("[") else host.split(".")
+    if _HOST.fullmatch(host) is None or any(not 0 < len(one) <= MAX_LABEL for one in labels):
         raise _wrong("in tcp://HOST:PORT the host is a name, or an IP address", "IPv6 in brackets")
     return TcpAddress(host=host.strip("[]"), port=_number(port, 0, 65535, "a TCP port"))
 

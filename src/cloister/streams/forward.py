@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from cloister.streams.stream import Dialler, Listener, Stream
 from cloister.streams.tasks import end
 
+_TURN_CHUNKS = 16
+"""Carried one after the other before other streams have their turn."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardLimits:
@@ -117,10 +120,14 @@ async def join(one: Stream, other: Stream, *, idle_s: float) -> None:
 
 
 async def _copy(source: Stream, target: Stream, moved: Callable[[], None]) -> None:
+    chunks = 0
     while data := await source.receive():
         moved()
         await target.send(data)
         moved()
+        chunks += 1
+        if chunks % _TURN_CHUNKS == 0:
+            await asyncio.sleep(0)  # neither has waited, where both ends are quicker than this
     await target.send_end()
 
 

@@ -55,6 +55,7 @@ class MuxStream:
         self._credit = WINDOW_BYTES
         """How much may still be sent."""
         self._ended = False
+        self._end_queued = False
         self._end_sent = False
         self._failure: str | None = None
         self._arrived = asyncio.Event()
@@ -91,13 +92,16 @@ class MuxStream:
     async def send_end(self) -> None:
         """As `Stream.send_end`."""
         async with self._sending:
-            if self._end_sent or self._failure is not None:
+            if self._end_queued or self._failure is not None:
                 return
             await self._session.put(self, encode_frame(Kind.END, self.number), last=True)
+            self._end_queued = True
 
     def close(self) -> None:
         """As `Stream.close`."""
-        if self._failure is None:
+        if self._ended and self._end_queued:
+            self._incoming.clear()  # what is queued still has to reach the peer
+        elif self._failure is None:
             self._session.drop(self, "the stream was closed here")
 
     # What the session calls.
@@ -151,7 +155,7 @@ class MuxStream:
     async def _wait_for_credit(self) -> None:
         while True:
             self._check()
-            if self._end_sent:
+            if self._end_queued:
                 raise ConnectionError("this direction of the stream has ended")
             if self._credit > 0:
                 return

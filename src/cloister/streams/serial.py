@@ -75,6 +75,7 @@ class _Link:
                 continue
             for event in frames.feed(data):
                 self._handle(event)
+            await asyncio.sleep(0)  # whoever always has more to say starves nobody else
 
     def _handle(self, event: Event) -> None:
         match event:

@@ -61,7 +61,10 @@ class SocketDialler:
     async def dial(self) -> SocketStream:
         """As `Dialler.dial`."""
         async with asyncio.timeout(self._connect_s):
-            return SocketStream(await _connected(self._address))
+            try:
+                return SocketStream(await _connected(self._address))
+            except UnsupportedError as error:
+                raise OSError(errno.EAFNOSUPPORT, str(error)) from None
 
     async def aclose(self) -> None:
         """Nothing is kept between streams."""

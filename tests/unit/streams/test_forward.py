@@ -16,7 +16,7 @@ import pytest
 from cloister.errors import ConfigurationError, UnsupportedError
 from cloister.streams.address import Address, TcpAddress, UnixAddress, VsockAddress
 from cloister.streams.ends import dialler_to, listener_on
-from cloister.streams.forward import Forwarder, ForwardLimits
+from cloister.streams.forward import Forwarder, ForwardLimits, join
 from cloister.streams.route import Route
 from cloister.streams.sockets import SocketListener
 from cloister.streams.stream import Listener, Stream
@@ -179,6 +179,47 @@ async def asked_unreachable(address: Address) -> bytes:
         return b""
     finally:
         stream.close()
+
+
+async def test_a_target_that_this_machine_has_no_socket_for_is_told(
+    front: UnixAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
+    told: list[str | None] = []
+    async with forwarding(front, VsockAddress(cid=3, port=8000), told=told):
+        assert await asked_unreachable(front) == b""
+    assert len(told) == 1
+    assert "no vsock" in str(told[0])
+
+
+class Flood:
+    """A stream with always more to bring, and room for whatever comes."""
+
+    def __init__(self, chunks: int) -> None:
+        self.left = chunks
+
+    async def receive(self) -> bytes:
+        self.left = max(0, self.left - 1)
+        return b"x" if self.left else b""
+
+    async def send(self, data: bytes) -> None:
+        assert data
+
+    async def send_end(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_flood_starves_nobody() -> None:
+    one = Flood(10_000)
+    joining = asyncio.create_task(join(one, Flood(1), idle_s=900))
+    while one.left == 10_000:
+        await asyncio.sleep(0)
+    assert one.left > 9_000
+    await joining
+    assert one.left == 0
 
 
 async def test_a_reset_at_one_end_is_an_end_at_the_other(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,6 +24,7 @@ from cloister.streams.frames import (
     encode_frame,
     encode_greeting,
 )
+from cloister.streams.multiplex import _MAX_RESETS
 from cloister.streams.serial import PortDialler, PortListener
 from cloister.streams.stream import Stream
 from support.links import CONNECT_S, Port, ends, everything, pair, terminal
@@ -84,6 +87,98 @@ async def test_who_does_not_read_stops_who_sends_and_nobody_else(port: Port) -> 
             received += await slow_there.receive()
         await sending
         assert received == data
+
+
+async def greeted(port: Port, *frames: bytes) -> PortListener:
+    """A listener, whose peer has begun a session and sent `frames`."""
+    listener = PortListener(port.open_guest)
+    await listener.start()
+    port.host.setblocking(False)
+    greeting = encode_greeting(Kind.HELLO, SESSION)
+    await asyncio.get_running_loop().sock_sendall(port.host, greeting + b"".join(frames))
+    return listener
+
+
+async def heard(port: Port, *, until: Callable[[Frame], bool]) -> list[Frame]:
+    """What the listener sends, up to one frame."""
+    reader = FrameReader()
+    frames: list[Frame] = []
+    while not any(until(frame) for frame in frames):
+        events = reader.feed(await asyncio.get_running_loop().sock_recv(port.host, 65536))
+        frames += [event for event in events if isinstance(event, Frame)]
+    return frames
+
+
+async def test_what_was_sent_before_both_ends_arrives_over_a_slow_link(port: Port) -> None:
+    """As with a socket: closed after the end of both directions, it still delivers."""
+    port.guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    ended = encode_frame(Kind.OPEN, 1) + encode_frame(Kind.END, 1)
+    listener = await greeted(port, ended)
+    try:
+        stream = await listener.accept()
+        assert await stream.receive() == b""
+        data = os.urandom(100_000)
+        await stream.send(data)
+        await stream.send_end()
+        with pytest.raises(ConnectionError):
+            await stream.send(b"after the end")
+        stream.close()  # while most of it waits here, since nobody reads at the other end
+        frames = await heard(port, until=lambda frame: frame.kind in {Kind.END, Kind.RESET})
+        assert b"".join(frame.payload for frame in frames if frame.kind is Kind.DATA) == data
+        assert frames[-1].kind is Kind.END
+    finally:
+        await listener.aclose()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_peer_that_takes_nothing_earns_so_many_resets_and_no_more(
+    port: Port, more: int
+) -> None:
+    port.guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # less than one greeting
+    opens = [encode_frame(Kind.OPEN, 1 + n) for n in range(MAX_STREAMS + _MAX_RESETS + more)]
+    listener = await greeted(port, *opens, encode_frame(Kind.DATA, 1, b"x"))
+    try:
+        stream = await listener.accept()
+        if more:
+            with pytest.raises(ConnectionResetError):
+                await stream.receive()
+        else:
+            assert await stream.receive() == b"x"
+    finally:
+        await listener.aclose()
+
+
+class Flood:
+    """A port with always more to read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    async def read(self) -> bytes:
+        self.reads += 1
+        if self.reads > 1000:
+            raise ConnectionResetError
+        return bytes(100)
+
+    async def write(self, data: bytes) -> None:
+        assert data
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_flooded_port_starves_nobody() -> None:
+    flood = Flood()
+
+    async def opened() -> Device:
+        return cast("Device", flood)
+
+    listener = PortListener(opened)
+    await listener.start()
+    while not flood.reads:
+        await asyncio.sleep(0)
+    assert flood.reads < 100
+    await listener.aclose()
 
 
 async def test_closing_a_stream_resets_it_at_the_other_end(port: Port) -> None:
