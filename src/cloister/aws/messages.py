@@ -156,8 +156,8 @@ class ReplayMemory:
         self._max_seen = max_seen
         self._seen: dict[str, int] = {}
 
-    def take(self, identifier: str, made_at: int, now: int) -> None:
-        """Take a question once; AuthenticationError (``kms.replay``) otherwise."""
+    def check(self, identifier: str, made_at: int, now: int) -> None:
+        """AuthenticationError (``kms.replay``) for a question that would not be taken."""
         if abs(now - made_at) > self._max_age_s:
             raise _replay("the question is too old, or its clock is ahead")
         if identifier in self._seen:
@@ -167,6 +167,10 @@ class ReplayMemory:
             self._seen = {name: at for name, at in self._seen.items() if at >= oldest}
             if len(self._seen) >= self._max_seen:
                 raise _replay("too many questions at once; ask again in some minutes")
+
+    def take(self, identifier: str, made_at: int, now: int) -> None:
+        """Take a question once; raises as `check`."""
+        self.check(identifier, made_at, now)
         self._seen[identifier] = made_at
 
 
@@ -180,11 +184,14 @@ def open_question(message: Message, keys: WrappedKeys, *, memory: ReplayMemory, 
 
     Raises:
         AuthenticationError: it is none, is not whole, is old, or was taken before. The memory is
-            asked last, so that only genuine questions fill it.
+            asked first, so that what is repeated costs no request to KMS, and filled last, so that
+            only genuine questions fill it.
     """
     made_at = _check(message, "question")
+    identifier = message.context["id"]
+    memory.check(identifier, made_at, now)
     text = _open(message, keys)
-    memory.take(message.context["id"], made_at, now)
+    memory.take(identifier, made_at, now)
     return text
 
 

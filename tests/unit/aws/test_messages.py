@@ -79,6 +79,15 @@ def test_a_question_is_taken_once_and_only_while_it_is_young(parties: Parties) -
     refused(lambda: parties.take(parties.question(), now=AT - MAX_AGE_S - 1), "kms.replay")
 
 
+def test_what_was_asked_before_or_is_old_costs_no_request_to_kms(parties: Parties) -> None:
+    question = parties.question()
+    parties.take(question)
+    asked = len(parties.cloud.kms.log)
+    refused(lambda: parties.take(question), "kms.replay")
+    refused(lambda: parties.take(question, now=AT + MAX_AGE_S + 1), "kms.replay")
+    assert len(parties.cloud.kms.log) == asked
+
+
 def refused(act: Any, code: str) -> None:
     with pytest.raises(CloisterError) as caught:
         act()
