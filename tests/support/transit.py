@@ -24,11 +24,18 @@ class Transit:
         self.versions = [AESGCM(os.urandom(32))]
         self.heeds_context = True
         self.status = 200
+        self.coding: str | None = None
         self.requests: list[httpx2.Request] = []
         self.transport = httpx2.MockTransport(self._answer)
 
     def _answer(self, request: httpx2.Request) -> httpx2.Response:
         self.requests.append(request)
+        answer = self._answer_plain(request)
+        if self.coding is not None:
+            answer.headers["content-encoding"] = self.coding
+        return answer
+
+    def _answer_plain(self, request: httpx2.Request) -> httpx2.Response:
         if self.status != 200:
             return httpx2.Response(self.status, json={"errors": ["simulated"]})
         if request.headers.get("x-vault-token") != TOKEN:

@@ -49,6 +49,7 @@ class BrokerHttp:
             base_url=f"{parts.scheme}://{parts.netloc}",
             timeout=TIMEOUT_S,
             transport=transport,
+            headers={"accept-encoding": "identity"},
             trust_env=False,
             follow_redirects=False,
         )
@@ -80,6 +81,9 @@ class BrokerHttp:
         content = body if method == "POST" else None
         try:
             with self._client.stream(method, path, content=content, headers=headers) as response:
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    # A few bytes would become more than the bound below in one piece.
+                    raise FetchError("the broker's answer is compressed", code="broker.unreachable")
                 received = bytearray()
                 for chunk in response.iter_bytes():
                     received += chunk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -182,6 +182,38 @@ def test_what_kms_says_beside_the_name_of_its_reason_is_not_repeated() -> None:
     with pytest.raises(KeyReleaseDenied, match="AccessDeniedException") as caught:
         decrypt(httpx2.Response(400, json=body))
     assert "arn:secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, identity"])
+def test_a_compressed_answer_is_refused_before_it_is_unpacked(coding: str) -> None:
+    body = json.dumps({"KeyId": ARN, "Plaintext": b64(b"x")}).encode()
+    seen: list[httpx2.Request] = []
+
+    def answering(**headers: str) -> Any:
+        class Pieces(httpx2.SyncByteStream):
+            read = False
+
+            def __iter__(self) -> Iterator[bytes]:
+                Pieces.read = True
+                yield body
+
+        def answer(request: httpx2.Request) -> httpx2.Response:
+            seen.append(request)
+            return httpx2.Response(200, headers=headers, stream=Pieces())
+
+        return Pieces, client(answer)
+
+    def ask(made: KmsClient) -> bytes | None:
+        return made.decrypt(b"wrapped", key_id=ARN, context=CONTEXT, recipient=None).plaintext
+
+    for headers in ({}, {"content-encoding": "identity"}):
+        assert ask(answering(**headers)[1]) == b"x"
+    pieces, made = answering(**{"content-encoding": coding})
+    with pytest.raises(MalformedError) as caught:
+        ask(made)
+    assert caught.value.code == "kms.answer"
+    assert not pieces.read
+    assert {request.headers["accept-encoding"] for request in seen} == {"identity"}
 
 
 def test_nobody_there_is_unreachable() -> None:

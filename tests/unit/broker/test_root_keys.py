@@ -278,6 +278,17 @@ def test_the_engines_answers_are_told_apart(tmp_path: Path) -> None:
         refused(lambda: root.unwrap(wrapped, CONTEXT), code)
 
 
+def test_an_engines_compressed_answer_is_not_unpacked(tmp_path: Path) -> None:
+    transit = Transit()
+    root = vault.open_key(transit_name(tmp_path), transport=transit.transport)
+    assert transit.requests[-1].headers["accept-encoding"] == "identity"
+    transit.coding = "identity"
+    root.wrap(MASTER, CONTEXT)
+    transit.coding = "gzip"  # in name only, since nothing gets as far as that
+    message = refused(lambda: root.wrap(MASTER, CONTEXT), "root_key.unreachable")
+    assert "none of a transit engine" in message
+
+
 def test_a_rotated_transit_key_still_opens_what_was_wrapped_before(tmp_path: Path) -> None:
     transit = Transit()
     root = vault.open_key(transit_name(tmp_path), transport=transit.transport)

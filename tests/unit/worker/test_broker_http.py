@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 from pathlib import Path
@@ -18,7 +19,8 @@ from support.broker import CLOCK_START
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
 
 
-def test_a_broker_is_asked_over_a_unix_socket(tmp_path: Path) -> None:
+def asked(tmp_path: Path, answer: bytes = ANSWER) -> tuple[Answer | FetchError, bytes]:
+    """What comes of one request to a broker that answers so, and the request."""
     path = str(tmp_path / "broker.sock")
     seen: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as listening:
@@ -29,15 +31,40 @@ def test_a_broker_is_asked_over_a_unix_socket(tmp_path: Path) -> None:
             connection, _ = listening.accept()
             with connection:
                 seen.append(connection.recv(65536))
-                connection.sendall(ANSWER)
+                connection.sendall(answer)
 
         serving = threading.Thread(target=serve)
         serving.start()
+        found: Answer | FetchError
         with BrokerHttp(f"unix:{path}") as broker:
-            answer = broker("GET", "/kbs/v0/resource/a/b/c", headers={})
+            try:
+                found = broker("GET", "/kbs/v0/resource/a/b/c", headers={})
+            except FetchError as error:
+                found = error
         serving.join()
+    return found, seen[0]
+
+
+def test_a_broker_is_asked_over_a_unix_socket(tmp_path: Path) -> None:
+    answer, request = asked(tmp_path)
+    assert isinstance(answer, Answer)
     assert (answer.status, answer.body) == (200, b"{}")
-    assert seen[0].startswith(b"GET /kbs/v0/resource/a/b/c HTTP/1.1\r\n")
+    assert request.startswith(b"GET /kbs/v0/resource/a/b/c HTTP/1.1\r\n")
+
+
+def test_a_compressed_answer_is_not_unpacked(tmp_path: Path) -> None:
+    """Whoever carries answers may write them: a few bytes, and as many as memory holds."""
+    body = gzip.compress(b"{}")
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+    plain, request = asked(tmp_path, head + b"\r\n" + body)
+    assert isinstance(plain, Answer)
+    assert plain.body == body
+    assert b"accept-encoding: identity\r\n" in request.lower()
+    (tmp_path / "broker.sock").unlink()
+    refused, _ = asked(tmp_path, head + b"content-encoding: gzip\r\n\r\n" + body)
+    assert isinstance(refused, FetchError)
+    assert refused.code == "broker.unreachable"
+    assert "compressed" in str(refused)
 
 
 def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
