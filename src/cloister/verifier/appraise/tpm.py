@@ -126,11 +126,15 @@ def _components(
 ) -> None:
     """Steps 1 to 6."""
     accepted = reference_values.accepted()
-    changed = [component for component in components if _differs(component, accepted)]
+    changed: list[Component] = []
+    unexpected: list[Component] = []
+    for component in components:
+        alternatives = accepted.get((component.kind, component.name))
+        if alternatives is None:
+            unexpected.append(component)
+        elif not _is_among(component, alternatives):
+            changed.append(component)
     measured = Counter((component.kind, component.name) for component in components)
-    unexpected = [
-        component for component in components if (component.kind, component.name) not in accepted
-    ]
     twice = [_named(kind, name) for (kind, name), count in measured.items() if count > 1]
     missing = [_named(kind, name) for kind, name in accepted if (kind, name) not in measured]
     _model(components, [*changed, *unexpected], policy, ledger)
@@ -274,16 +278,12 @@ def _denied(
     )
 
 
-def _differs(
-    component: Component,
-    accepted: dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]],
-) -> bool:
-    """Whether the reference values know the component, but neither version nor digest fits."""
-    alternatives = accepted.get((component.kind, component.name))
-    return alternatives is not None and not any(
-        entry.version == component.version and component.digest in entry.digests
-        for entry in alternatives
-    )
+def _is_among(component: Component, alternatives: tuple[ReferenceComponent, ...]) -> bool:
+    """Whether version and digest are those of one alternative."""
+    for entry in alternatives:
+        if entry.version == component.version and component.digest in entry.digests:
+            return True
+    return False
 
 
 def _named(kind: ComponentKind, name: str) -> str:

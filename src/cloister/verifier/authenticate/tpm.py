@@ -148,7 +148,7 @@ def authenticate_tpm(
         _binding(quote, statements, ledger)
     components = None if log is None else _launch(log, ledger)
     if quote is not None and log is not None and ledger.holds(SIGNATURE, SELECTION):
-        _registers(quote, log, ledger)
+        _registers(quote, log.log, ledger)
     if quote is None or certificate is None or root is None or components is None:
         return None
     if not ledger.holds(*CLAIMS):
@@ -288,30 +288,31 @@ def _binding(quote: Quote, statements: StatementDigests, ledger: Ledger) -> None
 
 
 _MAX_KEPT_LOG: Final = 256 * 1024
+"""Workers of one image bring the same log, byte for byte, and decoding it takes a while: what a log
+says by itself is kept under its bytes. Whether a TPM signed for it is asked every time."""
 
 
-@lru_cache(maxsize=8)
-def _parsed(data: bytes) -> EventLog:
-    """Workers of one image bring the same log, byte for byte; decoding it takes a while."""
-    return parse_event_log(data)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Log:
+    """What a log says by itself."""
+
+    log: EventLog
+    bad: int | None
+    """The first event whose data is not what its digest covers, from 1."""
+    components: tuple[Component, ...]
+    malformed: tuple[str, str] | None
+    """Code and text of the error of a record that does not decode."""
+    fault: str | None
+    """Why it is no launch of ours."""
 
 
-def _log(items: Mapping[str, EvidenceItem], ledger: Ledger) -> EventLog | None:
-    """Steps 5 (the log itself) and 6."""
-    item = items.get(ITEM_EVENT_LOG)
-    if item is None:
-        ledger.refuse(LOG_FORMAT, "eventlog_missing", "The report holds no event log.")
-        return None
-    try:
-        small = len(item.data) <= _MAX_KEPT_LOG
-        log = _parsed(item.data) if small else parse_event_log(item.data)
-        if set(log.banks) != {Alg.SHA256}:
-            raise MalformedError(
-                "the event log has other banks than SHA-256 alone", code="eventlog_bank"
-            )
-    except MalformedError as error:
-        ledger.refuse(LOG_FORMAT, error.code, f"The event log is refused: {error}.")
-        return None
+def _read_log(data: bytes) -> _Log:
+    """Decode a log, its records too; MalformedError if the log itself is none."""
+    log = parse_event_log(data)
+    if set(log.banks) != {Alg.SHA256}:
+        raise MalformedError(
+            "the event log has other banks than SHA-256 alone", code="eventlog_bank"
+        )
     bad = next(
         (
             number
@@ -320,62 +321,100 @@ def _log(items: Mapping[str, EvidenceItem], ledger: Ledger) -> EventLog | None:
         ),
         None,
     )
-    ledger.check(
-        LOG_DIGESTS,
-        holds=bad is None,
-        affirmed=f"All {len(log.events)} events say what their measured digests cover.",
-        code="eventlog_digest",
-        refused=f"Event {bad} of the log says something else than what was measured.",
-    )
-    return log
+    try:
+        components, fault = _read_launch(log)
+    except MalformedError as error:
+        malformed = (error.code, str(error))
+        return _Log(log=log, bad=bad, components=(), malformed=malformed, fault=None)
+    return _Log(log=log, bad=bad, components=components, malformed=None, fault=fault)
 
 
-def _launch(log: EventLog, ledger: Ledger) -> tuple[Component, ...] | None:
-    """Steps 5 (the records) and 7."""
+def _read_launch(log: EventLog) -> tuple[tuple[Component, ...], str | None]:
+    """The components, and why this is no launch of ours, if so; MalformedError for a record."""
     components: list[Component] = []
     closed: set[int] = set()
     fault: str | None = None
+    for event in log.events:
+        if event.pcr not in LAUNCH_REGISTERS:
+            fault = fault or f"something was measured into register {event.pcr}"
+        elif event.pcr in closed:
+            fault = fault or f"register {event.pcr} was extended after it was closed"
+        elif event.type == EventType.EV_SEPARATOR and event.data == SEPARATOR_DATA:
+            closed.add(event.pcr)
+        elif event.type == EventType.EV_IPL:
+            component = parse_component(event.data)
+            components.append(component)
+            if component.register != event.pcr:
+                fault = fault or f"a {component.kind} was measured into register {event.pcr}"
+        else:
+            fault = fault or f"an event of type 0x{event.type:08x} was measured"
+    if fault is None and closed != set(LAUNCH_REGISTERS):
+        fault = "a register was left open, so that anything could follow"
+    return tuple(components), fault
+
+
+def _replayed(log: EventLog) -> bytes:
+    """The digest that a quote of the registers has, if they are as the log says."""
+    registers = replay(log, bank=Alg.SHA256)
+    return pcr_digest(
+        EXPECTED_SELECTION,
+        {(int(Alg.SHA256), pcr): registers[pcr] for pcr in QUOTED_REGISTERS},
+    )
+
+
+_kept_log = lru_cache(maxsize=8)(_read_log)
+
+
+@lru_cache(maxsize=8)
+def _kept_replay(data: bytes) -> bytes:
+    return _replayed(_kept_log(data).log)
+
+
+def _log(items: Mapping[str, EvidenceItem], ledger: Ledger) -> _Log | None:
+    """Steps 5 (the log itself) and 6."""
+    item = items.get(ITEM_EVENT_LOG)
+    if item is None:
+        ledger.refuse(LOG_FORMAT, "eventlog_missing", "The report holds no event log.")
+        return None
     try:
-        for event in log.events:
-            if event.pcr not in LAUNCH_REGISTERS:
-                fault = fault or f"something was measured into register {event.pcr}"
-            elif event.pcr in closed:
-                fault = fault or f"register {event.pcr} was extended after it was closed"
-            elif event.type == EventType.EV_SEPARATOR and event.data == SEPARATOR_DATA:
-                closed.add(event.pcr)
-            elif event.type == EventType.EV_IPL:
-                component = parse_component(event.data)
-                components.append(component)
-                if component.register != event.pcr:
-                    fault = fault or f"a {component.kind} was measured into register {event.pcr}"
-            else:
-                fault = fault or f"an event of type 0x{event.type:08x} was measured"
+        small = len(item.data) <= _MAX_KEPT_LOG
+        found = _kept_log(item.data) if small else _read_log(item.data)
     except MalformedError as error:
         ledger.refuse(LOG_FORMAT, error.code, f"The event log is refused: {error}.")
         return None
-    ledger.affirm(LOG_FORMAT, f"The event log decodes: {len(log.events)} events.")
-    if fault is None and closed != set(LAUNCH_REGISTERS):
-        fault = "a register was left open, so that anything could follow"
+    ledger.check(
+        LOG_DIGESTS,
+        holds=found.bad is None,
+        affirmed=f"All {len(found.log.events)} events say what their measured digests cover.",
+        code="eventlog_digest",
+        refused=f"Event {found.bad} of the log says something else than what was measured.",
+    )
+    return found
+
+
+def _launch(found: _Log, ledger: Ledger) -> tuple[Component, ...] | None:
+    """Steps 5 (the records) and 7."""
+    if found.malformed is not None:
+        code, why = found.malformed
+        ledger.refuse(LOG_FORMAT, code, f"The event log is refused: {why}.")
+        return None
+    ledger.affirm(LOG_FORMAT, f"The event log decodes: {len(found.log.events)} events.")
     holds = ledger.check(
         LOG_LAUNCH,
-        holds=fault is None,
+        holds=found.fault is None,
         affirmed="The log tells of one launch, and that nothing was measured after it.",
         code="eventlog_replay",
-        refused=f"The log is not that of a Cloister launch: {fault}.",
+        refused=f"The log is not that of a Cloister launch: {found.fault}.",
     )
-    return tuple(components) if holds else None
+    return found.components if holds else None
 
 
 def _registers(quote: Quote, log: EventLog, ledger: Ledger) -> None:
     """Step 8."""
-    registers = replay(log, bank=Alg.SHA256)
-    replayed = pcr_digest(
-        EXPECTED_SELECTION,
-        {(int(Alg.SHA256), pcr): registers[pcr] for pcr in QUOTED_REGISTERS},
-    )
+    small = len(log.raw) <= _MAX_KEPT_LOG
     ledger.check(
         REGISTERS,
-        holds=replayed == quote.pcr_digest,
+        holds=(_kept_replay(log.raw) if small else _replayed(log)) == quote.pcr_digest,
         affirmed="The log replays to the register values that the TPM signed.",
         code="pcr_digest",
         refused=(
