@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +95,9 @@ class Database:
         on_postgres = engine.dialect.name == "postgresql"
         # There each statement has a view of its own otherwise; in SQLite a transaction has one.
         self._one_view = {"isolation_level": "REPEATABLE READ"} if on_postgres else {}
+        # SQLite has one change at a time, and who waits for another's sleeps and asks again:
+        # threads of one broker take turns here, and are woken.
+        self._turn = contextlib.nullcontext() if on_postgres else threading.Lock()
 
     @classmethod
     def open(cls, address: str) -> Database:
@@ -137,7 +141,7 @@ class Database:
             ConfigurationError: there is no store here (``broker.no_store``).
             FetchError: the database cannot be reached, or stays busy (``broker.database``).
         """
-        with _converted(), self.engine.begin() as connection:
+        with _converted(), self._turn, self.engine.begin() as connection:
             row = connection.execute(_LOCK).one_or_none()
             if row is None:
                 raise no_store()

@@ -140,10 +140,12 @@ class Desk:
         )
         at = self.store.now()
         with self.store.database.reading() as connection:
-            if session.is_answered(challenge.nonce, connection):
+            standing = self.store.standing(uri, challenge.nonce, connection)
+            if standing.answered:
                 raise session.replayed()
-            rules = self.store.rules(connection)
-            _, policy = self._resource(uri, connection)
+            if standing.resource is None:
+                raise unknown_secret()
+            rules, policy = standing.rules, _policy(standing.resource)
             known = memory.remembered(policy, connection)
             revocations = self._revocations(rules, connection)
         appraised = appraise_worker(
@@ -252,7 +254,7 @@ class Desk:
     ) -> tuple[bytes, bool] | Denied:
         """Decide inside one transaction; what is denied is returned, to be written down there."""
         try:
-            found = self._session(change, challenge, token)
+            found = self._session(change, uri, challenge, token)
             noted["session"] = session.name_of(found.nonce)
             noted["keyset"] = session.facts_of(found).get("keyset")
             resource = self._check(change, found, uri)
@@ -264,17 +266,19 @@ class Desk:
         change.record("released", {**noted, "version": version.number, "stock": found.stock})
         return answer, found.stock
 
-    def _session(self, change: Change, challenge: Challenge | None, token: str | None) -> Session:
+    def _session(
+        self, change: Change, uri: ResourceUri, challenge: Challenge | None, token: str | None
+    ) -> Session:
         connection = change.connection
         found = None
         if token is not None:
-            found = session.find_by_token(token, connection, self.store.master)
+            found = session.find_by_token(token, uri, connection, self.store.master)
             if found is None:
                 raise Denied("token", "there is no such token")
             if challenge is not None and challenge.nonce != found.nonce:
                 raise Denied("token", "the token is of another session")
         elif challenge is not None:
-            found = session.find_by_nonce(challenge.nonce, connection, self.store.master)
+            found = session.find_by_nonce(challenge.nonce, uri, connection, self.store.master)
         if found is None:
             raise Denied("session", "there is no such session, or it was never attested")
         if not found.stock and (token is None or challenge is None):
@@ -286,13 +290,16 @@ class Desk:
             raise Denied("scope", "the token is for another secret")
         if change.at >= found.expires:
             raise Denied("expired", "the token is too old; prove yourself again")
-        if session.is_spent(found, uri, change.connection):
+        if found.spent:
             raise Denied("spent", "the token was used already; prove yourself again")
         if change.rules != found.rules:
             raise Denied(
                 "rules", "a policy or a revocation changed meanwhile; prove yourself again"
             )
-        resource, policy = self._resource(uri, change.connection)
+        resource = self.store.resource(uri, change.connection)
+        if resource is None:
+            raise unknown_secret()
+        policy = _policy(resource)
         if found.stock:
             self._check_stock(found, policy, at=change.at)
         return resource
@@ -333,16 +340,6 @@ class Desk:
             )
         )
 
-    def _resource(
-        self, uri: ResourceUri, connection: Connection
-    ) -> tuple[Resource, ResourcePolicy]:
-        resource = self.store.resource(uri, connection)
-        if resource is None:
-            raise unknown_secret()
-        if resource.policy is None:
-            raise Denied("no_policy", "nobody said under which terms this secret is released")
-        return resource, resource.policy
-
     def _revocations(self, rules: int, connection: Connection) -> Revocations:
         """Read once for each change of the rules, of which every revocation is one."""
         known = self._known
@@ -366,6 +363,12 @@ class Desk:
             with self.store.changing() as change:
                 change.record("failed", {**noted, "step": step, "code": error.code})
             raise
+
+
+def _policy(resource: Resource) -> ResourcePolicy:
+    if resource.policy is None:
+        raise Denied("no_policy", "nobody said under which terms this secret is released")
+    return resource.policy
 
 
 def unknown_secret() -> Denied:

@@ -28,7 +28,9 @@ from cloister.worker.server import HttpServer, allow_connections, listen_tcp
 from cloister.worker.settings import RateLimit
 
 POSTGRES_THREADS: Final = 4
-"""Decisions at a time where the database is across a network; SQLite gets one."""
+"""Decisions at a time where the database is across a network."""
+SQLITE_THREADS: Final = 2
+"""Evidence is verified while another decision is flushed to the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ async def serve(
             vouching=_vouching(store, service),
             per_source=service.per_source,
             denied_per_source=service.denied_per_source,
-            turns=Turns(threads=1 if on_sqlite else POSTGRES_THREADS),
+            turns=Turns(threads=SQLITE_THREADS if on_sqlite else POSTGRES_THREADS),
         )
         stack.push_async_callback(app.aclose)
         listener = _listen(service.host, service.port)

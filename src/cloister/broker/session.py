@@ -14,7 +14,7 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, and_, bindparam, delete, insert, select
 
 from cloister.broker import tables
 from cloister.broker.database import Change
@@ -125,6 +125,8 @@ class Session:
     """The entry of the audit log that changed policies or revocations last, when the evidence
     was appraised."""
     expires: int
+    spent: bool = False
+    """Whether it was given the secret that it is looked up for."""
 
 
 # Built once: building a statement costs more than running it.
@@ -132,13 +134,16 @@ _ANSWERED: Final = select(tables.sessions.c.expires).where(
     tables.sessions.c.nonce == bindparam("of_nonce")
 )
 _ADD: Final = insert(tables.sessions)
-_BY_TOKEN: Final = select(tables.sessions).where(
-    tables.sessions.c.token_sha256 == bindparam("of_token")
+_WITH_GIVEN: Final = select(tables.sessions, tables.releases.c.at.label("given")).outerjoin(
+    tables.releases,
+    and_(
+        tables.releases.c.nonce == tables.sessions.c.nonce,
+        tables.releases.c.uri == bindparam("of_uri"),
+    ),
 )
-_BY_NONCE: Final = select(tables.sessions).where(tables.sessions.c.nonce == bindparam("of_nonce"))
-_GIVEN: Final = select(tables.releases.c.at).where(
-    tables.releases.c.nonce == bindparam("of_nonce"), tables.releases.c.uri == bindparam("of_uri")
-)
+_BY_TOKEN: Final = _WITH_GIVEN.where(tables.sessions.c.token_sha256 == bindparam("of_token"))
+_BY_NONCE: Final = _WITH_GIVEN.where(tables.sessions.c.nonce == bindparam("of_nonce"))
+_COLUMNS: Final = tuple(column.name for column in tables.sessions.c if column.name != "tag")
 _SPEND: Final = insert(tables.releases)
 FORGET_EVERY: Final = 256
 """Answers between two removals of old rows."""
@@ -179,24 +184,23 @@ def replayed() -> Denied:
     return Denied("replayed", "this challenge was answered before")
 
 
-def find_by_token(token: str, connection: Connection, master: MasterKey) -> Session | None:
-    """The session that a token belongs to.
+def find_by_token(
+    token: str, uri: ResourceUri, connection: Connection, master: MasterKey
+) -> Session | None:
+    """The session that a token belongs to, and whether it was given the secret `uri`.
 
     AuthenticationError (``broker.store``) if it is not as a broker of this store wrote it.
     """
-    found = connection.execute(_BY_TOKEN, {"of_token": token_digest(token)})
-    return _session(found.one_or_none(), master)
+    asked = {"of_token": token_digest(token), "of_uri": str(uri)}
+    return _session(connection.execute(_BY_TOKEN, asked).one_or_none(), master)
 
 
-def find_by_nonce(nonce: bytes, connection: Connection, master: MasterKey) -> Session | None:
-    """The session of a challenge; raises as `find_by_token`."""
-    return _session(connection.execute(_BY_NONCE, {"of_nonce": nonce}).one_or_none(), master)
-
-
-def is_spent(session: Session, uri: ResourceUri, connection: Connection) -> bool:
-    """Whether the session was given this secret."""
-    given = connection.execute(_GIVEN, {"of_nonce": session.nonce, "of_uri": str(uri)})
-    return given.first() is not None
+def find_by_nonce(
+    nonce: bytes, uri: ResourceUri, connection: Connection, master: MasterKey
+) -> Session | None:
+    """The session of a challenge; otherwise as `find_by_token`."""
+    asked = {"of_nonce": nonce, "of_uri": str(uri)}
+    return _session(connection.execute(_BY_NONCE, asked).one_or_none(), master)
 
 
 def spend(change: Change, session: Session, uri: ResourceUri, version: int) -> None:
@@ -215,7 +219,7 @@ def facts_of(session: Session) -> JsonObject:
 def _session(row: Any, master: MasterKey) -> Session | None:
     if row is None:
         return None
-    columns = {name: value for name, value in row._mapping.items() if name != "tag"}
+    columns = {name: row._mapping[name] for name in _COLUMNS}
     if not hmac.compare_digest(bytes(row.tag), _tag(columns, master)):
         raise AuthenticationError(
             "a session of the store was not written by its brokers: the database was altered",
@@ -232,6 +236,7 @@ def _session(row: Any, master: MasterKey) -> Session | None:
         evidence=None if row.evidence is None else bytes(row.evidence),
         rules=row.rules,
         expires=row.expires,
+        spent=row.given is not None,
     )
 
 

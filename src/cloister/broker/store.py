@@ -42,6 +42,18 @@ _REVOKED: Final = re.compile(r"(sha256:)?[0-9a-f]{16,128}")
 
 # Built once: building a statement costs more than running it.
 _RESOURCE: Final = select(tables.resources).where(tables.resources.c.uri == bindparam("of_uri"))
+_STANDING: Final = (
+    select(
+        tables.store.c.rules,
+        tables.sessions.c.expires.label("answered"),
+        tables.resources.c.uri,
+        tables.resources.c.current,
+        tables.resources.c.policy,
+    )
+    .select_from(tables.store)
+    .outerjoin(tables.sessions, tables.sessions.c.nonce == bindparam("of_nonce"))
+    .outerjoin(tables.resources, tables.resources.c.uri == bindparam("of_uri"))
+)
 _VERSION: Final = select(tables.versions).where(
     tables.versions.c.uri == bindparam("of_uri"),
     tables.versions.c.version == bindparam("of_version"),
@@ -75,6 +87,17 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What an answer to a challenge meets."""
+
+    rules: int
+    """As `Store.rules`."""
+    answered: bool
+    """Whether the challenge was answered before."""
+    resource: Resource | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One version of a secret, sealed."""
 
@@ -103,6 +126,7 @@ class Store:
         self.identity = BrokerIdentity(identity_key.public_key().public_bytes_raw())
         self.now = now
         self._random = random
+        self._opened = lru_cache(maxsize=64)(self._open_policy)
 
     def __repr__(self) -> str:
         return f"<Store of {self.identity}>"
@@ -349,6 +373,16 @@ class Store:
         row = connection.execute(_RESOURCE, {"of_uri": str(uri)}).one_or_none()
         return None if row is None else self._resource(row)
 
+    def standing(self, uri: ResourceUri, nonce: bytes, connection: Connection) -> Standing:
+        """What the answer to the challenge `nonce` meets that asks for `uri`; as `resource`."""
+        asked = {"of_uri": str(uri), "of_nonce": nonce}
+        row = connection.execute(_STANDING, asked).one()
+        return Standing(
+            rules=row.rules,
+            answered=row.answered is not None,
+            resource=None if row.uri is None else self._resource(row),
+        )
+
     def version(self, uri: ResourceUri, number: int, connection: Connection) -> Version | None:
         """One version of a secret, sealed."""
         row = connection.execute(_VERSION, {"of_uri": str(uri), "of_version": number}).one_or_none()
@@ -411,12 +445,19 @@ class Store:
 
     def _resource(self, row: object) -> Resource:
         values = row._mapping  # type: ignore[attr-defined]  # SQLAlchemy's Row
-        policy, place = values["policy"], policy_place(values["uri"])
+        uri, policy = values["uri"], values["policy"]
         return Resource(
-            uri=ResourceUri.parse(values["uri"]),
+            uri=ResourceUri.parse(uri),
             current=values["current"],
-            policy=None if policy is None else _policy(self.master.open(bytes(policy), place)),
+            policy=None if policy is None else self._opened(uri, bytes(policy)),
         )
+
+    def _open_policy(self, uri: str, sealed: bytes) -> ResourcePolicy:
+        """Opening and reading one takes milliseconds, and the same few are read for every worker.
+
+        What was opened is kept under its place and the very bytes that stood there.
+        """
+        return load_json(self.master.open(sealed, policy_place(uri)))
 
     def _current(self, connection: Connection, uri: ResourceUri) -> int | None:
         table = tables.resources
@@ -472,12 +513,6 @@ def _row(connection: Connection) -> StoreRow | None:
         identity=BrokerIdentity(bytes(row.identity)),
         at=row.at,
     )
-
-
-@lru_cache(maxsize=64)
-def _policy(encoded: bytes) -> ResourcePolicy:
-    """Reading one takes milliseconds, and the same few are read for every worker."""
-    return load_json(encoded)
 
 
 def unknown(uri: ResourceUri) -> ConfigurationError:

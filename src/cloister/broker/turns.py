@@ -1,6 +1,6 @@
 """Whose turn it is: first come, first served, and between several sources one after the other.
 
-Decisions run in a few threads (one for SQLite, which changes one thing at a time anyway); whoever
+Decisions run in a few threads (two for SQLite, which changes one thing at a time anyway); whoever
 waits stands in the line of the network they come from. A source that sends thousands of requests
 lengthens its own line; somebody else's first request is answered next all the same. Within a line
 the order is that of arrival, and nobody is overtaken.
