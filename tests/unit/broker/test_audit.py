@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable
 
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cloister.broker import audit
 from cloister.channel.key_release import BrokerIdentity
 from cloister.errors import AuthenticationError, CloisterError, MalformedError
+from cloister.strictjson import JsonObject
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 IDENTITY = BrokerIdentity(KEY.public_key().public_bytes_raw())
@@ -51,6 +54,21 @@ def resigned(lines: Lines) -> Lines:
     return [*lines[:-1], audit.encode_checkpoint(head, other)]
 
 
+def renumbered(lines: Lines) -> Lines:
+    """A whole chain, signed by its broker, in which the third entry calls itself the fourth."""
+    head = audit.NOTHING
+    for line in lines[:2]:
+        head, _ = audit.follow(head, line)
+    skipped = audit.Head(sequence=head.sequence + 1, digest=head.digest)
+    entry = audit.encode_entry(skipped, at=102, event="x", detail={})
+    end = audit.Head(sequence=4, digest=hashlib.sha256(entry).digest())
+    return [*lines[:2], entry, audit.encode_checkpoint(end, KEY)]
+
+
+def with_checkpoint(lines: Lines, **members: object) -> Lines:
+    return [*lines[:-1], changed(lines[-1], **members)]
+
+
 ALTERED: dict[str, tuple[Callable[[Lines], Lines], str]] = {
     "an entry's detail": (lambda x: [changed(x[0], detail={}), *x[1:]], "audit.chain"),
     "the last entry's detail": (
@@ -67,6 +85,14 @@ ALTERED: dict[str, tuple[Callable[[Lines], Lines], str]] = {
     "somebody else's checkpoint": (resigned, "audit.checkpoint"),
     "nothing at all": (lambda x: [], "malformed"),
     "a line that is none": (lambda x: [b"{}", *x], "malformed"),
+    "an entry that counts wrongly": (renumbered, "audit.chain"),
+    "a checkpoint with a member more": (lambda x: with_checkpoint(x, more=1), "malformed"),
+    "a checkpoint that says more": (
+        lambda x: with_checkpoint(
+            x, checkpoint=json.loads(x[-1])["checkpoint"] | {"entries": "all of them"}
+        ),
+        "malformed",
+    ),
     "a member more": (lambda x: [changed(x[0], more=1), *x[1:]], "malformed"),
 }
 
@@ -122,6 +148,36 @@ def test_a_line_for_people_holds_no_control_characters() -> None:
     assert shown.isascii()
 
 
+def test_a_checkpoint_signs_these_very_bytes() -> None:
+    """Its purpose too: no signature that the broker makes for something else is one."""
+    checkpoint = json.loads(export()[-1])
+    digest = hashlib.sha256(log()[-1]).hexdigest()
+    signed = b'cloister.audit.checkpoint.v1\0{"digest":"%s","sequence":5}' % digest.encode()
+    KEY.public_key().verify(base64.b64decode(checkpoint["signature"]), signed)
+
+
+def test_a_broken_chain_is_not_exported() -> None:
+    entries = log()
+    export(entries)
+    with pytest.raises(AuthenticationError) as refused:
+        export([*entries[:2], *entries[3:]])
+    assert refused.value.code == "audit.chain"
+
+
 def test_an_entry_is_bounded() -> None:
+    def entry(size: int) -> bytes:
+        detail: JsonObject = {"reason": "r" * size}
+        return audit.encode_entry(audit.NOTHING, at=1, event="x", detail=detail)
+
+    largest = audit.MAX_ENTRY_BYTES - len(entry(0))
+    audit.follow(audit.NOTHING, entry(largest))
     with pytest.raises(MalformedError):
-        audit.follow(audit.NOTHING, b" " * (audit.MAX_ENTRY_BYTES + 1))
+        audit.follow(audit.NOTHING, entry(largest + 1))
+
+
+def test_a_checkpoint_is_bounded() -> None:
+    line = export()[-1]
+    room = audit.MAX_ENTRY_BYTES - len(line)
+    assert audit.parse_checkpoint(line + b" " * room, IDENTITY).sequence == 5
+    with pytest.raises(MalformedError):
+        audit.parse_checkpoint(line + b" " * (room + 1), IDENTITY)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from cloister.broker.root_keys.development import MemoryRootKey
 from cloister.broker.store import Revoked, Store, token_digest
 from cloister.channel.hpke import Kem, PrivateKey
 from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, FetchError
+from cloister.strictjson import canonical
 from support.broker import (
     OTHER,
     ROOT,
@@ -265,6 +268,14 @@ def test_a_row_that_holds_another_row_s_secret_does_not_open(at: Bench, case: st
     assert (at.last()["event"], at.last()["detail"]["code"]) == ("failed", "broker.store")
 
 
+def hexed(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.hex() if isinstance(value, bytes) else value
+        for name, value in row.items()
+        if name != "tag"
+    }
+
+
 def test_a_session_that_somebody_else_wrote_releases_nothing(at: Bench) -> None:
     """Neither a whole row, nor one that names another wrapping key, secret or end."""
     made = attested(at)
@@ -282,6 +293,8 @@ def test_a_session_that_somebody_else_wrote_releases_nothing(at: Bench) -> None:
         {"stock": True},
         {"token_sha256": token_digest("mine")},
         {"tag": bytes(32)},
+        # The MAC of the same words as if they were a cookie's.
+        {"tag": at.store.master.mac(canonical(hexed(row)))},
     ]
     for change in changes:
         with at.store.database.engine.begin() as connection:
@@ -360,6 +373,68 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(ConfigurationError):
         Database.open(f"sqlite:///{path}")
+
+
+def test_a_name_that_leads_to_a_file_is_not_followed(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    Database.open(f"sqlite:///{path}").close()
+    (tmp_path / "link.db").symlink_to(path)
+    with pytest.raises(ConfigurationError) as refused:
+        Database.open(f"sqlite:///{tmp_path / 'link.db'}")
+    assert refused.value.code == "broker.database"
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "broker.db", 0o600)
+    with pytest.raises(ConfigurationError) as refused:
+        Database.open(f"sqlite:///{tmp_path / 'broker.db'}")
+    assert refused.value.code == "broker.database"
+
+
+def test_every_connection_to_a_file_flushes_what_it_commits(tmp_path: Path) -> None:
+    """Without that, a token that was spent would come back after a power cut."""
+    database = Database.open(f"sqlite:///{tmp_path / 'broker.db'}")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            connection = stack.enter_context(database.reading())
+            found = [
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("journal_mode", "synchronous")
+            ]
+            assert found == ["wal", 2]
+    database.close()
+
+
+def test_tables_without_a_store_take_no_change(address: str) -> None:
+    database = Database.open(address)
+    tables.metadata.create_all(database.engine)
+    with pytest.raises(ConfigurationError) as refused, database.change(at=1.0) as change:
+        change.record("x", {})
+    assert refused.value.code == "broker.no_store"
+    database.close()
+
+
+def test_a_store_of_another_format_is_not_opened(at: Bench) -> None:
+    table = tables.store
+    Store.open(at.store.database, ROOT, now=at.clock)
+    with at.store.database.engine.begin() as connection:
+        connection.execute(update(table).values(format=tables.FORMAT - 1))
+    with pytest.raises(ConfigurationError) as refused:
+        Store.open(at.store.database, ROOT, now=at.clock)
+    assert refused.value.code == "broker.format"
+
+
+def test_an_error_of_the_database_quotes_nothing(at: Bench) -> None:
+    word = "what-stands-in-a-row"
+    row = {"uri": word, "current": 1, "policy": None, "created": 1}
+    with pytest.raises(FetchError) as refused, at.store.changing() as change:
+        change.connection.execute(insert(tables.resources).values(row))
+        change.connection.execute(insert(tables.resources).values(row))
+    assert refused.value.code == "broker.database"
+    assert word not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+    assert at.release().secret == SECRET, "and nothing of the change stayed"
 
 
 def test_a_database_that_is_away_is_said_so() -> None:

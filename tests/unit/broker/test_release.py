@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
-from cloister.broker import audit
+from cloister.broker import audit, session, tables
+from cloister.broker.denial import Denied
+from cloister.broker.desk import Desk
 from cloister.broker.store import Store
 from cloister.errors import AuthenticationError
-from support.broker import OTHER, ROOT, SECRET, WEIGHTS, Bench, bench
+from support.broker import OTHER, ROOT, SECRET, SOURCE, WEIGHTS, Bench, attested, bench
 
 
 @pytest.fixture
@@ -70,6 +74,49 @@ def test_a_log_whose_end_was_cut_off_is_not_signed(at: Bench) -> None:
     with pytest.raises(AuthenticationError) as refused:
         list(audit.export_lines(at.store.audit_entries(), at.store.identity_key))
     assert refused.value.code == "audit.chain"
+
+
+def test_a_clock_that_goes_back_gives_no_token_more_time(at: Bench) -> None:
+    """Nor does it put an entry before the one before it."""
+    made, late, begun = attested(at), attested(at), at.clock.now
+    at.clock.now = begun + session.TOKEN_S - 1
+    assert at.desk.release(made.cookie, made.token, WEIGHTS.path, source=SOURCE)
+    at.clock.now = begun + session.TOKEN_S
+    at.store.put(OTHER, b"o")
+    at.clock.now = begun
+    with pytest.raises(Denied) as denied:
+        at.desk.release(late.cookie, late.token, WEIGHTS.path, source=SOURCE)
+    assert denied.value.reason == "expired"
+    times = [entry["at"] for entry in at.log()]
+    assert times == sorted(times)
+
+
+def first_byte_zero(size: int) -> bytes:
+    """Random, but such that the session is one at which old ones are forgotten."""
+    return b"\0" + os.urandom(size - 1)
+
+
+def rows(at: Bench) -> tuple[int, int]:
+    with at.store.database.engine.connect() as connection:
+        sessions = connection.execute(select(tables.sessions)).all()
+        return len(sessions), len(connection.execute(select(tables.releases)).all())
+
+
+def test_old_sessions_are_forgotten_once_nobody_could_answer_again(at: Bench) -> None:
+    made, begun = attested(at), at.clock.now
+    assert at.desk.release(made.cookie, made.token, WEIGHTS.path, source=SOURCE)
+    forgetful = dataclasses.replace(
+        at, desk=Desk(at.store, roots=at.attester.roots, random=first_byte_zero)
+    )
+    at.clock.now = begun + session.CHALLENGE_S - 1
+    assert forgetful.release().secret == SECRET
+    assert rows(at) == (2, 2)
+    with pytest.raises(Denied) as denied:
+        at.desk.attest(made.cookie, made.body, source=SOURCE)
+    assert denied.value.reason == "replayed"
+    at.clock.now = begun + session.TOKEN_S + session.KEEP_S + session.CHALLENGE_S
+    assert forgetful.release().secret == SECRET
+    assert rows(at) == (1, 1)
 
 
 def test_rotation_keeps_the_old_version_for_a_while(at: Bench) -> None:

@@ -21,10 +21,13 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from cloister.broker.denial import Denied
 from cloister.broker.desk import Desk
+from cloister.broker.policy import ManifestTerms
+from cloister.manifest import SignerPin
 from cloister.strictjson import canonical
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.verifier import policy as policies
 from support.broker import CLOCK_START, OTHER, SECRET, SOURCE, WEIGHTS, Bench, bench, policy_for
+from support.manifests import ALICE
 
 EC = ec.generate_private_key(ec.SECP256R1())
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -182,11 +185,43 @@ def test_other_platforms_are_not_read(at: Bench, tee: str) -> None:
     assert refused(at, lambda: Client(at.desk, tee=tee).attest()) == "stock"
 
 
+def test_a_mark_counts_only_beside_reference_values(at: Bench) -> None:
+    """They bring no manifest, so under one nothing would say which software is good."""
+    client = Client(at.desk)
+    assert client.get(*client.attest())
+    marked = policy_for(
+        at.attester,
+        stock_clients=True,
+        reference_values=None,
+        manifest=ManifestTerms(pin=SignerPin(signers=(ALICE.owner,))),
+    )
+    at.store.set_policy(OTHER, marked)
+    with pytest.raises(Denied) as denied:
+        client.get(*client.attest())
+    assert denied.value.reason == "stock"
+
+
+def test_a_broker_that_hears_none_takes_no_answer_to_another_s_challenge(at: Bench) -> None:
+    """Brokers of one store share the key of cookies, but not the operator's word."""
+    deaf = Desk(at.store, roots=at.attester.roots)
+
+    class Switched:
+        challenge = at.desk.challenge
+        attest = deaf.attest
+
+    assert Client(at.desk).attest()
+    with pytest.raises(Denied) as denied:
+        Client(Switched()).attest()  # type: ignore[arg-type]  # two desks
+    assert denied.value.reason == "stock"
+    assert at.last()["detail"]["step"] == "attest"
+
+
 def test_stock_clients_are_not_heard_unless_that_was_switched_on(tmp_path: Path) -> None:
     with bench(tmp_path) as at:
         with pytest.raises(Denied) as denied:
             Client(at.desk).attest()
         assert denied.value.reason == "stock"
+        assert at.last()["detail"]["step"] == "challenge", "and they learn it at once"
         assert at.release().secret == SECRET
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloister.channel.hpke import Kem, PrivateKey
+from cloister.channel.hpke import Kem, PrivateKey, setup_receiver, setup_sender
 from cloister.channel.key_release import (
+    MAX_ANSWER_BYTES,
+    SUITE,
     BrokerIdentity,
     ReleaseRequest,
     broker_statement,
@@ -158,6 +161,53 @@ def test_an_answer_signed_and_sealed_by_somebody_else_is_refused() -> None:
     with pytest.raises(AuthenticationError) as refused:
         opened(forged)
     assert refused.value.code == "key_release.identity"
+
+
+HEADER = b'{"purpose":"cloister.key_release.v1","resource":"kbs:///acme/weights/v1","version":3}'
+INFO = b"cloister.key_release.v1\0" + DIGEST
+
+
+def signed(enc: bytes, ciphertext: bytes) -> bytes:
+    """What the broker signs, written out once more."""
+    parts = (DIGEST, HEADER, enc, ciphertext)
+    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
+    return b"cloister.key_release.answer.v1\0" + digests
+
+
+def test_an_answer_is_signed_for_its_purpose_and_sealed_for_its_statement() -> None:
+    """In these very bytes: no signature that the broker makes for something else is an answer."""
+    answer = json.loads(sealed())
+    enc, ciphertext, signature = (
+        base64.b64decode(answer[name]) for name in ("enc", "ciphertext", "signature")
+    )
+    BROKER.public_key().verify(signature, signed(enc, ciphertext))
+    assert setup_receiver(SUITE, enc, WRAPPING, INFO).open(HEADER, ciphertext) == SECRET
+
+
+@pytest.mark.parametrize("info", [INFO, INFO[:-1], b"cloister.key_release.v1\0" + bytes(32)])
+def test_what_was_sealed_for_another_statement_does_not_open(info: bytes) -> None:
+    """Also where its broker signs it for this one."""
+    enc, context = setup_sender(SUITE, WRAPPING.public_bytes, info)
+    ciphertext = context.seal(HEADER, SECRET)
+    parts = {
+        "enc": enc,
+        "ciphertext": ciphertext,
+        "signature": BROKER.sign(signed(enc, ciphertext)),
+    }
+    encoded = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    answer = json.dumps(json.loads(HEADER) | encoded).encode()
+    if info == INFO:
+        assert opened(answer) == SECRET
+    else:
+        with pytest.raises(ChannelError):
+            opened(answer)
+
+
+def test_an_answer_is_bounded() -> None:
+    answer = sealed()
+    assert opened(answer.ljust(MAX_ANSWER_BYTES)) == SECRET
+    with pytest.raises(MalformedError):
+        opened(answer.ljust(MAX_ANSWER_BYTES + 1))
 
 
 def test_a_wrapping_key_reads_back_and_others_are_refused() -> None:
