@@ -177,7 +177,7 @@ def seal_for_stock(secret: bytes, tee_pubkey: bytes) -> bytes:
         key = import_key({name: str(value) for name, value in jwk.items() if name != "alg"})
         # Compact, because then everything, an ephemeral key too, is in the protected header.
         sealed = jwe.encrypt_compact(
-            {"alg": wrap, "enc": _ENCRYPTION}, secret, key, algorithms=[wrap, _ENCRYPTION]
+            {"alg": wrap, "enc": _ENCRYPTION}, secret, key, algorithms=[*_WRAPS, _ENCRYPTION]
         )
     except (JoseError, ValueError, TypeError, KeyError, CloisterError):
         raise Denied("wrapping", "the stock client's key cannot be used") from None

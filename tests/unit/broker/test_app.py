@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import pytest
 from cloister.broker.app import BrokerApp
 from cloister.broker.vouching import CONFIGURATION
 from cloister.channel import rcar
-from cloister.channel.key_release import BrokerIdentity
-from cloister.errors import AuthenticationError, FetchError, KeyReleaseDenied
+from cloister.channel.key_release import BrokerIdentity, broker_statement
+from cloister.channel.keyset import RECEIPT_ALGORITHM, PublicKeyEntry
+from cloister.errors import AuthenticationError, FetchError, KeyReleaseDenied, MalformedError
 from cloister.evidence.component import ComponentKind
 from cloister.evidence.report import TEE_TYPE_TPM
 from cloister.testing.simulated_tpm import SimulatedAttester, default_components
@@ -71,6 +73,8 @@ REFUSED = [
     ("GET", "/kbs/v0/resource/a/%2e%2e/c", b"", 403),
     ("GET", "/cloister/v0/broker", b"", 400),
     ("GET", "/cloister/v0/broker?nonce=AA", b"", 400),
+    ("GET", "/cloister/v0/broker?nonce=" + "a" * 62, b"", 400),
+    ("GET", "/cloister/v0/broker?nonce=" + "A" * 64, b"", 400),
     ("PUT", "/kbs/v0/resource/a/b/c", b"secret", 404),
 ]
 
@@ -174,6 +178,19 @@ def test_another_broker_is_not_asked(broker: Served, tmp_path_factory: Any) -> N
     assert refused.value.code == "broker.identity"
 
 
+@pytest.mark.parametrize("members", [("identity",), ("identity", "report", "more"), ()])
+def test_what_a_broker_says_of_itself_has_these_members(members: tuple[str, ...]) -> None:
+    identity = BrokerIdentity(b"\x03" * 32)
+
+    def saying(*names: str) -> Any:
+        document = {name: str(identity) if name == "identity" else None for name in names}
+        return lambda *_, **__: Answer(status=200, body=json.dumps(document).encode())
+
+    check_broker(saying("identity", "report"), identity, None, at=CLOCK_START)
+    with pytest.raises(MalformedError):
+        check_broker(saying(*members), identity, None, at=CLOCK_START)
+
+
 # --- the broker's own evidence ----------------------------------------------------------------
 
 
@@ -272,6 +289,41 @@ def test_a_worker_cannot_pass_for_a_broker(tmp_path: Path) -> None:
 
         with pytest.raises(AuthenticationError) as refused:
             checked(broker, trust_in(machine), send=public)
+        assert refused.value.code == "broker.unattested"
+
+
+@pytest.mark.parametrize("keys", ["one's own", "another's", "one's own and another's"])
+def test_the_evidence_speaks_of_the_broker_s_key_and_no_other(tmp_path: Path, keys: str) -> None:
+    """The statement names the broker all the same: whoever is trusted might name many."""
+    machine = platform()
+    with sealed(tmp_path, machine) as broker:
+        identity = broker.at.store.identity
+
+        def entry(name: str, public: bytes) -> PublicKeyEntry:
+            return PublicKeyEntry(key_id=name, algo=RECEIPT_ALGORITHM, public_key=public.hex())
+
+        own, other = entry("own", identity.public_key), entry("other", b"\x03" * 32)
+        listed = {"one's own": (own,), "another's": (other,)}.get(keys, (own, other))
+        keyset = dataclasses.replace(
+            machine.keyset, receipt_signing_keys=listed, e2ee_public_keys=()
+        )
+        liar = dataclasses.replace(machine, keyset=keyset)
+
+        def statement(keyset_digest: str, nonce: bytes | None) -> bytes:
+            return hashlib.sha256(broker_statement(identity, keyset_digest, nonce)).digest()
+
+        def shown(_method: str, path: str, *, body: bytes = b"", headers: Any) -> Answer:
+            nonce = bytes.fromhex(path.rpartition("=")[2])
+            report = liar.attestation_report(nonce, statement=statement).encode()
+            encoded = base64.b64encode(report).decode()
+            document = {"identity": str(identity), "report": encoded}
+            return Answer(status=200, body=json.dumps(document).encode())
+
+        if keys == "one's own":
+            checked(broker, trust_in(machine), send=shown)
+            return
+        with pytest.raises(AuthenticationError, match="speaks of another key") as refused:
+            checked(broker, trust_in(machine), send=shown)
         assert refused.value.code == "broker.unattested"
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from joserfc import jwe, jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
+from cloister.broker import stock
 from cloister.broker.denial import Denied
 from cloister.broker.desk import Desk
 from cloister.broker.policy import ManifestTerms
@@ -178,6 +180,26 @@ def test_a_key_that_is_too_large_is_refused(at: Bench) -> None:
     client = Client(at.desk)
     client.jwk = {**tee_pubkey(client.alg), "kid": "k" * 20_000}
     assert refused(at, client.attest) == "malformed"
+
+
+def test_evidence_that_is_too_large_is_refused(at: Bench) -> None:
+    client = Client(at.desk)
+
+    def padded(size: int) -> Any:
+        return lambda bound: client.evidence(bound) | {"pad": "p" * size}
+
+    room = stock.MAX_EVIDENCE_BYTES - 1024
+    assert client.get(*client.attest(evidence=padded(room)))
+    attempt = partial(client.attest, evidence=padded(stock.MAX_EVIDENCE_BYTES))
+    assert refused(at, attempt) == "malformed"
+
+
+def test_nothing_is_wrapped_weakly_whatever_stands_in_a_session() -> None:
+    jwk = tee_pubkey("RSA-OAEP-256")
+    assert stock.seal_for_stock(SECRET, canonical(jwk))
+    with pytest.raises(Denied) as denied:
+        stock.seal_for_stock(SECRET, canonical(jwk | {"alg": "RSA1_5"}))
+    assert denied.value.reason == "wrapping"
 
 
 @pytest.mark.parametrize("tee", ["cca", "snp", "tpm", "x"])

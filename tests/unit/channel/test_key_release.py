@@ -89,6 +89,15 @@ def test_every_part_changes_what_the_hardware_signs() -> None:
     assert len(digests) == 10
 
 
+def test_a_broker_s_statement_names_everything() -> None:
+    assert json.loads(broker_statement(IDENTITY, KEYSET, NONCE)) == {
+        "broker": "ed25519:" + IDENTITY.public_key.hex(),
+        "keyset_digest": KEYSET,
+        "nonce": NONCE.hex(),
+        "purpose": "cloister.broker.v1",
+    }
+
+
 def test_no_statement_of_one_purpose_is_one_of_another() -> None:
     """Whatever a requester may choose goes into quoted JSON strings, the purpose never."""
     purposes = {
