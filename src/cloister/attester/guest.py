@@ -47,6 +47,7 @@ from cloister.errors import (
     CloisterError,
     ConfigurationError,
     MalformedError,
+    UnsupportedError,
 )
 from cloister.evidence.component import CONFIGURATION_BROKER, CONFIGURATION_MANIFEST
 from cloister.evidence.items import TEE_TYPE_TPM_BOOT
@@ -83,6 +84,12 @@ def _open_port() -> int | None:
     return None if port is None else os.open(port, os.O_RDWR | os.O_CLOEXEC)
 
 
+def _open_machine(platform: str) -> Evidence:
+    from cloister.attester.machine import open_attester  # imports every platform's code
+
+    return open_attester(platform)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Where a guest's worker finds what its machine and its init give it."""
@@ -92,6 +99,8 @@ class Surroundings:
     open_tpm: Callable[[], Tpm] = open_tpm
     open_port: Callable[[], int | None] = _open_port
     """The operator's port; None on a machine that has none."""
+    open_machine: Callable[[str], Evidence] = _open_machine
+    """What makes evidence on a platform other than a measured boot."""
     meminfo: Path = Path("/proc/meminfo")
 
     @property
@@ -159,18 +168,22 @@ def _run(around: Surroundings) -> int:
     operator["api_keys"] = str(around.api_keys)
     module, _, function = ENTRY.partition(":")
     port = around.open_port()
-    if port is not None and isinstance(evidence, DeviceTpmAttester):
-        questions = Questions(
-            Certifiable.open(evidence, around.open_tpm()), state, boot_log=around.boot_log
-        )
+    if port is not None:
+        certifiable = None
+        if isinstance(evidence, DeviceTpmAttester):
+            certifiable = Certifiable.open(evidence, around.open_tpm())
+        questions = Questions(certifiable, state, boot_log=around.boot_log)
         _in_background("operator", lambda: serve_port(port, questions))
         bundle = state.wait_for_start()
         if bundle is not None:
-            digest = measure_manifest(around.open_tpm(), bundle)
+            if isinstance(evidence, DeviceTpmAttester):
+                digest = measure_manifest(around.open_tpm(), bundle)
+            else:
+                digest = require_manifest(evidence, bundle)
             configuration = {**configuration, CONFIGURATION_MANIFEST: digest.hex()}
             operator["manifest"] = str(_written(around.manifest, bundle))
         importlib.import_module(module)  # takes seconds, in which the key is certified
-        if settings.takes_keys:
+        if settings.takes_keys and isinstance(evidence, DeviceTpmAttester):
             evidence.wait_for_chain()
     _in_background("ready", lambda: state.hear(theirs))
     handover = Handover(
@@ -284,9 +297,7 @@ def _file(name: str, value: Json) -> MeasuredFile:
 
 def _evidence(platform: str, around: Surroundings) -> Evidence:
     if platform != TEE_TYPE_TPM_BOOT:
-        from cloister.attester.machine import open_attester  # imports every platform's code
-
-        return open_attester(platform)
+        return around.open_machine(platform)
     tpm = around.open_tpm()
     key = find_attestation_key(tpm, provided=())
     return DeviceTpmAttester(tpm, key, event_log=read_boot_log(around.boot_log))
@@ -305,6 +316,24 @@ def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
 
     digest = bytes.fromhex(load_bundle(bundle).digest)
     tpm.extend(MANIFEST_REGISTER, digest)
+    return digest
+
+
+def require_manifest(evidence: Evidence, bundle: bytes) -> bytes:
+    """Return the digest of the manifest in `bundle`, if this machine was launched for that one.
+
+    Whoever calls this in a guest ends on any error: see `cloister.attester.started_for`.
+
+    Raises:
+        MalformedError: it is no manifest's bundle.
+        ConfigurationError: the machine was launched for another one, or for none.
+    """
+    from cloister.attester.started_for import require_started_for
+    from cloister.manifest.bundle import load_bundle
+
+    manifest = load_bundle(bundle)
+    digest = bytes.fromhex(manifest.digest)
+    require_started_for(evidence.quote(digest), manifest.digest)
     return digest
 
 
@@ -414,8 +443,9 @@ class Questions:
     """Answers the messages of the operator's port."""
 
     def __init__(
-        self, key: Certifiable, state: OperatorState, *, boot_log: Path = RUN / "boot-log"
+        self, key: Certifiable | None, state: OperatorState, *, boot_log: Path = RUN / "boot-log"
     ) -> None:
+        """`key` is None where hardware certifies its own, and nobody else has to."""
         self._key = key
         self._state = state
         self._boot_log = boot_log
@@ -428,15 +458,15 @@ class Questions:
                 self._state.start(None if given is None else decoded(given))
                 return {"started": True}
             case "enrolment":
-                return self._key.names
+                return self._certifiable().names
             case "activate":
                 credential, secret = (
                     decoded(message.get(name)) for name in ("credential", "secret")
                 )
-                return {"answer": encoded(self._key.activate(credential, secret))}
+                return {"answer": encoded(self._certifiable().activate(credential, secret))}
             case "certificate":
                 listed = expect_list(message.get("chain"), "certificates", limit=MAX_CHAIN)
-                self._key.certify([decoded(entry) for entry in listed])
+                self._certifiable().certify([decoded(entry) for entry in listed])
                 return {"certified": True}
             case "api_keys":
                 self._state.store_api_keys(decoded(message.get("table")))
@@ -446,6 +476,13 @@ class Questions:
             case "ready":
                 return {"ready": self._state.ready}
         raise MalformedError("the operator's port does not know the question")
+
+    def _certifiable(self) -> Certifiable:
+        if self._key is None:
+            raise UnsupportedError(
+                "this machine has no key that waits for a certificate", code="guest.no_key"
+            )
+        return self._key
 
 
 def _in_background(name: str, run: Callable[[], None]) -> None:

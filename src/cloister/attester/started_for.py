@@ -10,7 +10,6 @@ authenticated: the image asks its own hardware, over no network.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,18 +27,17 @@ _PLATFORMS: Final = {
 }
 
 
-def require_started_for(evidence: Mapping[str, EvidenceItem], payload: bytes) -> None:
-    """Return only if the machine that gave `evidence` was started for the manifest `payload`.
+def require_started_for(evidence: Mapping[str, EvidenceItem], digest: str) -> None:
+    """Return only if the machine that gave `evidence` was started for the manifest with `digest`.
 
-    `payload` is the manifest's canonical bytes, as they are in its envelope. Whoever calls this in
-    a guest halts on any error, and has used nothing of the manifest before.
+    `digest` is the SHA-256 of the manifest's canonical bytes, as hexadecimal digits. Whoever calls
+    this in a guest halts on any error, and has used nothing of the manifest before.
 
     Raises:
         ConfigurationError: it was started for another manifest or for none (``attester.manifest``).
         UnsupportedError: evidence of no platform that names a manifest.
         MalformedError: the evidence does not decode.
     """
-    digest = hashlib.sha256(payload).hexdigest()
     platform, found = _register(evidence)
     if found == manifest_value(platform, digest, len(found)):
         return

@@ -13,6 +13,7 @@ from cloister.cli import image_build
 from cloister.cli.image_boot import boot
 from cloister.cli.image_measure import corim, golden, measure, sgx_manifest
 from cloister.cli.image_secure_boot import enrol, sign
+from cloister.cli.image_start import start
 from cloister.errors import AuthenticationError, ConfigurationError
 from cloister.strictjson import JsonObject
 
@@ -30,6 +31,7 @@ image.add_typer(eif, name="eif", help="Enclave images for AWS Nitro (EIF version
 image.command()(measure)
 image.command()(golden)
 image.command()(boot)
+image.command()(start)
 image.command()(corim)
 image.command("sgx-manifest")(sgx_manifest)
 image.command()(sign)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.image_start import read_api_keys, read_manifest
 from cloister.cli.operation_options import State, state_directory
 from cloister.errors import ConfigurationError
 
@@ -269,13 +270,10 @@ def _free_port() -> int:
 
 def _api_keys(path: Path | None) -> tuple[bytes, str | None]:
     """The table for the guest; where none is named, one with a single key, and that key."""
-    from cloister.worker.api_keys import ApiKeyFile, load_table
+    from cloister.worker.api_keys import ApiKeyFile
 
     if path is not None:
-        table = load_table(path.expanduser())
-        if table is None:
-            raise ConfigurationError(f"{path} does not exist", code="image.api_keys")
-        return table.encode(), None
+        return read_api_keys(path), None
     with tempfile.TemporaryDirectory(prefix="cloister-") as folder:
         file = Path(folder) / "api-keys.json"
         _, api_key = ApiKeyFile(file).add("image boot", at=int(datetime.now(UTC).timestamp()))
@@ -289,12 +287,7 @@ def _plan(machine: Machine, state: Path, table: bytes, manifest: Path | None) ->
 
     made = manufacture(state)
     ca = EnrolmentCa.open(state / "enrolment", manufacturers=(made.root,), at=datetime.now(UTC))
-    try:
-        bundle = None if manifest is None else manifest.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            f"{manifest} cannot be read: {error.strerror}", code="image.manifest"
-        ) from None
+    bundle = None if manifest is None else read_manifest(manifest)
     return BootPlan(machine=machine, tpm=made, ca=ca, api_keys=table, manifest=bundle)
 
 

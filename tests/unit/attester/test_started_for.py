@@ -16,8 +16,7 @@ from cloister.evidence.report import EvidenceItem
 from cloister.testing.simulated_hardware import SimulatedHardware
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
-PAYLOAD = b'{"the":"manifest"}'
-DIGEST = hashlib.sha256(PAYLOAD).digest()
+DIGEST = hashlib.sha256(b'{"the":"manifest"}').digest()
 FIELDS: Mapping[str, dict[str, Any]] = {
     "snp": {"host_data": DIGEST},
     "tdx": {"mr_config_id": DIGEST + bytes(16)},
@@ -33,32 +32,32 @@ def evidence(platform: str, **fields: Any) -> Mapping[str, EvidenceItem]:
 @pytest.mark.parametrize("platform", FIELDS)
 def test_a_guest_goes_on_only_under_the_manifest_it_was_started_for(platform: str) -> None:
     started = evidence(platform, **FIELDS[platform])
-    require_started_for(started, PAYLOAD)
+    require_started_for(started, DIGEST.hex())
     with pytest.raises(ConfigurationError, match="names another") as refused:
-        require_started_for(started, PAYLOAD + b" ")
+        require_started_for(started, hashlib.sha256(b"another").hexdigest())
     assert refused.value.code == "attester.manifest"
 
 
 @pytest.mark.parametrize("platform", FIELDS)
 def test_a_guest_that_was_started_for_none_halts(platform: str) -> None:
     with pytest.raises(ConfigurationError, match="names none") as refused:
-        require_started_for(evidence(platform), PAYLOAD)
+        require_started_for(evidence(platform), DIGEST.hex())
     assert refused.value.code == "attester.manifest"
 
 
 def test_a_digest_with_something_behind_it_is_another() -> None:
     longer = evidence("tdx", mr_config_id=DIGEST + bytes(15) + b"\x01")
-    require_started_for(evidence("tdx", **FIELDS["tdx"]), PAYLOAD)
+    require_started_for(evidence("tdx", **FIELDS["tdx"]), DIGEST.hex())
     with pytest.raises(ConfigurationError):
-        require_started_for(longer, PAYLOAD)
+        require_started_for(longer, DIGEST.hex())
 
 
 def test_what_cannot_be_read_is_never_a_pass() -> None:
     snp = evidence("snp", **FIELDS["snp"])
     with pytest.raises(UnsupportedError):
-        require_started_for({}, PAYLOAD)
+        require_started_for({}, DIGEST.hex())
     with pytest.raises(UnsupportedError):
-        require_started_for({**snp, **evidence("tdx", **FIELDS["tdx"])}, PAYLOAD)
+        require_started_for({**snp, **evidence("tdx", **FIELDS["tdx"])}, DIGEST.hex())
     cut = EvidenceItem(media_type="x", data=snp[items.ITEM_SNP_REPORT].data[:-1])
     with pytest.raises(MalformedError):
-        require_started_for({items.ITEM_SNP_REPORT: cut}, PAYLOAD)
+        require_started_for({items.ITEM_SNP_REPORT: cut}, DIGEST.hex())

@@ -1,0 +1,82 @@
+"""``cloister image start``: what a guest waits for, given through its operator's port."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import time
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from cloister.cli.asking import plain
+from cloister.errors import ConfigurationError, EngineError
+
+LOOK_S: Final = 0.2
+
+
+def start(
+    socket: Annotated[
+        Path, typer.Argument(help="The host's end of the port cloister.operator: a Unix socket.")
+    ],
+    *,
+    api_keys: Annotated[Path, typer.Option("--api-keys", help="Who is served (cloister keys).")],
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="The bundle of the manifest that the worker runs under."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds until the worker must be ready.")
+    ] = 300.0,
+) -> None:
+    """Start the worker of a guest that another program runs, such as a confidential one.
+
+    The guest ends unless it was launched for this manifest. `cloister image boot` does this itself.
+    """
+    from cloister.image.operator_link import OperatorLink
+
+    table = read_api_keys(api_keys)
+    bundle = None if manifest is None else read_manifest(manifest)
+    until = time.monotonic() + timeout
+
+    def waiting() -> None:
+        if time.monotonic() > until:
+            raise EngineError(
+                f"the guest behind {socket} is not ready after {timeout:g} seconds; its console"
+                " says how far it came",
+                code="guest.not_ready",
+            )
+
+    link = OperatorLink.connect(socket.expanduser(), waiting=waiting)
+    with contextlib.closing(link):
+        link.ask("api_keys", table=_text(table))
+        link.ask("start", **({} if bundle is None else {"manifest": _text(bundle)}))
+        while not isinstance(ready := link.ask("ready")["ready"], dict):
+            waiting()
+            time.sleep(LOOK_S)
+    typer.echo(plain(f"The worker listens on {ready.get('address')}, as its guest sees it."))
+
+
+def read_api_keys(path: Path) -> bytes:
+    """The table of API keys at `path`, for a guest; ConfigurationError if there is none."""
+    from cloister.worker.api_keys import load_table
+
+    table = load_table(path.expanduser())
+    if table is None:
+        raise ConfigurationError(f"{path} does not exist", code="image.api_keys")
+    return table.encode()
+
+
+def read_manifest(path: Path) -> bytes:
+    """The bundle at `path`, for a guest; ConfigurationError if it cannot be read."""
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", code="image.manifest"
+        ) from None
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

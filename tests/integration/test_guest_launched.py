@@ -1,0 +1,176 @@
+"""The guest's program on hardware that names the manifest it was launched for, and its operator.
+
+The hardware is simulated, the worker is a stand-in that says what it was given; the program, the
+port and ``cloister image start`` are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cloister.cli.main import build_app
+from cloister.manifest import SignedManifest
+from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
+from cloister.worker.api_keys import ApiKeyFile
+from support.manifests import ALICE, IMAGE
+
+pytestmark = pytest.mark.timeout(120)
+
+WITHIN_S = 60.0
+
+WORKER = """
+import threading
+from pathlib import Path
+
+def main(handover):
+    given = Path(handover.operator["api_keys"]).read_text()
+    handover.ready({
+        "address": "http://10.0.2.15:8440\\x1b[31m",
+        "manifest": handover.configuration.get("manifest"),
+        "stapled": "manifest" in handover.operator,
+        "api_keys": given,
+    })
+    threading.Event().wait(2)
+    return 0
+"""
+
+GUEST = """
+import socket, sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cloister.attester import guest
+from cloister.testing.simulated_hardware import SimulatedHardware
+
+platform, field, value, listening, folder = sys.argv[1:]
+folder = Path(folder)
+sys.path.insert(0, str(folder))
+guest.ENTRY = "stand_in:main"
+hardware = SimulatedHardware.make(
+    platform, now=datetime.now(UTC), **({field: bytes.fromhex(value)} if value else {})
+)
+
+class Evidence:
+    def quote(self, digest):
+        return hardware.issue(digest)
+
+sys.exit(guest.main(guest.Surroundings(
+    settings=folder / "worker.json",
+    run=folder,
+    open_machine=lambda named: Evidence(),
+    open_port=lambda: socket.socket(fileno=int(listening)).accept()[0].detach(),
+)))
+"""
+
+FIELDS = {"snp": ("host_data", 32), "tdx": ("mr_config_id", 48)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def start(self, manifest: SignedManifest | None) -> Result:
+        """What the operator runs, and what it says."""
+        ApiKeyFile(self.folder / "keys.json").add("test", at=1)
+        words = [str(self.folder / "port"), "--api-keys", str(self.folder / "keys.json")]
+        if manifest is not None:
+            (self.folder / "bundle.json").write_bytes(manifest.encode())
+            words += ["--manifest", str(self.folder / "bundle.json")]
+        return CliRunner().invoke(build_app(["image"]), ["image", "start", *words])
+
+    @property
+    def reason(self) -> str:
+        """Why it ended."""
+        assert self.process.wait(WITHIN_S) == 1
+        return str(json.loads((self.folder / "errors").read_text().splitlines()[-1])["code"])
+
+
+@contextlib.contextmanager
+def guest(platform: str, launched_for: str | None) -> Iterator[Guest]:
+    """A guest on hardware whose register holds the digest `launched_for`, or zeros."""
+    field, size = FIELDS[platform]
+    value = "" if launched_for is None else bytes.fromhex(launched_for).ljust(size, b"\0").hex()
+    # Not pytest's folder: the path of a socket holds 107 bytes.
+    with TemporaryDirectory(prefix="guest-") as name, socket.socket(socket.AF_UNIX) as listening:
+        folder = Path(name)
+        (folder / "stand_in.py").write_text(WORKER)
+        (folder / "worker.json").write_text(
+            json.dumps({"configuration": {}, "operator": {}, "models": {}, "platform": platform})
+        )
+        listening.bind(str(folder / "port"))
+        listening.listen(1)
+        words = [platform, field, value, str(listening.fileno()), str(folder)]
+        with (folder / "errors").open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-c", GUEST, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(listening.fileno(),),
+                env={"PATH": os.environ["PATH"]},
+            )
+        try:
+            yield Guest(process=process, folder=folder)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def manifest() -> SignedManifest:
+    return sign_first(make_manifest(owners=[ALICE], images=[IMAGE]), ALICE)
+
+
+@pytest.mark.parametrize("platform", FIELDS)
+def test_the_worker_starts_under_the_manifest_the_machine_was_launched_for(
+    platform: str, manifest: SignedManifest
+) -> None:
+    with guest(platform, manifest.digest) as at:
+        said = at.start(manifest)
+        assert said.exit_code == 0, said.output
+        assert "listens on http://10.0.2.15:8440" in said.output
+        assert "\x1b" not in said.output
+        assert at.process.wait(WITHIN_S) == 0
+        assert (at.folder / "manifest.json").read_bytes() == manifest.encode()
+        assert (at.folder / "api-keys.json").read_bytes() == (at.folder / "keys.json").read_bytes()
+
+
+@pytest.mark.parametrize("platform", FIELDS)
+def test_it_ends_under_any_other(platform: str, manifest: SignedManifest) -> None:
+    other = sign_update(manifest, ALICE)
+    with guest(platform, other.digest) as at:
+        assert at.start(other).exit_code == 0
+    for launched_for in (other.digest, None):
+        with guest(platform, launched_for) as at:
+            assert at.start(manifest).exit_code == 1
+            assert at.reason == "attester.manifest"
+            assert not (at.folder / "manifest.json").exists()
+
+
+def test_it_starts_without_a_manifest(manifest: SignedManifest) -> None:
+    with guest("snp", manifest.digest) as at:
+        assert at.start(None).exit_code == 0
+        assert not (at.folder / "manifest.json").exists()
+
+
+def test_what_the_operator_names_wrongly(manifest: SignedManifest) -> None:
+    with guest("snp", manifest.digest) as at:
+        app = build_app(["image"])
+        words = ["image", "start", str(at.folder / "port"), "--api-keys"]
+        absent = CliRunner().invoke(app, [*words, str(at.folder / "none.json")])
+        assert absent.exit_code != 0
+        assert "does not exist" in absent.output + str(absent.exception)
+        assert at.start(manifest).exit_code == 0
