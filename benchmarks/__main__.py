@@ -127,28 +127,24 @@ def main(argv: list[str] | None = None) -> int:
         stored = arguments.out / f"{name}.json"
         if stored.exists():
             print(results.table(results.read(stored)), flush=True)
-    written = _write_docs(arguments) if arguments.write_docs else True
+    if arguments.write_docs:
+        _write_docs(arguments)
     if failed:
         print(f"could not be measured: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed or not written else 0
+    return 1 if failed else 0
 
 
-def _write_docs(arguments: argparse.Namespace) -> bool:
+def _write_docs(arguments: argparse.Namespace) -> None:
     """Fill the page from every full result at hand, each with the time it was measured.
 
-    Nothing is written where the page tells of a benchmark whose result is not at hand any more.
+    What the page tells of a benchmark whose result is not at hand stays as it is.
     """
     paths = [arguments.out / f"{name}.json" for name in BENCHMARKS]
     outcomes = [results.read(path) for path in paths if path.exists()]
-    rendered = results.document([one for one in outcomes if not one.quick])
     page = arguments.page.read_text(encoding="utf-8")
-    lost = [name for name in results.told(page) if name in BENCHMARKS]
-    lost = [name for name in lost if name not in results.told(rendered)]
-    if lost:
-        print(f"nothing written: run {', '.join(lost)} as well", file=sys.stderr)
-        return False
+    kept = [one for one in results.sections(page) if one.name in BENCHMARKS]
+    rendered = results.document([one for one in outcomes if not one.quick], kept=kept)
     arguments.page.write_text(results.fill(page, rendered), encoding="utf-8")
-    return True
 
 
 if __name__ == "__main__":

@@ -182,15 +182,56 @@ def _machine(environment: Mapping[str, Any]) -> str:
     )
 
 
-def _verdicts(outcomes: Iterable[Outcome]) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """What the page tells of one benchmark."""
+
+    name: str
+    machine: str
+    times: str
+    """When it was measured, and how quiet it was: a line."""
+    text: str
+    """Heading, method, table, remarks."""
+
+
+def _section(outcome: Outcome) -> Section:
+    times = (
+        f"- `{outcome.name}`: {outcome.environment['at']}, commit "
+        f"{outcome.environment['commit']}, {outcome.seconds:.0f} s; {_quietness(outcome)}."
+    )
+    machine = _machine(outcome.environment)
+    return Section(name=outcome.name, machine=machine, times=times, text=table(outcome))
+
+
+def sections(page: str) -> list[Section]:
+    """What a page, or what `document` rendered, tells. ValueError if that cannot be taken apart."""
+    inner = page.partition(BEGIN)[2].partition(END)[0] if BEGIN in page else page
+    times = re.findall(r"^- `\w+`: \d{4}-.*$", inner, re.MULTILINE)
+    texts = [f"### {text.strip()}" for text in inner.split("\n### ")[1:]]
+    machines: dict[str, str] = {}
+    for machine, names in re.findall(
+        r"^Measured on (.*?)(?: \((`[`\w, ]+`)\))?$", inner, re.MULTILINE
+    ):
+        for name in re.findall(r"\w+", names) or told(inner):
+            machines[name] = machine
+    return [
+        Section(name=name, machine=machines[name], times=time, text=text)
+        for name, time, text in zip(told(inner), times, texts, strict=True)
+    ]
+
+
+def _verdicts(texts: Iterable[str]) -> list[str]:
     """Say how many targets were met, and name those that were not."""
-    held = [figure for outcome in outcomes for figure in outcome.figures if figure.target]
-    missed = [figure for figure in held if not figure.met]
-    lines = [f"{len(held) - len(missed)} of {len(held)} targets met."]
-    for figure in missed:
-        target, _ = _verdict(figure)
-        found = _with_unit(number(figure.value.median), figure.unit)
-        lines.append(f"- Missed: {figure.name} ({figure.comparison}): {found}, target {target}.")
+    rows = [
+        line.removeprefix("| ").removesuffix(" |").split(" | ")
+        for text in texts
+        for line in text.splitlines()
+        if line.endswith(("| met |", "| **missed** |"))
+    ]
+    missed = [row for row in rows if row[-1] != "met"]
+    lines = [f"{len(rows) - len(missed)} of {len(rows)} targets met."]
+    for name, _, comparison, found, *_, target, _ in missed:
+        lines.append(f"- Missed: {name} ({comparison}): {found.strip('*')}, target {target}.")
     return lines
 
 
@@ -204,21 +245,30 @@ def _quietness(outcome: Outcome) -> str:
     )
 
 
-def document(outcomes: Iterable[Outcome]) -> str:
-    """Render the part of docs/benchmarks.md between the markers."""
-    listed = list(outcomes)
+def document(outcomes: Iterable[Outcome], *, kept: Iterable[Section] = ()) -> str:
+    """Render the part of docs/benchmarks.md between the markers.
+
+    What is `kept` from an earlier page stays as it is where nothing newer was measured, and in its
+    place; what is new comes behind.
+    """
+    found = {one.name: one for one in kept} | {one.name: _section(one) for one in outcomes}
+    listed = list(found.values())
     if not listed:
         return "Nothing was measured."
-    machines = dict.fromkeys(_machine(one.environment) for one in listed)
-    times = [
-        f"- `{one.name}`: {one.environment['at']}, commit {one.environment['commit']}, "
-        f"{one.seconds:.0f} s; {_quietness(one)}."
-        for one in listed
-    ]
-    parts = [*(f"Measured on {machine}" for machine in machines), "", *times, ""]
-    parts += _verdicts(listed)
-    for outcome in listed:
-        parts += ["", table(outcome)]
+    machines = dict.fromkeys(one.machine for one in listed)
+    parts = [f"Measured on {machine}" for machine in machines]
+    if len(machines) > 1:
+        parts = [
+            f"Measured on {machine} ("
+            + ", ".join(f"`{one.name}`" for one in listed if one.machine == machine)
+            + ")"
+            for machine in machines
+        ]
+    # Apart: a paragraph each.
+    parts = ["\n\n".join(parts), "", *(one.times for one in listed), ""]
+    parts += _verdicts(one.text for one in listed)
+    for one in listed:
+        parts += ["", one.text]
     return "\n".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_missed_target_is_said_aloud(tmp_path: Path) -> None:
 
 def test_the_page_says_how_many_targets_were_met_and_names_the_others(tmp_path: Path) -> None:
     met, missed = stored(tmp_path / "a.json"), stored(tmp_path / "b.json", bound=1.0)
-    rendered = results.document([met, missed])
+    rendered = results.document([met, dataclasses.replace(missed, name="others")])
     assert "1 of 2 targets met." in rendered
     assert "- Missed: A thing (a − b): 2.00 ms, target ≤ 1.00 ms." in rendered
 
@@ -110,3 +111,32 @@ def test_a_page_tells_whose_results_it_has(tmp_path: Path) -> None:
     rendered = results.document([stored(tmp_path / "x.json")])
     assert results.told(rendered) == ["things"]
     assert results.told("- `things`: what it measures") == []
+
+
+def test_the_page_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
+    first, second = stored(tmp_path / "a.json"), stored(tmp_path / "b.json", bound=1.0)
+    other = dataclasses.replace(second, name="others", title="Other things")
+    page = f"{results.BEGIN}\n\n{results.document([first, other])}\n\n{results.END}"
+    assert [one.name for one in results.sections(page)] == ["things", "others"]
+    assert results.fill(page, results.document([], kept=results.sections(page))) == page
+
+    elsewhere = dataclasses.replace(
+        first, environment={**first.environment, "kernel": "7"}, title="Anew"
+    )
+    rendered = results.document([elsewhere], kept=results.sections(page))
+    assert results.told(rendered) == ["things", "others"]
+    assert "### Anew" in rendered
+    assert "### Other things" in rendered
+    assert "1 of 2 targets met." in rendered
+    assert "- Missed: A thing (a − b): 2.00 ms, target ≤ 1.00 ms." in rendered
+    machines = {one.name: one.machine for one in results.sections(rendered)}
+    assert "Linux 7" in machines["things"]
+    assert "Linux 7" not in machines["others"]
+    assert results.document([], kept=results.sections(rendered)) == rendered
+
+
+def test_the_page_of_this_repository_can_be_taken_apart() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    found = results.sections(page)
+    assert [one.name for one in found] == results.told(page)
+    assert results.fill(page, results.document([], kept=found)) == page
