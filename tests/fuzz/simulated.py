@@ -6,20 +6,27 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cloister.aws.messages import Message
+from cloister.broker.backup import make_backup
+from cloister.broker.owner_keys import OwnerKey
 from cloister.endorsements.bundle import encode_bundle
 from cloister.endorsements.roots import Vendor
 from cloister.evidence.dcap import parse_quote
 from cloister.evidence.snp import CertificateKind
+from cloister.streams.frames import Kind, encode_credit, encode_frame, encode_greeting
 from cloister.testing.simulated_azure import SimulatedAzure
 from cloister.testing.simulated_dcap import SimulatedIntel
+from cloister.testing.simulated_kms_envelope import STYLES, seal_envelope
 from cloister.testing.simulated_nitro import SimulatedNitro
 from cloister.testing.simulated_nvgpu import SimulatedNvidia, golden, rim_text
 from cloister.testing.simulated_snp import SimulatedAmd, certificate_table
 from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.testing.simulated_vtpm import SimulatedAkVendor, SimulatedVtpm
 from cloister.verifier import policy
+from support.kms import RSA_KEY
 from support.ocsp import answer
 from support.tdx_logs import boot, ccel
 
@@ -34,7 +41,7 @@ def simulated_examples() -> dict[str, bytes]:
 
 
 def _all() -> dict[str, bytes]:
-    return {**_amd(), **_intel(), **_others(), **_vtpm(), **_worker()}
+    return {**_amd(), **_intel(), **_others(), **_vtpm(), **_worker(), **_keys(), **_streams()}
 
 
 def _amd() -> dict[str, bytes]:
@@ -115,4 +122,39 @@ def _worker() -> dict[str, bytes]:
         "policy.toml": policy.strict().dump_toml().encode(),
         "values.json": values.dump_json().encode(),
         "values.toml": values.dump_toml().encode(),
+    }
+
+
+def _keys() -> dict[str, bytes]:
+    message = Message(
+        context={"format": "cloister.kms-message/1", "id": "00" * 16, "made_at": "1"},
+        wrapped_key=bytes(180),
+        nonce=bytes(12),
+        ciphertext=bytes(100),
+    )
+    owners = [OwnerKey(name=name, seed=name.encode() * 8).owner for name in ("Adam", "Bert")]
+    share, _ = make_backup(
+        bytes(32),
+        store_id="0" * 32,
+        identity_key=Ed25519PrivateKey.from_private_bytes(bytes(32)),
+        owners=owners,
+        threshold=2,
+        now=1,
+    )
+    return {
+        **{
+            f"kms_envelope/{name}": seal_envelope(bytes(40), RSA_KEY.public_key(), style)
+            for name, style in STYLES.items()
+        },
+        "kms_message": message.encode(),
+        "broker_share": share.encode(),
+    }
+
+
+def _streams() -> dict[str, bytes]:
+    frames = [encode_frame(Kind.OPEN, 1), encode_frame(Kind.DATA, 1, b"x" * 100)]
+    frames += [encode_credit(1, 100), encode_frame(Kind.END, 1), encode_frame(Kind.RESET, 1)]
+    return {
+        "mux_frames": b"".join(frames),
+        "mux_greetings": encode_greeting(Kind.HELLO)[-100:] + encode_greeting(Kind.LOST)[-48:],
     }

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cloister.aws.cms import parse_enveloped_data
+from cloister.aws.messages import Message
+from cloister.broker.backup import SealedShare
 from cloister.channel.claims import parse_claims
 from cloister.cli.cases.folder import decode_file
 from cloister.endorsements.ak import google_instance, parse_ak_certificate, parse_ak_public
@@ -20,7 +23,7 @@ from cloister.endorsements.intel_pck import parse_pck_extensions
 from cloister.endorsements.intel_tcb_info import parse_qe_identity, parse_tcb_info
 from cloister.endorsements.nvidia import parse_chain
 from cloister.endorsements.ocsp import parse_ocsp
-from cloister.errors import CloisterError, ConfigurationError, MalformedError
+from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, MalformedError
 from cloister.evidence.cbor import parse_cbor
 from cloister.evidence.ccel import parse_ccel
 from cloister.evidence.component import parse_component
@@ -42,6 +45,7 @@ from cloister.evidence.spdm import parse_report as parse_spdm_report
 from cloister.evidence.tdx import parse_td_report
 from cloister.evidence.tpm import parse_public, parse_signature, parse_tpm2b_public
 from cloister.evidence.tpm import parse_quote as parse_tpm_quote
+from cloister.streams.frames import FrameReader, Kind, encode_greeting
 from cloister.verifier import policy, reference_values
 
 EVIDENCE: Final = Path(__file__).parents[3] / "shared" / "evidence"
@@ -98,6 +102,18 @@ def _signed_json(data: bytes) -> object:
 
 def _bundle(data: bytes) -> object:
     return parse_bundle(data, name="the fuzzed bundle")
+
+
+def _share(data: bytes) -> object:
+    try:
+        return SealedShare.parse(data)
+    except AuthenticationError as error:  # its signature is checked where it is read
+        raise MalformedError(str(error)) from None
+
+
+def _frames(data: bytes) -> object:
+    """What a reader makes of it that is out of step, and one that is in step."""
+    return FrameReader().feed(data), FrameReader().feed(encode_greeting(Kind.HELLO) + data)
 
 
 def _chain(data: bytes) -> object:
@@ -283,6 +299,39 @@ TARGETS: Final[dict[str, Target]] = {
         longest=4 * KIB,
         words=_JSON,
         per_byte=256,
+    ),
+    "kms_envelope": Target(
+        parse=parse_enveloped_data,
+        examples=r"simulated/kms_envelope",
+        longest=4 * KIB,
+        words=(b"\x30\x80", b"\x24\x80", b"\x00\x00", b"\xa0\x80", b"\x04\x82", b"\x80\x10"),
+        per_byte=256,
+    ),
+    "kms_message": Target(
+        parse=Message.parse,
+        examples=r"simulated/kms_message",
+        longest=4 * KIB,
+        words=_JSON,
+        per_byte=256,
+    ),
+    "broker_share": Target(
+        parse=_share,
+        examples=r"simulated/broker_share",
+        longest=8 * KIB,
+        words=_JSON,
+        per_byte=256,
+    ),
+    "mux_frames": Target(
+        parse=_frames,
+        examples=r"simulated/mux",
+        longest=32 * KIB,
+        words=(
+            encode_greeting(Kind.WELCOME)[-40:],
+            b"\x05\x00\x00\x01\x00\x00\x00\x01x",
+            b"\x04\x00\x00\x00\x00\x00\x00\x02",
+            b"cloister.mux/1\r\n",
+        ),
+        per_byte=128,
     ),
     "recognise": Target(parse=recognise, examples=r".", longest=16 * KIB, per_byte=256),
     "policy_json": Target(
