@@ -43,6 +43,8 @@ def test_both_forms_of_length_are_read(data: bytes, expected: Element) -> None:
         b"\x04\x02a",
         b"\x04\x00\x00",  # something follows
         b"\x1f\x81\x01\x00",  # an identifier of several octets
+        b"\x1f\x00",
+        b"\x3f\x00",
         b"\x00\x00",  # end-of-contents without a beginning
         b"\x04\x80\x00\x00",  # indefinite and primitive
         b"\x04\x81\x02ab",  # longer than it needs to be

@@ -99,12 +99,16 @@ async def greeted(port: Port, *frames: bytes) -> PortListener:
     return listener
 
 
-async def heard(port: Port, *, until: Callable[[Frame], bool]) -> list[Frame]:
-    """What the listener sends, up to one frame."""
+async def heard(
+    port: Port, *, until: Callable[[Frame], bool], end: socket.socket | None = None
+) -> list[Frame]:
+    """What the listener sends (or who has the other end), up to one frame."""
     reader = FrameReader()
     frames: list[Frame] = []
     while not any(until(frame) for frame in frames):
-        events = reader.feed(await asyncio.get_running_loop().sock_recv(port.host, 65536))
+        data = await asyncio.get_running_loop().sock_recv(end or port.host, 65536)
+        assert data, "the port was closed"
+        events = reader.feed(data)
         frames += [event for event in events if isinstance(event, Frame)]
     return frames
 
@@ -146,6 +150,101 @@ async def test_a_peer_that_takes_nothing_earns_so_many_resets_and_no_more(
             assert await stream.receive() == b"x"
     finally:
         await listener.aclose()
+
+
+async def test_no_more_streams_are_taken_than_are_carried_at_a_time(port: Port) -> None:
+    opens = [encode_frame(Kind.OPEN, 1 + number) for number in range(MAX_STREAMS)]
+    listener = await greeted(port, *opens)
+    loop = asyncio.get_running_loop()
+    try:
+        taken = [await listener.accept() for _ in opens]
+        more = encode_frame(Kind.OPEN, MAX_STREAMS + 1)
+        await loop.sock_sendall(port.host, more + encode_frame(Kind.DATA, 1, b"x"))
+        assert await taken[0].receive() == b"x"
+        frames = await heard(port, until=lambda frame: frame.kind is Kind.RESET)
+        assert frames[-1].stream == MAX_STREAMS + 1
+    finally:
+        await listener.aclose()
+
+
+async def test_of_what_was_reset_nothing_is_left_and_of_what_had_ended_everything(
+    port: Port,
+) -> None:
+    frames = [encode_frame(Kind.OPEN, number) for number in (1, 2, 3)]
+    frames += [encode_frame(Kind.DATA, number, b"some") for number in (1, 2)]
+    frames += [encode_frame(Kind.END, 2), *(encode_frame(Kind.RESET, n) for n in (1, 2))]
+    listener = await greeted(port, *frames, encode_frame(Kind.DATA, 3, b"last"))
+    try:
+        cut, whole, other = [await listener.accept() for _ in range(3)]
+        assert await other.receive() == b"last"
+        with pytest.raises(ConnectionResetError):
+            await cut.receive()
+        assert await whole.receive() == b"some"
+        assert await whole.receive() == b""
+    finally:
+        await listener.aclose()
+
+
+async def test_nothing_of_a_stream_is_sent_after_its_reset(port: Port) -> None:
+    port.guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # less than one greeting
+    listener = await greeted(port, *(encode_frame(Kind.OPEN, number) for number in (1, 2)))
+    try:
+        closed, other = [await listener.accept() for _ in range(2)]
+        await closed.send(bytes(20_000))
+        await other.send(b"x")
+        closed.close()
+        frames = await heard(port, until=lambda frame: frame.kind is Kind.DATA)
+        assert [(frame.kind, frame.stream) for frame in frames if frame.stream] == [
+            (Kind.RESET, 1),
+            (Kind.DATA, 2),
+        ]
+    finally:
+        await listener.aclose()
+
+
+async def test_all_who_wait_to_send_are_told_when_the_session_ends(port: Port) -> None:
+    port.guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # less than one greeting
+    numbers = range(1, 6)
+    listener = await greeted(port, *(encode_frame(Kind.OPEN, number) for number in numbers))
+    try:
+        streams = [await listener.accept() for _ in numbers]
+        for stream in streams[:2]:  # 16 frames, as many as wait for the link
+            await stream.send(bytes(WINDOW_BYTES))
+        sending = {asyncio.create_task(stream.send(b"x")) for stream in streams[2:]}
+        while not all(stream._sending.locked() for stream in streams[2:]):
+            await asyncio.sleep(0)
+        again = encode_greeting(Kind.HELLO, bytes(16))
+        await asyncio.get_running_loop().sock_sendall(port.host, again)
+        done, _ = await asyncio.wait(sending, timeout=CONNECT_S)
+        assert done == sending
+        assert {type(task.exception()) for task in done} == {ConnectionResetError}
+    finally:
+        await listener.aclose()
+
+
+async def test_a_listener_opens_no_streams(port: Port) -> None:
+    dialler = PortDialler(port.open_host, connect_s=CONNECT_S, random=os.urandom)
+    loop = asyncio.get_running_loop()
+    port.guest.setblocking(False)
+    dialling = asyncio.create_task(dialler.dial())
+    try:
+        hello = await heard(port, until=lambda frame: frame.kind is Kind.HELLO, end=port.guest)
+        welcome = encode_greeting(Kind.WELCOME, hello[-1].session)
+        await loop.sock_sendall(port.guest, welcome + encode_frame(Kind.DATA, 7, b"nobody's"))
+        stream = await dialling
+        await loop.sock_sendall(port.guest, encode_frame(Kind.DATA, 1, b"good"))
+        assert await stream.receive() == b"good"
+        await loop.sock_sendall(port.guest, encode_frame(Kind.OPEN, 7))
+        with pytest.raises(ConnectionResetError):
+            await stream.receive()
+
+        def is_another(frame: Frame) -> bool:
+            return frame.kind is Kind.HELLO and frame.session != hello[-1].session
+
+        await heard(port, until=is_another, end=port.guest)
+    finally:
+        dialling.cancel()
+        await dialler.aclose()
 
 
 class Flood:
