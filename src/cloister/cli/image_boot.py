@@ -137,7 +137,7 @@ def boot(
         port=None if no_network else port or _free_port(),
         guest_port=guest_port,
         firmware=_firmware(code, variables, secure_boot=secure_boot),
-        peers=_peers(directory, peer or ()),
+        peers=carried_peers(directory, peer or ()),
     )
     table, api_key = _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
@@ -191,7 +191,7 @@ def _machine(
     )
 
 
-def _peers(directory: Path, written: Sequence[str]) -> tuple[Carried, ...]:
+def carried_peers(directory: Path, written: Sequence[str]) -> tuple[Carried, ...]:
     """Where those are whom the image may call, by name; ConfigurationError (``image.peer``)."""
     from cloister.image.machine import Carried
     from cloister.streams.address import TcpAddress, parse_address

@@ -52,7 +52,8 @@ class Firmware:
 class Carried:
     """A peer whom the guest may call, by the address that its image names, and where that is.
 
-    ConfigurationError for an address that QEMU cannot give to anybody (code ``image.peer``).
+    ConfigurationError for an address that QEMU cannot give to anybody, or a port that is none (code
+    ``image.peer``).
     """
 
     address: str
@@ -71,6 +72,8 @@ class Carried:
                 f"QEMU's network is {USER_NETWORK}, without {', '.join(QEMUS_OWN)}",
                 code="image.peer",
             )
+        if not (0 < self.port < 65536 and 0 < self.host_port < 65536):
+            raise ConfigurationError("a peer's port is between 1 and 65535", code="image.peer")
 
     @property
     def command(self) -> str:
