@@ -27,7 +27,8 @@ def script(plan: Plan) -> str:
         lines += ["", *_comment(step.says), *_commands(step)]
     undo = list(undo_lines(plan))
     if undo:
-        lines += ["", "# To undo it, in this order:", *(f"#   {line}" for line in undo)]
+        lines += ["", "# To undo it, in this order:"]
+        lines += [line for one in undo for line in _comment(f"  {one}")]
     return "\n".join(lines) + "\n"
 
 
@@ -90,9 +91,8 @@ def _run(step: Run) -> Iterator[str]:
     for expect in step.expects:
         # A script cannot compare it for them, and must not run on as if it had.
         yield f"printf '%s ' {shlex.quote(f'Is it so that {expect.says}? yes or no:')}"
-        # Two commands: `set -e` overlooks a failure on the left of `&&`.
-        yield "read -r answer"
-        yield '[ "$answer" = yes ]'
+        # On one line: a shell that is given the script by a pipe would read the next as the answer.
+        yield 'read -r answer && [ "$answer" = yes ] || exit 1'
 
 
 def _comment(text: str) -> Iterator[str]:

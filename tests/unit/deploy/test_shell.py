@@ -74,6 +74,32 @@ def test_it_asks_what_it_cannot_compare(tmp_path: Path, answer: str, after: str)
     assert (done.returncode == 0) == (answer == "yes\n")
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_script_from_a_pipe_takes_no_line_of_its_own_for_the_answer(
+    tmp_path: Path, shell: str
+) -> None:
+    steps = (
+        Run(id="a", says="A.", argv=("true",), expects=(Expect(says="it's on", equals="on"),)),
+        Run(id="b", says="B.", argv=("printf", "later")),
+    )
+    plan = Plan(target="t", name="web", folder=tmp_path, tools=(), inputs=(), steps=steps)
+    text = tmp_path / "script"
+    text.write_text(script(plan))
+    good = subprocess.run([shell, text], input="yes\n", capture_output=True, text=True, check=False)
+    assert good.returncode == 0
+    assert "later" in good.stdout
+    piped = subprocess.run([shell], input=script(plan), capture_output=True, text=True, check=False)
+    assert piped.returncode != 0
+    assert "later" not in piped.stdout
+
+
+def test_how_to_undo_stays_a_comment(tmp_path: Path) -> None:
+    hostile = f"x\ntouch '{tmp_path}/canary'\n"
+    step = Run(id="a", says="A.", argv=("true",), undo=("undo", hostile))
+    assert run((step,), tmp_path).returncode == 0
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.mark.parametrize(("tries", "code"), [(3, 0), (2, 1)])
 def test_a_script_tries_as_often_as_the_plan_says(tmp_path: Path, tries: int, code: int) -> None:
     count = f'echo x >>"{tmp_path}/count"; test "$(wc -l <"{tmp_path}/count")" -ge 3'

@@ -9,11 +9,9 @@ mkdir -p /home/me/deployment
 # Let AWS' own tool say what the image measures.
 nitro-cli describe-eif --eif-path /home/me/image/image.eif
 printf '%s ' 'Is it so that PCR0 is 3ca9b128b850e782f4b599412a8615e41494ca1d0c4d89c16aa0bac4cd1506d5b792f6c2caba08df73c4b0bfb76a7b99? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 printf '%s ' 'Is it so that CheckCRC is true? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 
 # Write how much the enclave takes from the instance.
 printf %s '---
@@ -33,14 +31,11 @@ nitro-cli run-enclave --eif-path /home/me/image/image.eif --cpu-count 2 --memory
 # Ask for the running enclave's mode and measurement.
 nitro-cli describe-enclaves
 printf '%s ' 'Is it so that web is RUNNING? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 printf '%s ' 'Is it so that its Flags are NONE? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 printf '%s ' 'Is it so that its PCR0 is 3ca9b128b850e782f4b599412a8615e41494ca1d0c4d89c16aa0bac4cd1506d5b792f6c2caba08df73c4b0bfb76a7b99? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 
 # Write a service that carries bytes between the instance's port and the enclave.
 printf %s '[Unit]

@@ -161,8 +161,7 @@ until aws --region us-east-2 ec2 wait instance-running --instance-ids "$instance
 # Ask AWS whether it is protected as it was asked for.
 aws --region us-east-2 ec2 describe-instances --instance-ids "$instance" --query 'Reservations[0].Instances[0].{found: TpmSupport}' --output json
 printf '%s ' 'Is it so that TpmSupport is v2.0? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 
 # Ask for its address.
 address=$(aws --region us-east-2 ec2 describe-instances --instance-ids "$instance" --query 'Reservations[0].Instances[0].PublicIpAddress || Reservations[0].Instances[0].PrivateIpAddress' --output text)

@@ -44,11 +44,9 @@ az vm create --resource-group cloister --name cloister-web --location northeurop
 # Ask Azure whether it is protected as it was asked for.
 az vm show --resource-group cloister --name cloister-web --query securityProfile --output json --only-show-errors
 printf '%s ' 'Is it so that its securityType is ConfidentialVM? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 printf '%s ' 'Is it so that it has a virtual TPM? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 
 # Ask for its address.
 address=$(az vm show --resource-group cloister --name cloister-web --show-details --query privateIps --output tsv --only-show-errors)

@@ -37,8 +37,7 @@ gcloud compute instances create cloister-web --zone=us-central1-a --machine-type
 # Ask Google whether it is protected as it was asked for.
 gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(confidentialInstanceConfig.confidentialInstanceType)' --project=my-project --quiet
 printf '%s ' 'Is it so that its type is TDX? yes or no:'
-read -r answer
-[ "$answer" = yes ]
+read -r answer && [ "$answer" = yes ] || exit 1
 
 # Ask for its address.
 address=$(gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(networkInterfaces[0].networkIP)' --project=my-project --quiet)
