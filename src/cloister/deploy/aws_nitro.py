@@ -58,7 +58,8 @@ class Enclave:
                 code="deploy.machine",
             )
         words.guest_address(self.listen)
-        if " " in str(words.path(self.program, "the program")):
+        words.check_path(self.program, "the program")
+        if " " in str(self.program):
             raise ConfigurationError("the program's path holds a space", code="deploy.path")
 
 

@@ -115,10 +115,7 @@ class Deployment:
         """Check every word, whoever made the description."""
         words.NAME.check(self.name)
         words.port(self.port)
-        if words.path(self.folder, "the deployment's folder") != self.folder:
-            raise ConfigurationError(
-                "the deployment's folder has to be an absolute path", code="deploy.path"
-            )
+        words.check_path(self.folder, "the deployment's folder")
         if self.address:
             words.guest_address(self.address)
         if self.manifest is not None and len(self.manifest) != hashlib.sha256().digest_size:

@@ -48,7 +48,7 @@ class Filter:
     peers: tuple[Peer, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a filter that lets nobody in: it was forgotten, not meant."""
+        """Refuse a filter that lets nobody in: it was forgotten, not meant. Check every range."""
         words.port(self.port)
         if not self.sources:
             raise ConfigurationError(
@@ -58,6 +58,8 @@ class Filter:
             raise ConfigurationError(
                 f"a guest calls at most {MAX_PEERS} peers", code="deploy.range"
             )
+        for one in (*self.sources, *(peer.range for peer in self.peers)):
+            words.source_range(one)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,5 +124,10 @@ def parse_network(value: object) -> ImageNetwork:
 
 def _peer(members: JsonObject) -> Peer:
     what = "a peer of the image's network"
-    address = ipaddress.ip_address(expect_str(members.get("address"), what))
-    return Peer(address=str(address), port=expect_int(members.get("port"), what, low=1, high=65535))
+    text = expect_str(members.get("address"), what)
+    if "%" in text:  # a zone, which may hold any character and means nothing elsewhere
+        raise MalformedError(f"{what} has an address with a zone")
+    return Peer(
+        address=str(ipaddress.ip_address(text)),
+        port=expect_int(members.get("port"), what, low=1, high=65535),
+    )

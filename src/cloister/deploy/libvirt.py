@@ -74,8 +74,8 @@ def libvirt_tdx_plan(deployment: Deployment, host: Host, *, quotes: Path) -> Pla
     ET.SubElement(security, "policy").text = "0x10000000"
     if deployment.manifest is not None:
         _base64(security, "mrConfigId", qemu_tdx.config_id(deployment.manifest))
-    path = words.path(quotes, "the quote service's socket")
-    ET.SubElement(security, "quoteGenerationService", path=str(path))
+    words.check_path(quotes, "the quote service's socket")
+    ET.SubElement(security, "quoteGenerationService", path=str(quotes))
     return _plan("libvirt-tdx", deployment, host, domain, minimum=TDX_MINIMUM, notes=qemu_tdx.NOTES)
 
 

@@ -86,7 +86,7 @@ class Host:
 
     def __post_init__(self) -> None:
         """Check every word."""
-        words.path(self.firmware, "the firmware")
+        words.check_path(self.firmware, "the firmware")
         words.guest_address(self.listen)
         for gpu in self.gpus:
             words.PCI_ADDRESS.check(gpu)

@@ -39,7 +39,7 @@ class QuoteService:
     def __post_init__(self) -> None:
         """Check every word."""
         if self.path is not None:
-            words.path(self.path, "the quote service's socket")
+            words.check_path(self.path, "the quote service's socket")
         words.port(self.vsock_port)
 
     def to_json(self) -> JsonObject:

@@ -127,7 +127,8 @@ def path(given: Path, what: str) -> Path:
     """Return `given`, absolute, if it can stand in commands and documents.
 
     Spaces and other alphabets are welcome; control characters, quotes, backslashes, dollar signs
-    and commas are not: QEMU, libvirt, Terraform and shells read meaning into them.
+    and commas are not: QEMU, libvirt, Terraform and shells read meaning into them, and clouds'
+    tools into what stands for several files, brackets among it.
 
     Raises:
         ConfigurationError: it cannot (code ``deploy.path``).
@@ -139,13 +140,23 @@ def path(given: Path, what: str) -> Path:
             f"the path of {what} begins with somebody who has no home here", code="deploy.path"
         ) from None
     text = str(absolute)
-    if not text.isprintable() or any(sign in text for sign in "\"'`\\$%,<>&|;*?"):
+    if not text.isprintable() or any(sign in text for sign in "\"'`\\$%,<>&|;*?[]"):
         raise ConfigurationError(
             f"the path of {what} holds a character that commands or documents read meaning into; "
             "rename it",
             code="deploy.path",
         )
     return absolute
+
+
+def check_path(given: Path, what: str) -> None:
+    """Refuse a path that is not as `path` returns it: a command may run in another folder.
+
+    Raises:
+        ConfigurationError: it is relative, or cannot stand in commands (code ``deploy.path``).
+    """
+    if path(given, what) != given:
+        raise ConfigurationError(f"the path of {what} has to be absolute", code="deploy.path")
 
 
 def port(number: int) -> int:
@@ -162,12 +173,17 @@ def port(number: int) -> int:
 def source_range(text: str) -> str:
     """An address range in its own spelling, such as ``203.0.113.0/24``; ``any`` is everybody.
 
+    A zone (``fe80::1%eth0``) is refused: it means something on one machine only, and Python lets
+    any character stand in it.
+
     Raises:
         ConfigurationError: it is none (code ``deploy.range``).
     """
     if text == "any":
         return "0.0.0.0/0"
     try:
+        if "%" in text:
+            raise ValueError
         return str(ipaddress.ip_network(text))
     except ValueError:
         raise ConfigurationError(

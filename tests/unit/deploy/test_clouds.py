@@ -12,7 +12,7 @@ import pytest
 from cloister.deploy import aws_machine, azure, google
 from cloister.deploy.apply import Effects, apply
 from cloister.deploy.aws_nitro import Enclave, aws_nitro_plan
-from cloister.deploy.ingress import Peer, make_filter
+from cloister.deploy.ingress import Filter, Peer, make_filter
 from cloister.deploy.plan import Plan, Run, Write
 from cloister.errors import ConfigurationError
 from support.cloud_plans import (
@@ -41,6 +41,19 @@ def test_filters_name_somebody_by_address(sources: list[str]) -> None:
         assert caught.value.code == "deploy.range"
     else:
         assert make_filter(8440, sources, ()).sources == ("0.0.0.0/32",)
+
+
+def test_whoever_makes_a_filter_its_ranges_are_checked() -> None:
+    good = Filter(port=1, sources=("fe80::/64",), peers=(Peer(address="fe80::1", port=1),))
+    assert good.peers[0].range == "fe80::1/128"
+    for change in (
+        {"sources": ("fe80::%${id}/64",)},
+        {"sources": ("10.0.0.0/8,0.0.0.0/0",)},
+        {"peers": (Peer(address="fe80::1%,::", port=1),)},
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            replace(good, **change)
+        assert caught.value.code == "deploy.range"
 
 
 @pytest.mark.parametrize(

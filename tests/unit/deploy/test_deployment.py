@@ -98,6 +98,22 @@ def test_an_image_without_a_configuration_takes_what_it_is_given(tmp_path: Path)
     assert (made.port, made.address, made.manifest) == (9000, "", bytes(32))
 
 
+def peer_at(address: str) -> dict[str, object]:
+    """A network whose image calls that address."""
+    peer = {"name": "x", "address": address, "port": 1}
+    return {"listen": [8440], "allow_out": [peer], "address": ["10.0.0.9/24"], "gateway": []}
+
+
+def test_a_peer_has_an_address_of_either_kind(tmp_path: Path) -> None:
+    folder = write_image(tmp_path / "image")
+    for address in ("fe80::1", "198.51.100.7"):
+        write_configuration(folder, members={"network": peer_at(address)})
+        write_record(folder, {"debug": False})
+        network = read_image(folder, debug_accepted=False).network
+        assert network is not None
+        assert [peer.address for peer in network.peers] == [address]
+
+
 @pytest.mark.parametrize(
     "members",
     [
@@ -106,6 +122,8 @@ def test_an_image_without_a_configuration_takes_what_it_is_given(tmp_path: Path)
         {"network": {"listen": [0], "allow_out": [], "address": [], "gateway": []}},
         {"network": {"listen": [], "allow_out": [{}], "address": [], "gateway": []}},
         {"network": {"listen": [], "allow_out": [], "address": ["10.0.0.9;x"], "gateway": []}},
+        {"network": peer_at("fe80::1%${file('x')}")},
+        {"network": peer_at("fe80::1%,::")},
         {"manifest_sha256": "00"},
     ],
 )

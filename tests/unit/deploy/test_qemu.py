@@ -301,6 +301,7 @@ def test_an_older_qemu_is_refused(make: object, version: str, tmp_path: Path) ->
         {"network": qemu.Network.TAP, "interface": ""},
         {"listen": "127.0.0.1:1-10.0.0.1:1,guestfwd=x"},
         {"firmware": Path("/x,format=raw")},
+        {"firmware": Path("-x")},
     ],
 )
 def test_words_that_could_become_options_are_refused(
@@ -324,8 +325,15 @@ def test_other_words_are_refused_too(tmp_path: Path) -> None:
     for name in ("Web", "web,x", "-web", "web web"):
         with pytest.raises(ConfigurationError):
             deployment(tmp_path, name=name)
-    with pytest.raises(ConfigurationError):
-        QuoteService(path=Path("/a,b"))
+    for path in ("/a,b", "a", "-a"):
+        with pytest.raises(ConfigurationError):
+            QuoteService(path=Path(path))
+        with pytest.raises(ConfigurationError):
+            libvirt_tdx_plan(
+                deployment(tmp_path),
+                host(tmp_path, network=qemu.Network.SERIAL),
+                quotes=Path(path),
+            )
 
 
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs QEMU")

@@ -75,9 +75,17 @@ def test_a_plain_word_passes_and_hostile_ones_do_not(word: words.Word, text: str
 def test_a_path_is_absolute_and_holds_nothing_that_is_read_otherwise(tmp_path: Path) -> None:
     assert words.path(tmp_path / "my images", "x") == tmp_path / "my images"
     assert words.path(tmp_path / "bildär", "x") == tmp_path / "bildär"
-    for sign in "\"'`\\$%,<>&|;*?\n\x7f":
+    for sign in "\"'`\\$%,<>&|;*?[]\n\x7f":
         with pytest.raises(ConfigurationError) as caught:
             words.path(tmp_path / f"a{sign}b", "x")
+        assert caught.value.code == "deploy.path"
+
+
+def test_a_path_that_is_kept_is_absolute(tmp_path: Path) -> None:
+    words.check_path(tmp_path / "x", "x")
+    for given in ("x", "-x", "~/x"):
+        with pytest.raises(ConfigurationError) as caught:
+            words.check_path(Path(given), "x")
         assert caught.value.code == "deploy.path"
 
 
@@ -92,6 +100,13 @@ def test_ranges_are_whole_networks_or_everybody_by_name() -> None:
     assert words.source_range("2001:db8::/32") == "2001:db8::/32"
     assert words.source_range("any") == "0.0.0.0/0"
     for text in ("203.0.113.7/24", "0.0.0.0/0/0", "all", "", "10.0.0.0/8,0.0.0.0/0"):
+        with pytest.raises(ConfigurationError):
+            words.source_range(text)
+
+
+def test_a_range_has_no_zone_in_which_any_character_may_stand() -> None:
+    assert words.source_range("fe80::1/128") == "fe80::1/128"
+    for text in ("fe80::1%eth0/128", "fe80::1%${id}", "fe80::1%,::/0", "fe80::1%$(id)\n"):
         with pytest.raises(ConfigurationError):
             words.source_range(text)
 

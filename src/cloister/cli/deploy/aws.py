@@ -47,9 +47,11 @@ def nitro(
 
     Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
     """
+    from cloister.deploy import words
     from cloister.deploy.aws_nitro import Enclave, aws_nitro_plan
 
-    enclave = Enclave(vcpus=vcpus, memory_mib=memory, cid=cid, listen=listen, program=program)
+    forwarder = words.path(program, "the program")
+    enclave = Enclave(vcpus=vcpus, memory_mib=memory, cid=cid, listen=listen, program=forwarder)
     options.carry_out(
         "aws-nitro",
         options.Common(image, name, port, None, debug_image, folder),

@@ -100,12 +100,13 @@ def qemu_tdx(
     """
     from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
 
+    service = QuoteService(path=_socket(quotes))
     common = options.Common(image, name, port, manifest_digest, debug_image, folder)
     host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen)
     options.carry_out(
         "qemu-tdx",
         common,
-        lambda deployment: qemu_tdx_plan(deployment, host, quotes=QuoteService(path=quotes)),
+        lambda deployment: qemu_tdx_plan(deployment, host, quotes=service),
         options.Action(dry_run, apply, undo, as_json),
     )
 
@@ -174,14 +175,21 @@ def libvirt_tdx(
     """
     from cloister.deploy.libvirt import libvirt_tdx_plan
 
+    service = _socket(quotes)
     common = options.Common(image, name, port, manifest_digest, debug_image, folder)
     host = _host(firmware, (vcpus, memory), network, interface, gpu)
     options.carry_out(
         "libvirt-tdx",
         common,
-        lambda deployment: libvirt_tdx_plan(deployment, host, quotes=quotes),
+        lambda deployment: libvirt_tdx_plan(deployment, host, quotes=service),
         options.Action(dry_run, apply, undo, as_json),
     )
+
+
+def _socket(quotes: Path) -> Path:
+    from cloister.deploy import words
+
+    return words.path(quotes, "the quote service's socket")
 
 
 def _host(
@@ -194,6 +202,7 @@ def _host(
     listen: str = "127.0.0.1",
 ) -> Host:
     from cloister.deploy import qemu as recipes
+    from cloister.deploy import words
     from cloister.errors import ConfigurationError
 
     if network not in list(recipes.Network):
@@ -201,7 +210,7 @@ def _host(
             f"--network is one of {', '.join(recipes.Network)}", code="deploy.options"
         )
     return recipes.Host(
-        firmware=firmware,
+        firmware=words.path(firmware, "the firmware"),
         machine=recipes.Machine(vcpus=size[0], memory_mib=size[1]),
         network=recipes.Network(network),
         interface=interface,
