@@ -92,7 +92,7 @@ def test_a_shell_calls_what_the_executor_calls_and_writes_what_it_writes(
             expected.append(words(step.argv, values))
             said.append((by_query(expected[-1]) or tools(expected[-1])).out)
     text = tmp_path / "script"
-    text.write_text(script(plan))
+    text.write_text(script(plan), encoding="utf-8")
     done = subprocess.run(
         ["/bin/sh", text],
         input="yes\n" * len(said),
@@ -104,5 +104,5 @@ def test_a_shell_calls_what_the_executor_calls_and_writes_what_it_writes(
     )
     assert done.returncode == 0, done.stderr
     heard = sorted((tmp_path / "heard").iterdir(), key=lambda path: int(path.name))
-    assert [path.read_text().split("\0")[:-1] for path in heard] == expected
+    assert [path.read_text(encoding="utf-8").split("\0")[:-1] for path in heard] == expected
     assert {path: path.read_bytes() for path in files} == files
