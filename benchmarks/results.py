@@ -238,7 +238,8 @@ def _verdicts(texts: Iterable[str]) -> list[str]:
 def _quietness(outcome: Outcome) -> str:
     around = outcome.environment
     if "worst_foreign_cpu" not in around:
-        return "not watched"
+        load = around.get("load_average")
+        return "not watched" + ("" if load is None else f"; load average before it {load:.1f}")
     return (
         f"waited {around['waited_s']:.0f} s for quiet, kept {around['disturbed_rounds']} disturbed "
         f"rounds, worst foreign load {100 * around['worst_foreign_cpu']:.0f} % of a core"
