@@ -316,6 +316,7 @@ def test_a_policy_that_somebody_else_wrote_releases_nothing(at: Bench, whose: st
     at.store.put(OTHER, b"o" * 32)
     at.store.set_policy(OTHER, at.policy)
     assert at.release(OTHER).secret == b"o" * 32
+    assert at.release().secret == SECRET, "both policies were opened, and are kept"
     table = tables.resources
     with at.store.database.engine.begin() as connection:
         kept = connection.execute(select(table.c.policy).where(table.c.uri == str(WEIGHTS)))
