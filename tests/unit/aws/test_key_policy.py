@@ -35,8 +35,38 @@ def test_a_secrets_policy_in_full() -> None:
         "Resource": "*",
         "Condition": {"StringEqualsIgnoreCase": registers},
     }
-    assert found["OnlyAttested"]["Effect"] == "Deny"
-    assert found["OnlyAttested"]["Principal"] == "*"
+    assert found["OnlyAttested"] == {
+        "Sid": "OnlyAttested",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": [
+            "kms:Decrypt",
+            "kms:DeriveSharedSecret",
+            "kms:GenerateDataKey",
+            "kms:GenerateDataKeyPair",
+        ],
+        "Resource": "*",
+        # Negated and without "IfExists": it also holds where a request has no document.
+        "Condition": {
+            "StringNotEqualsIgnoreCase": {
+                "kms:RecipientAttestation:PCR0": [image().registers[0].hex()]
+            }
+        },
+    }
+    assert found["Never"] == {
+        "Sid": "Never",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": [
+            "kms:CreateGrant",
+            "kms:Encrypt",
+            "kms:GenerateDataKeyPairWithoutPlaintext",
+            "kms:GenerateDataKeyWithoutPlaintext",
+            "kms:ReEncryptFrom",
+            "kms:ReEncryptTo",
+        ],
+        "Resource": "*",
+    }
     administered = found["Administer"]["Action"]
     used = {"kms:Decrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:*", "kms:ReEncryptFrom"}
     assert not set(administered) & used
@@ -81,6 +111,14 @@ def test_a_policy_that_would_not_hold_is_refused(changed: dict[str, Any]) -> Non
     with pytest.raises(ConfigurationError) as caught:
         key_policy(**{**GOOD, **changed})
     assert caught.value.code == "kms.policy"
+
+
+def test_a_denial_compares_the_lowest_register_that_all_images_have() -> None:
+    registers = {index: bytes([index + 1]) * 48 for index in (4, 7, 8)}
+    both = [Image(registers=registers), Image(registers={**registers, 5: bytes([9]) * 48})]
+    found = statements(key_policy(**{**GOOD, "images": both}, measured=Measured.NITRO_TPM))
+    condition = found["OnlyAttested"]["Condition"]["StringNotEqualsIgnoreCase"]
+    assert list(condition) == ["kms:RecipientAttestation:NitroTPMPCR4"]
 
 
 @pytest.mark.parametrize(
