@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,6 +24,7 @@ from cloister.channel.key_release import BrokerIdentity
 from cloister.channel.resource_uri import ResourceUri
 from cloister.cli.main import main
 from cloister.errors import CloisterError, MalformedError
+from cloister.strictjson import JsonObject, canonical
 
 MASTER = bytes(range(32))
 IDENTITY_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -153,6 +156,25 @@ def test_other_documents_are_malformed(change: dict[str, object]) -> None:
     document = json.loads(shares()[0].encode())
     with pytest.raises(MalformedError):
         SealedShare.parse(json.dumps({**document, **change}).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "another"}, {"threshold": 1}, {"threshold": 4}, {"commitments": ["0" * 64] * 2}],
+    ids=["format", "one is enough", "more than there are", "a share without a commitment"],
+)
+def test_a_signature_alone_makes_no_statement(change: dict[str, object]) -> None:
+    """Anybody can sign as some broker, and give the share to an owner."""
+    document = json.loads(shares()[0].encode())
+
+    def signed(statement: dict[str, object]) -> bytes:
+        text = b"cloister.broker.backup.v1\0" + canonical(cast("JsonObject", statement))
+        signature = base64.b64encode(IDENTITY_KEY.sign(text)).decode()
+        return json.dumps({**document, "statement": statement, "signature": signature}).encode()
+
+    SealedShare.parse(signed(document["statement"]))
+    with pytest.raises(MalformedError):
+        SealedShare.parse(signed({**document["statement"], **change}))
 
 
 def test_shares_of_several_backups_or_stores_do_not_mix() -> None:
