@@ -252,5 +252,5 @@ def _shares(rounds: Rounds, whole: str, sha: str) -> str:
     return (
         f"Of {total:.2f} ns that one thread spends on a byte: {told}. The first two alone come to "
         f"{1 / (hashing + decrypting):.2f} GB/s: one core that decrypts and hashes is no quicker, "
-        f"whatever the rest costs. Load when it was measured: {os.getloadavg()[0]:.1f}."
+        "whatever the rest costs."
     )
