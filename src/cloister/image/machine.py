@@ -31,6 +31,11 @@ FIRMWARE_FOLDERS: Final = (Path("/usr/share/OVMF"), Path("/usr/share/edk2/x64"))
 _PLAIN: Final = ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
 _SECURE: Final = ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd")
 
+EMULATED: Final = "max,erms=off"
+"""Without ERMS: where it is there, Linux clears and copies memory byte by byte with `rep stosb` and
+`rep movsb`, which is quick on a processor and very slow emulated. An image clears all of its memory
+at its start."""
+
 OPERATOR_PORT: Final = "cloister.operator"
 """As the guest looks for it (`cloister.attester.guest_port`)."""
 REQUESTS_PORT: Final = "cloister.requests"
@@ -168,7 +173,7 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35,smm=on" if secure else "q35"),
         *("-accel", "kvm" if machine.accelerated else "tcg,thread=multi"),
-        *("-cpu", "host" if machine.accelerated else "max"),
+        *("-cpu", "host" if machine.accelerated else EMULATED),
         *("-m", str(machine.memory_mib), "-smp", str(machine.cpus)),
         *_flash(0, machine.firmware.program, ",readonly=on"),
         *_flash(1, sockets.variables, ""),

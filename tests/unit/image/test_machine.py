@@ -31,6 +31,11 @@ def test_disks_and_firmware_are_read_only_and_nothing_is_qemus_own_idea() -> Non
     assert "file=/run/vm/variables.fd" in words(MACHINE)
 
 
+def test_an_emulated_processor_clears_memory_in_words() -> None:
+    assert "-cpu max,erms=off " in words(MACHINE)
+    assert "-cpu host " in words(dataclasses.replace(MACHINE, accelerated=True))
+
+
 def test_disks_can_show_as_nvme() -> None:
     assert "nvme" not in words(MACHINE)
     assert "virtio-blk" in words(MACHINE)
