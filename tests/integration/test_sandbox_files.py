@@ -106,3 +106,12 @@ async def test_compiled_code_beside_the_source_does_not_run(tmp_path: Path) -> N
     )
     assert outside.stdout.strip() == "compiled"
     assert (await report(package, model))["value"] == "source"
+
+
+async def test_where_it_was_measured_too_it_runs(tmp_path: Path) -> None:
+    """As in a machine image, which then starts its engine sooner."""
+    package = poisoned_package(tmp_path)
+    model = tmp_path / "model.gguf"
+    model.write_text("x")
+    read = await report(package, model, sandbox=Sandbox(compiled=True))
+    assert read["value"] == "compiled"

@@ -195,6 +195,7 @@ def _run(around: Surroundings) -> int:
         memory=memory,
         attester=evidence,
         tee_type=settings.platform,
+        measured_root=True,
         _connection=ours,
     )
     status = getattr(importlib.import_module(module), function)(handover)

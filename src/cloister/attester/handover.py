@@ -66,6 +66,9 @@ class Handover:
     attester: Evidence = field(repr=False)
     tee_type: str = TEE_TYPE_TPM
     """What `attester`'s evidence is to be read as."""
+    measured_root: bool = False
+    """Whether all files that this process can read were measured, compiled code included: those
+    of a machine image, whose disks are read through dm-verity."""
     _connection: socket.socket = field(repr=False)
 
     def ready(self, message: Mapping[str, Any] | None = None) -> None:

@@ -34,9 +34,11 @@ _NOBODY: Final = "65534"
 _EXTENSIONS: Final = ("_ctypes",)  # of the standard library, with libraries of their own
 _PARTS: Final = ("landlock.py", "seccomp.py", "shown.py")
 
-#: No environment, no site-packages, and no compiled code beside the sources: only sources are
-#: measured, and nothing lies where this prefix points.
-_FLAGS: Final = ("-E", "-s", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
+#: No environment, no site-packages, nothing written.
+_FLAGS: Final = ("-E", "-s", "-S", "-B")
+#: And no compiled code beside the sources: only these are measured, and nothing lies where this
+#: prefix points.
+_SOURCES_ONLY: Final = ("-X", "pycache_prefix=/nonexistent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +47,13 @@ class Sandbox:
 
     `require_landlock` refuses to start on a kernel without Landlock; otherwise its absence
     shows in `describe`. `landlock_abi` is probed when the object is made.
+
+    `compiled` lets the program read compiled code beside its sources, which is right only where
+    both were measured: on the root of a machine image.
     """
 
     require_landlock: bool = False
+    compiled: bool = False
     bwrap: str | None = None
     landlock_abi: int = field(default_factory=landlock.abi)
 
@@ -89,7 +95,8 @@ class Sandbox:
         info, info_end = os.pipe()
         try:
             arguments = [bwrap, *_bwrap_arguments(binds, filter_fd, info_end), "--"]
-            arguments += ["/python/bin/python3", *_FLAGS, "/app/confine.py"]
+            flags = _FLAGS if self.compiled else (*_FLAGS, *_SOURCES_ONLY)
+            arguments += ["/python/bin/python3", *flags, "/app/confine.py"]
             tail = [
                 program.bounds,
                 shown.encode(
@@ -137,7 +144,7 @@ class UnsafeNoSandbox:
                 f"sys.path[:0] = {sorted(folders)!r}\n"
                 "runpy.run_module('cloister.engine.confine', run_name='__main__', alter_sys=True)\n"
             )
-            arguments = [sys.executable, *_FLAGS, "-c", boot]
+            arguments = [sys.executable, *_FLAGS, *_SOURCES_ONLY, "-c", boot]
             tail = ["unsafe", "", directory, str(program.script), *program.arguments]
             confined = await spawning.start(arguments, tail, cleanup=stack.pop_all())
         return await spawning.confirm(confined, (status.UNCONFINED,), 0)

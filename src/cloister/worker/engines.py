@@ -1,4 +1,8 @@
-"""The engines that a measured configuration describes."""
+"""The engines that a measured configuration describes.
+
+Each kind is imported when it is described: a worker starts with one of them, and in an emulated
+machine the others would cost seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cloister.engine.asgi_app import (
-    AsgiEngine,
-    AsgiSettings,
-    import_application,
-    unproven_model,
-)
-from cloister.engine.command_lines import ManagedKind
 from cloister.engine.confined import Isolation
-from cloister.engine.installation import restored
 from cloister.engine.llama import LlamaEngine, LlamaSettings
-from cloister.engine.managed import ManagedEngine, ManagedSettings
 from cloister.engine.model_folder import model_of_folder
 from cloister.engine.models import model_of_files
-from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
 from cloister.engine.protocol import Engine, ModelFile, ModelInfo
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import ConfigurationError
@@ -33,7 +27,6 @@ from cloister.worker.operation import Operation
 _LLAMA: Final = "llama.cpp"
 _UPSTREAM: Final = "openai-upstream"
 _ASGI: Final = "asgi-app"
-_MANAGED: Final = frozenset(kind.value for kind in ManagedKind)
 
 
 Files = Mapping[Role, ModelFile]
@@ -46,10 +39,11 @@ def engines_of(
     models: Mapping[str, Files],
     native: Mapping[str, Path],
     sealed: Mapping[str, ModelInfo] | None = None,
+    measured_root: bool = False,
 ) -> tuple[Engine, ...]:
     """Make the engines, in order; `models` holds the measured files of each model by its name,
     `native` what was measured of the engines themselves, `sealed` what is known of the models
-    whose files are not there yet.
+    whose files are not there yet. `measured_root`: compiled code was measured as well, and is read.
 
     ConfigurationError when the configuration describes an engine that cannot be made here, one
     made would describe itself otherwise, or a model was measured that none serves.
@@ -67,6 +61,7 @@ def engines_of(
             dataclasses.replace(operation, threads=operation.threads or cores),
             model_of,
             native,
+            measured_root,
         )
         for one in described
     )
@@ -84,19 +79,18 @@ def _engine(
     operation: Operation,
     model_of: Callable[[str], ModelInfo],
     native: Mapping[str, Path],
+    compiled: bool,
 ) -> Engine:
     try:
         match described["engine"]:
             case kind if kind == _LLAMA:
-                return _llama(described, operation, model_of)
-            case kind if kind in _MANAGED:
-                return _managed(described, operation, model_of, native)
+                return _llama(described, operation, model_of, compiled)
             case kind if kind == _ASGI:
                 return _asgi(described)
             case kind if kind == _UPSTREAM and operation.upstream is not None:
                 return _upstream(described, operation.upstream)
             case _:
-                raise TypeError
+                return _managed(described, operation, model_of, native)
     except (KeyError, TypeError, ValueError):
         raise ConfigurationError(
             "the worker's configuration describes an engine that cannot be made here",
@@ -112,11 +106,14 @@ def _measured_model(name: str, files: Files) -> ModelInfo:
 
 
 def _llama(
-    described: dict[str, Any], operation: Operation, model_of: Callable[[str], ModelInfo]
+    described: dict[str, Any],
+    operation: Operation,
+    model_of: Callable[[str], ModelInfo],
+    compiled: bool,
 ) -> LlamaEngine:
     return LlamaEngine(
         model_of(described["model"]["name"]),
-        isolation=_isolation(described),
+        isolation=_isolation(described, compiled),
         settings=LlamaSettings(
             context=described["context"],
             parallel=described["parallel"],
@@ -132,8 +129,15 @@ def _managed(
     operation: Operation,
     model_of: Callable[[str], ModelInfo],
     native: Mapping[str, Path],
-) -> ManagedEngine:
-    """The engine that was measured: where its program lies comes with its digest."""
+) -> Engine:
+    """The engine that was measured: where its program lies comes with its digest.
+
+    ValueError for what is none of them.
+    """
+    from cloister.engine.command_lines import ManagedKind
+    from cloister.engine.installation import restored
+    from cloister.engine.managed import ManagedEngine, ManagedSettings
+
     kind = ManagedKind(described["engine"])
     return ManagedEngine(
         model_of(described["model"]["name"]),
@@ -150,8 +154,8 @@ def _managed(
     )
 
 
-def _isolation(described: dict[str, Any]) -> Isolation:
-    sandbox = Sandbox()
+def _isolation(described: dict[str, Any], compiled: bool) -> Isolation:
+    sandbox = Sandbox(compiled=compiled)
     return sandbox if described["isolation"] == sandbox.describe() else _unsafe(described)
 
 
@@ -165,8 +169,15 @@ def _unsafe(described: dict[str, Any]) -> Isolation:
     return unsafe
 
 
-def _asgi(described: dict[str, Any]) -> AsgiEngine:
+def _asgi(described: dict[str, Any]) -> Engine:
     """The application is imported into this process: measured code, like all that can be."""
+    from cloister.engine.asgi_app import (
+        AsgiEngine,
+        AsgiSettings,
+        import_application,
+        unproven_model,
+    )
+
     salted = described["prefix_cache"] == "salted"
     settings = AsgiSettings(
         application=described["application"],
@@ -178,7 +189,9 @@ def _asgi(described: dict[str, Any]) -> AsgiEngine:
     return AsgiEngine(import_application(settings.application), settings)
 
 
-def _upstream(described: dict[str, Any], address: str) -> OpenAIUpstream:
+def _upstream(described: dict[str, Any], address: str) -> Engine:
+    from cloister.engine.openai_upstream import OpenAIUpstream, UpstreamSettings
+
     salted = described["prefix_cache"] == "salted"
     return OpenAIUpstream(
         UpstreamSettings(

@@ -145,6 +145,7 @@ def _build(
         models=models,
         native=native,
         sealed={model.info.name: model.info for model in sealed},
+        measured_root=handover.measured_root,
     )
     settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
     claims = claims_of(configuration, engines)

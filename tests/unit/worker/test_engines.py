@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 from cloister.engine.llama import LlamaEngine, LlamaSettings
 from cloister.engine.models import model_of_files, resolve_model
-from cloister.engine.protocol import ModelFile, ModelInfo
+from cloister.engine.protocol import Engine, ModelFile, ModelInfo
 from cloister.engine.sandbox import Sandbox
 from cloister.errors import ConfigurationError
 from cloister.model_digest import Role
@@ -62,6 +62,19 @@ def test_engines_share_the_cores_unless_the_operator_says_otherwise(
     assert threads(Operation(), models()[0]) == [8]
     assert threads(Operation(), *models()) == [4, 4]
     assert threads(Operation(threads=3), *models()) == [3, 3]
+
+
+def test_compiled_code_is_read_only_where_it_was_measured() -> None:
+    configuration, files = configured(models()[0]), measured(models()[0])
+
+    def isolations(engines: Iterable[Engine]) -> list[object]:
+        return [engine._isolation for engine in engines if isinstance(engine, LlamaEngine)]
+
+    usual = engines_of(configuration, Operation(), models=files, native={})
+    inside = engines_of(configuration, Operation(), models=files, native={}, measured_root=True)
+    assert isolations(usual) == [Sandbox()]
+    assert isolations(inside) == [Sandbox(compiled=True)]
+    assert Sandbox(compiled=True).describe() == Sandbox().describe()
 
 
 def test_what_was_measured_is_what_is_served() -> None:
