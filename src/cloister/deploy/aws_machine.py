@@ -16,13 +16,13 @@ from enum import StrEnum
 from typing import Final
 
 from cloister.deploy import words
+from cloister.deploy.cloud import IPV4, disk_step, image_name, resource_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.deploy.plan import (
     Argument,
     Capture,
     Captured,
-    Convert,
     Expect,
     Look,
     Plan,
@@ -42,7 +42,6 @@ _AMI: Final = Captured(name="ami")
 _GROUP: Final = Captured(name="group")
 _INSTANCE: Final = Captured(name="instance")
 _ID: Final = "-[0-9a-f]{8,17}"
-_IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 
 
 class Protection(StrEnum):
@@ -138,7 +137,7 @@ def run_instances(
     deployment: Deployment, place: Place, ami: str, group: str, protection: Protection
 ) -> JsonObject:
     """Parameters of `RunInstances`."""
-    name = f"cloister-{deployment.name}"
+    name = resource_name(deployment)
     request: JsonObject = {
         "ImageId": ami,
         "InstanceType": place.machine_type,
@@ -192,8 +191,8 @@ class _Steps:
         self._place = place
         self._allowed = allowed
         self._protection = protection
-        self._image_name = f"cloister-{deployment.name}-{deployment.image.short}"
-        self._disk = deployment.folder / "disk.raw"
+        self._image_name = image_name(deployment)
+        self._disk = disk_step(deployment)
 
     def snapshot(self) -> tuple[Step, ...]:
         key = f"{self._image_name}.raw"
@@ -210,17 +209,16 @@ class _Steps:
         tasks = ("describe-import-snapshot-tasks",)
         wanted = f"ImportSnapshotTasks[?Description=='{self._image_name}'].ImportTaskId | [0]"
         return (
-            Convert(
-                id="disk",
-                says="Make one disk out of the image's parts.",
-                kind="disk",
-                sources=tuple(one.path for one in self._deployment.image.boot_disk_parts()),
-                target=self._disk,
-            ),
+            self._disk,
             Run(
                 id="upload",
                 says="Upload the disk.",
-                argv=(*self._aws("s3", "cp"), str(self._disk), address, "--only-show-errors"),
+                argv=(
+                    *self._aws("s3", "cp"),
+                    str(self._disk.target),
+                    address,
+                    "--only-show-errors",
+                ),
                 undo=(*self._aws("s3", "rm"), address, "--only-show-errors"),
             ),
             self._file("import-request", "import.json", import_request),
@@ -273,7 +271,7 @@ class _Steps:
         )
 
     def group(self) -> tuple[Step, ...]:
-        name = f"cloister-{self._deployment.name}"
+        name = resource_name(self._deployment)
         vpc = self._place.vpc
         filters = f"Name=group-name,Values={name}", f"Name=vpc-id,Values={vpc}"
         group = ("--group-ids", _GROUP)
@@ -346,7 +344,7 @@ class _Steps:
             *(
                 "describe-instances",
                 "--filters",
-                f"Name=tag:Name,Values=cloister-{self._deployment.name}",
+                f"Name=tag:Name,Values={resource_name(self._deployment)}",
             ),
             "Name=instance-state-name,Values=pending,running",
             ("Name=image-id,Values=", _AMI),
@@ -386,7 +384,7 @@ class _Steps:
                 id="address",
                 says="Ask for its address.",
                 argv=self._ask(*one, query=f"{first}.PublicIpAddress || {first}.PrivateIpAddress"),
-                capture=Capture(name="address", pattern=_IPV4),
+                capture=Capture(name="address", pattern=IPV4),
             ),
         )
 

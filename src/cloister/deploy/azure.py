@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloister.deploy import words
+from cloister.deploy.cloud import IPV4, disk_step, image_name, resource_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.deploy.plan import (
@@ -38,7 +39,6 @@ AZ: Final = Tool(
     get="learn.microsoft.com/cli/azure",
 )
 _IMAGE: Final = Captured(name="image")
-_IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 _IMAGE_ID: Final = (
     "/subscriptions/[0-9a-f-]{36}/resourceGroups/[A-Za-z0-9_.-]+"
     "/providers/Microsoft.Compute/galleries/[A-Za-z0-9_.-]+/images/[A-Za-z0-9_.-]+"
@@ -111,30 +111,24 @@ class _Steps:
         self._deployment = deployment
         self._place = place
         self._allowed = allowed
-        self._name = f"cloister-{deployment.name}"
-        self._blob = f"{self._name}-{deployment.image.short}.vhd"
+        self._name = resource_name(deployment)
+        self._blob = f"{image_name(deployment)}.vhd"
 
     def blob(self) -> tuple[Step, ...]:
         folder = self._deployment.folder
-        disk, vhd = folder / "disk.raw", folder / "disk.vhd"
+        disk, vhd = disk_step(self._deployment), folder / "disk.vhd"
         place = self._place
         blob = (
             *("--account-name", place.storage_account, "--container-name", place.container),
             *("--name", self._blob, "--auth-mode", "login"),
         )
         return (
-            Convert(
-                id="disk",
-                says="Make one disk out of the image's parts.",
-                kind="disk",
-                sources=tuple(one.path for one in self._deployment.image.boot_disk_parts()),
-                target=disk,
-            ),
+            disk,
             Convert(
                 id="vhd",
                 says="Make it a fixed VHD.",
                 kind="vhd",
-                sources=(disk,),
+                sources=(disk.target,),
                 target=vhd,
             ),
             Run(
@@ -304,7 +298,7 @@ class _Steps:
                     *("vm", "show", *one, "--show-details", "--query", addresses),
                     *("--output", "tsv"),
                 ),
-                capture=Capture(name="address", pattern=_IPV4),
+                capture=Capture(name="address", pattern=IPV4),
             ),
         )
 

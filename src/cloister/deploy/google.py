@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from cloister.deploy import words
+from cloister.deploy.cloud import IPV4, disk_step, image_name, resource_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.deploy.plan import (
@@ -31,7 +32,6 @@ from cloister.deploy.plan import (
 GCLOUD: Final = Tool(
     name="gcloud", version=("--version",), minimum=(500, 0), get="cloud.google.com/sdk"
 )
-_IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 NOTES: Final = (
     "Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.",
     "The virtual TPM is Google's: that it belongs to this guest is Google's word.",
@@ -47,7 +47,8 @@ class Kind(StrEnum):
     TDX = "tdx"
 
 
-_TYPE: Final = {Kind.SNP: "SEV_SNP", Kind.TDX: "TDX"}
+TYPE: Final = {Kind.SNP: "SEV_SNP", Kind.TDX: "TDX"}
+"""Google's own words."""
 DEFAULT_MACHINE: Final = {Kind.SNP: "n2d-standard-4", Kind.TDX: "c3-standard-4"}
 
 
@@ -106,27 +107,21 @@ class _Steps:
         self._place = place
         self._allowed = allowed
         self._kind = kind
-        self._name = f"cloister-{deployment.name}"
-        self._image = f"{self._name}-{deployment.image.short}"
+        self._name = resource_name(deployment)
+        self._image = image_name(deployment)
 
     def image(self) -> tuple[Step, ...]:
         folder = self._deployment.folder
-        disk, packed = folder / "disk.raw", folder / "disk.tar.gz"
+        disk, packed = disk_step(self._deployment), folder / "disk.tar.gz"
         address = f"gs://{self._place.bucket}/{self._image}.tar.gz"
-        features = f"UEFI_COMPATIBLE,GVNIC,{_TYPE[self._kind]}_CAPABLE"
+        features = f"UEFI_COMPATIBLE,GVNIC,{TYPE[self._kind]}_CAPABLE"
         return (
-            Convert(
-                id="disk",
-                says="Make one disk out of the image's parts.",
-                kind="disk",
-                sources=tuple(one.path for one in self._deployment.image.boot_disk_parts()),
-                target=disk,
-            ),
+            disk,
             Convert(
                 id="pack",
                 says="Pack it as Google takes it.",
                 kind="google",
-                sources=(disk,),
+                sources=(disk.target,),
                 target=packed,
             ),
             Run(
@@ -207,7 +202,7 @@ class _Steps:
                 argv=self._gcloud(
                     *("compute", "instances", "create", self._name, zone),
                     f"--machine-type={place.machine_type}",
-                    f"--confidential-compute-type={_TYPE[self._kind]}",
+                    f"--confidential-compute-type={TYPE[self._kind]}",
                     "--maintenance-policy=TERMINATE",
                     *(f"--image={self._image}", f"--image-project={place.project}"),
                     f"--network-interface={card}",
@@ -228,8 +223,8 @@ class _Steps:
                 ),
                 expects=(
                     Expect(
-                        says=f"its type is {_TYPE[self._kind]}",
-                        equals=rf"\A{_TYPE[self._kind]}\s*\Z",
+                        says=f"its type is {TYPE[self._kind]}",
+                        equals=rf"\A{TYPE[self._kind]}\s*\Z",
                     ),
                 ),
             ),
@@ -237,7 +232,7 @@ class _Steps:
                 id="address",
                 says="Ask for its address.",
                 argv=self._gcloud(*one, f"--format=value({address})"),
-                capture=Capture(name="address", pattern=_IPV4),
+                capture=Capture(name="address", pattern=IPV4),
             ),
         )
 

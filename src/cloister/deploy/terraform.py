@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.deploy import aws_machine, azure, google
+from cloister.deploy.cloud import image_name, resource_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.strictjson import Json, JsonObject
@@ -31,8 +32,8 @@ def aws_module(
     protection: aws_machine.Protection,
 ) -> JsonObject:
     """Bucket object, snapshot, AMI, security group and instance."""
-    name = f"cloister-{deployment.name}"
-    image = f"{name}-{deployment.image.short}"
+    name = resource_name(deployment)
+    image = image_name(deployment)
     instance: JsonObject = {
         "ami": "${aws_ami.image.id}",
         "instance_type": place.machine_type,
@@ -110,9 +111,9 @@ def google_module(
     deployment: Deployment, place: google.Place, allowed: Filter, kind: google.Kind
 ) -> JsonObject:
     """Bucket object, image, firewall rules and machine."""
-    name = f"cloister-{deployment.name}"
-    image = f"{name}-{deployment.image.short}"
-    word = {google.Kind.SNP: "SEV_SNP", google.Kind.TDX: "TDX"}[kind]
+    name = resource_name(deployment)
+    image = image_name(deployment)
+    word = google.TYPE[kind]
     card: JsonObject = {"network": place.network, "nic_type": "GVNIC"}
     if place.subnet:
         card["subnetwork"] = place.subnet
@@ -208,7 +209,7 @@ def google_module(
 
 def azure_module(deployment: Deployment, place: azure.Place, allowed: Filter) -> JsonObject:
     """Page blob, image definition and version, security group with its rules."""
-    name = f"cloister-{deployment.name}"
+    name = resource_name(deployment)
     everything: JsonObject = {
         "protocol": "*",
         "source_address_prefix": "*",
@@ -251,7 +252,7 @@ def azure_module(deployment: Deployment, place: azure.Place, allowed: Filter) ->
     resources: JsonObject = {
         "azurerm_storage_blob": {
             "disk": {
-                "name": f"{name}-{deployment.image.short}.vhd",
+                "name": f"{image_name(deployment)}.vhd",
                 "storage_account_name": place.storage_account,
                 "storage_container_name": place.container,
                 "type": "Page",

@@ -1,0 +1,32 @@
+"""What the recipes of all clouds share: names, the one disk, how an address looks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloister.deploy.deployment import Deployment
+from cloister.deploy.plan import Convert
+
+IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
+"""Of an address that a cloud's tool prints; Python and ``grep -E`` read it alike."""
+
+
+def resource_name(deployment: Deployment) -> str:
+    """How the machine, its filter and what belongs to them are called."""
+    return f"cloister-{deployment.name}"
+
+
+def image_name(deployment: Deployment) -> str:
+    """How the uploaded disk and what is made of it are called: another image, another name."""
+    return f"{resource_name(deployment)}-{deployment.image.short}"
+
+
+def disk_step(deployment: Deployment) -> Convert:
+    """The step that makes one disk, ``disk.raw``, out of the image's parts."""
+    return Convert(
+        id="disk",
+        says="Make one disk out of the image's parts.",
+        kind="disk",
+        sources=tuple(one.path for one in deployment.image.boot_disk_parts()),
+        target=deployment.folder / "disk.raw",
+    )
