@@ -33,7 +33,7 @@ from cloister.verifier.result import AttestationResult
 from cloister.worker.api_keys import ApiKeyFile
 
 LIMIT_S = float(os.environ.get("CLOISTER_BOOT_LIMIT_S", "600"))
-"""Of one boot: half a minute on a quiet machine, and many times that on a busy one."""
+"""Of one boot: about a minute on a quiet machine, and many times that on a busy one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from cloister.image.operator_link import OperatorLink, bytes_of
 from cloister.strictjson import JsonObject
 
 READY_WITHIN_S: Final = 300.0
-"""An emulated boot takes half a minute on a quiet machine, minutes on a busy one."""
+"""An emulated boot takes about a minute on a quiet machine, minutes on a busy one."""
 STOP_WITHIN_S: Final = 5.0
 _SHOWN_LINES: Final = 12
 _MAX_CONSOLE_BYTES: Final = 1024 * 1024
