@@ -79,7 +79,7 @@ image-check: setup  ## Build an image twice, as two users in two folders, and co
 run-vm: $(BOOT_IMAGE)/esp.img  ## Build an image of the demo model, boot it, check it, ask it
 	@$(BIN)/cloister image boot $(BOOT_IMAGE) --port 0 --ask "What is Cloister?"
 
-boot-sample: $(BOOT_IMAGE)/esp.img  ## Boot an image, one with sealed weights, and four attacks
+boot-sample: $(BOOT_IMAGE)/esp.img  ## Boot an image once, and try three attacks (some minutes)
 	@$(BOOT_TESTS) -m "boot and not slow" tests/boot
 
 boot-matrix: $(BOOT_IMAGE)/esp.img  ## Boot it with every change and attack there is (an hour)

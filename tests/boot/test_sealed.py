@@ -33,7 +33,7 @@ from support.owners import (
     signed_for,
 )
 
-pytestmark = [pytest.mark.boot, pytest.mark.tpm, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.boot, pytest.mark.tpm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 PEER = "10.0.2.100:8450"
 IMAGE = """
