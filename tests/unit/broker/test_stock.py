@@ -133,6 +133,18 @@ def test_each_secret_comes_once_for_each_attestation(at: Bench) -> None:
     assert refused(at, lambda: client.get(cookie, token)) == "spent"
 
 
+def test_one_attestation_is_given_several_secrets_each_once(at: Bench) -> None:
+    third = dataclasses.replace(OTHER, tag="third")
+    at.store.put(third, b"a third")
+    at.store.set_policy(third, policy_for(at.attester, stock_clients=True))
+    client = Client(at.desk)
+    cookie, token = client.attest()
+    assert client.get(cookie, token) == b"for everybody marked"
+    assert client.get(cookie, token, third.path) == b"a third"
+    for path in (OTHER.path, third.path):
+        assert refused(at, partial(client.get, cookie, token, path)) == "spent"
+
+
 def test_a_mark_that_is_taken_away_counts_at_once(at: Bench) -> None:
     client = Client(at.desk)
     cookie, token = client.attest()
