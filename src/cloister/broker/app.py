@@ -40,8 +40,9 @@ Receive = Callable[[], Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
 T = TypeVar("T")
 
-RECEIVE_S: Final = 30.0
-"""Time allowed for a whole request to arrive."""
+RECEIVE_S: Final = 120.0
+"""Time allowed for a whole request to arrive, with what the broker itself is late in reading it: a
+thousand at once take half a minute on one slow core. What arrives meanwhile is bounded below."""
 PER_SOURCE: Final = RateLimit(per_minute=12_000, burst=6_000)
 """A thousand workers behind one address ask three or four times each, all at once."""
 DENIED_PER_SOURCE: Final = RateLimit(per_minute=60, burst=300)
