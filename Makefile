@@ -66,11 +66,15 @@ lock: setup  ## Resolve the dependencies anew into requirements/
 
 # Machine images are built from packages of Debian's, which are fetched once into CLOISTER_IMAGE_WORK.
 BOOT_IMAGE ?= build/boot-image
+BOOT_BUILD = $(BIN)/cloister image build tests/boot/image.toml --out $(BOOT_IMAGE)
 BOOT_TESTS = CLOISTER_BOOT_IMAGE=$(abspath $(BOOT_IMAGE)) $(BIN)/python -m pytest
 
 $(BOOT_IMAGE)/esp.img: setup
 	@scripts/setup boot
-	@$(BIN)/cloister image build tests/boot/image.toml --out $(BOOT_IMAGE)
+	@$(BOOT_BUILD) || { [ $$? -eq 4 ] && \
+	    echo "The archive has dropped what the lock names: resolving anew." >&2 && \
+	    mkdir -p build && $(BIN)/cloister image lock --output build/image-lock.json && \
+	    $(BOOT_BUILD) --lock build/image-lock.json; }
 
 image-check: setup  ## Build an image twice, as two users in two folders, and compare (ten minutes)
 	@scripts/setup tests
