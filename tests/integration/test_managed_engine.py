@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -196,6 +197,28 @@ async def test_a_file_put_beside_the_model_is_refused_and_not_seen(
     (tmp_path / "model" / "modeling_evil.py").write_text("print('ran')")
     with pytest.raises(ConfigurationError, match=r"modeling_evil\.py"):
         await engine.start()
+
+
+async def test_a_sandbox_that_has_ended_before_anybody_looked(
+    model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = made(ManagedKind.VLLM, model, tmp_path)
+    async with running(good):
+        pass
+
+    def gone(pid: int, flags: int = 0) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "pidfd_open", gone)
+    broken = install(ManagedKind.VLLM, tmp_path / "broken")
+    broken.program.write_text("#!/nonexistent/python3\n")
+    engine = ManagedEngine(
+        model, broken, ManagedSettings(kind=ManagedKind.VLLM, start_timeout=60), sandbox=SMALL
+    )
+    with pytest.raises(EngineError, match="cannot be run inside the sandbox"):
+        await engine.start()
+    with pytest.raises(EngineError, match="first process is gone"):
+        await good.start()  # it may not serve where nothing is held that could end it
 
 
 async def test_failures_are_told_in_our_words(

@@ -190,6 +190,8 @@ class Confined:
             found = _FIRST.search(os.read(self._info, 4_096))
             if found is not None:
                 return os.pidfd_open(int(found[1]))
+        except ProcessLookupError:
+            return None  # it has ended, and all inside with it; what it said is still to be read
         except OSError:
             pass
         raise EngineError("the sandbox's first process is gone", code="engine.start")
@@ -230,8 +232,10 @@ class Confined:
         return f"/proc/{os.getpid()}/fd/{descriptor}"
 
     def _seal(self, directory: int) -> None:
-        if self._inner is None:  # without a sandbox the directory is the host's, and cleaned up
-            return
+        if self._inner is None:
+            if self._info is None:  # without a sandbox the directory is the host's, and cleaned up
+                return
+            raise EngineError("the sandbox's first process is gone", code="engine.start")
         try:
             Path(f"/proc/self/fd/{directory}").chmod(0o500)
         except OSError:
