@@ -333,7 +333,8 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _groups() -> set[Path]:
-    return set(Path("/sys/fs/cgroup").glob("**/cloister-*"))
+    """Those of this process: other tests run at the same time."""
+    return set(Path("/sys/fs/cgroup").glob(f"**/cloister-{os.getpid()}-*"))
 
 
 async def test_a_file_exchanged_while_the_sandbox_is_made_ends_it(
