@@ -160,10 +160,16 @@ def test_it_ends_under_any_other(platform: str, manifest: SignedManifest) -> Non
             assert not (at.folder / "manifest.json").exists()
 
 
-def test_it_starts_without_a_manifest(manifest: SignedManifest) -> None:
-    with guest("snp", manifest.digest) as at:
+@pytest.mark.parametrize("platform", FIELDS)
+def test_without_a_manifest_it_starts_only_where_it_was_launched_for_none(
+    platform: str, manifest: SignedManifest
+) -> None:
+    with guest(platform, None) as at:
         assert at.start(None).exit_code == 0
         assert not (at.folder / "manifest.json").exists()
+    with guest(platform, manifest.digest) as at:
+        assert at.start(None).exit_code == 1
+        assert at.reason == "attester.manifest"
 
 
 def test_what_the_operator_names_wrongly(manifest: SignedManifest) -> None:

@@ -167,7 +167,7 @@ def _run(around: Surroundings) -> int:
     configuration, operator = settings.configuration, {**settings.operator}
     operator["api_keys"] = str(around.api_keys)
     module, _, function = ENTRY.partition(":")
-    port = around.open_port()
+    port, bundle = around.open_port(), None
     if port is not None:
         certifiable = None
         if isinstance(evidence, DeviceTpmAttester):
@@ -175,16 +175,16 @@ def _run(around: Surroundings) -> int:
         questions = Questions(certifiable, state, boot_log=around.boot_log)
         _in_background("operator", lambda: serve_port(port, questions))
         bundle = state.wait_for_start()
-        if bundle is not None:
-            if isinstance(evidence, DeviceTpmAttester):
-                digest = measure_manifest(around.open_tpm(), bundle)
-            else:
-                digest = require_manifest(evidence, bundle)
-            configuration = {**configuration, CONFIGURATION_MANIFEST: digest.hex()}
-            operator["manifest"] = str(_written(around.manifest, bundle))
-        importlib.import_module(module)  # takes seconds, in which the key is certified
-        if settings.takes_keys and isinstance(evidence, DeviceTpmAttester):
-            evidence.wait_for_chain()
+    if not isinstance(evidence, DeviceTpmAttester):
+        require_manifest(evidence, bundle)
+    elif bundle is not None:
+        measure_manifest(around.open_tpm(), bundle)
+    if bundle is not None:
+        configuration = {**configuration, CONFIGURATION_MANIFEST: digest_of(bundle)}
+        operator["manifest"] = str(_written(around.manifest, bundle))
+    importlib.import_module(module)  # takes seconds, in which the key is certified
+    if port is not None and settings.takes_keys and isinstance(evidence, DeviceTpmAttester):
+        evidence.wait_for_chain()
     _in_background("ready", lambda: state.hear(theirs))
     handover = Handover(
         configuration=configuration,
@@ -304,6 +304,13 @@ def _evidence(platform: str, around: Surroundings) -> Evidence:
     return DeviceTpmAttester(tpm, key, event_log=read_boot_log(around.boot_log))
 
 
+def digest_of(bundle: bytes) -> str:
+    """The digest of the manifest in force in `bundle`; MalformedError if it is no bundle."""
+    from cloister.manifest.bundle import load_bundle  # not needed by who has no manifest
+
+    return load_bundle(bundle).digest
+
+
 def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
     """Extend the register for manifests with the digest of the one in `bundle`; return the digest.
 
@@ -313,29 +320,24 @@ def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
     Raises:
         MalformedError: it is no manifest's bundle.
     """
-    from cloister.manifest.bundle import load_bundle  # not needed by who has no manifest
-
-    digest = bytes.fromhex(load_bundle(bundle).digest)
+    digest = bytes.fromhex(digest_of(bundle))
     tpm.extend(MANIFEST_REGISTER, digest)
     return digest
 
 
-def require_manifest(evidence: Evidence, bundle: bytes) -> bytes:
-    """Return the digest of the manifest in `bundle`, if this machine was launched for that one.
+def require_manifest(evidence: Evidence, bundle: bytes | None) -> None:
+    """Return only if this machine was launched for the manifest in `bundle`, or for none.
 
     Whoever calls this in a guest ends on any error: see `cloister.attester.started_for`.
 
     Raises:
         MalformedError: it is no manifest's bundle.
-        ConfigurationError: the machine was launched for another one, or for none.
+        ConfigurationError: the machine was launched for another one, or for one where there is
+            none, or for none where there is one.
     """
     from cloister.attester.started_for import require_started_for
-    from cloister.manifest.bundle import load_bundle
 
-    manifest = load_bundle(bundle)
-    digest = bytes.fromhex(manifest.digest)
-    require_started_for(evidence.quote(digest), manifest.digest)
-    return digest
+    require_started_for(evidence.quote(bytes(32)), None if bundle is None else digest_of(bundle))
 
 
 def _written(path: Path, content: bytes) -> Path:

@@ -27,10 +27,11 @@ _PLATFORMS: Final = {
 }
 
 
-def require_started_for(evidence: Mapping[str, EvidenceItem], digest: str) -> None:
+def require_started_for(evidence: Mapping[str, EvidenceItem], digest: str | None) -> None:
     """Return only if the machine that gave `evidence` was started for the manifest with `digest`.
 
-    `digest` is the SHA-256 of the manifest's canonical bytes, as hexadecimal digits. Whoever calls
+    `digest` is the SHA-256 of the manifest's canonical bytes, as hexadecimal digits; None asks that
+    the machine was started for none, which holds where no register could name one. Whoever calls
     this in a guest halts on any error, and has used nothing of the manifest before.
 
     Raises:
@@ -38,13 +39,24 @@ def require_started_for(evidence: Mapping[str, EvidenceItem], digest: str) -> No
         UnsupportedError: evidence of no platform that names a manifest.
         MalformedError: the evidence does not decode.
     """
+    if digest is None and _PLATFORMS.keys().isdisjoint(evidence):
+        return
     platform, found = _register(evidence)
+    register = MANIFEST_REGISTER[platform]
+    if digest is None:
+        if not any(found):
+            return
+        raise ConfigurationError(
+            f"this machine was started for a manifest, which its {register} names, and was given"
+            " none",
+            code=_CODE,
+        )
     if found == manifest_value(platform, digest, len(found)):
         return
     raise ConfigurationError(
         f"this machine was not started for the manifest with the SHA-256 {digest}: its"
-        f" {MANIFEST_REGISTER[platform]} names {'none' if not any(found) else 'another'}. Whoever"
-        " launches it has to give that digest",
+        f" {register} names {'another' if any(found) else 'none'}. Whoever launches it has to give"
+        " that digest",
         code=_CODE,
     )
 

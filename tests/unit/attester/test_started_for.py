@@ -61,3 +61,12 @@ def test_what_cannot_be_read_is_never_a_pass() -> None:
     cut = EvidenceItem(media_type="x", data=snp[items.ITEM_SNP_REPORT].data[:-1])
     with pytest.raises(MalformedError):
         require_started_for({items.ITEM_SNP_REPORT: cut}, DIGEST.hex())
+
+
+@pytest.mark.parametrize("platform", FIELDS)
+def test_no_manifest_is_right_only_where_the_machine_names_none(platform: str) -> None:
+    require_started_for(evidence(platform), None)
+    require_started_for({}, None)  # no register could name one
+    with pytest.raises(ConfigurationError, match="was given none") as refused:
+        require_started_for(evidence(platform, **FIELDS[platform]), None)
+    assert refused.value.code == "attester.manifest"
