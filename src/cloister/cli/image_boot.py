@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cloister.cli.image_start import read_api_keys, read_manifest
+from cloister.cli.image_start import Bundle, Timeout, read_api_keys, read_manifest
 from cloister.cli.operation_options import State, state_directory
 from cloister.errors import ConfigurationError
 
@@ -73,10 +73,7 @@ def boot(
             "--api-keys", help="Who is served (cloister keys); by default one key, shown once."
         ),
     ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", help="The bundle of the manifest that the worker runs under."),
-    ] = None,
+    manifest: Bundle = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,9 +108,7 @@ def boot(
         str | None,
         typer.Option("--ask", help="Check the guest, ask this question, and end the guest."),
     ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=10, help="Seconds until the worker must be ready.")
-    ] = 300.0,
+    timeout: Timeout = 300.0,
     state: State = None,
 ) -> None:
     """Boot an image until it ends, or SIGTERM or Ctrl-C.

@@ -15,6 +15,14 @@ from cloister.errors import ConfigurationError, EngineError
 
 LOOK_S: Final = 0.2
 
+Bundle = Annotated[
+    Path | None,
+    typer.Option("--manifest", help="The bundle of the manifest that the worker runs under."),
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=10, help="Seconds until the worker must be ready.")
+]
+
 
 def start(
     socket: Annotated[
@@ -22,13 +30,8 @@ def start(
     ],
     *,
     api_keys: Annotated[Path, typer.Option("--api-keys", help="Who is served (cloister keys).")],
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", help="The bundle of the manifest that the worker runs under."),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds until the worker must be ready.")
-    ] = 300.0,
+    manifest: Bundle = None,
+    timeout: Timeout = 300.0,
 ) -> None:
     """Start the worker of a guest that another program runs, such as a confidential one.
 
