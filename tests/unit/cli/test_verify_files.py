@@ -1,10 +1,8 @@
-"""``cloister verify`` and ``cloister inspect`` on files: simulated vendors, recorded evidence."""
+"""``cloister verify`` on files of simulated vendors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,64 +10,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cloister.cli import evidence_files
-from cloister.cli.cases.verdict import RESULTS, reason
 from cloister.cli.evidence_files import EvidenceFile, assemble, read_files
-from cloister.cli.main import main
 from cloister.cli.verify import _is_address
-from cloister.endorsements.artefact import amd_vcek
-from cloister.endorsements.cache import EndorsementCache
-from cloister.endorsements.certificates import parse_certificates
-from cloister.endorsements.contents import make_artefact
-from cloister.endorsements.pinned import pinned_roots
 from cloister.errors import ConfigurationError
 from cloister.evidence.recognise import Kind
-from cloister.evidence.snp import parse_report
 from cloister.testing.simulated_hardware import SimulatedHardware
-from cloister.testing.simulated_nitro import SimulatedNitro
 from cloister.verifier import policy
 from cloister.verifier.ear_jwt import open_ear
-from cloister.verifier.evidence import run as verify
-
-NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
-AT = NOW.isoformat()
-EVIDENCE = Path(__file__).parents[4] / "shared" / "evidence"
-recorded = [
-    pytest.mark.evidence,
-    pytest.mark.skipif(
-        not EVIDENCE.is_dir(), reason="REAL EVIDENCE NOT CHECKED: ../shared/evidence is absent"
-    ),
-]
-NITRO = SimulatedNitro(now=NOW)
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("CLOISTER_ENDORSEMENTS", str(tmp_path / "nothing kept"))
-
-    def command(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leaving:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(leaving.value.code, int)
-        return leaving.value.code, out, err
-
-    return command
-
-
-@pytest.fixture
-def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the simulated vendor's root were pinned."""
-    monkeypatch.setattr("cloister.endorsements.pinned.pinned_roots", lambda: NITRO.roots)
-
-
-@pytest.fixture
-def document(tmp_path: Path) -> Path:
-    path = tmp_path / "document.cbor"
-    path.write_bytes(NITRO.document(nonce=b"challenge", user_data=b"keys"))
-    return path
+from support.evidence_files import AT, NITRO, NOW, Run
 
 
 @pytest.mark.usefixtures("pinned")
@@ -401,54 +349,6 @@ def test_a_saved_report(run: Run, tmp_path: Path) -> None:
     assert "bad_chain" in out
 
 
-def test_inspect(run: Run, document: Path, tmp_path: Path) -> None:
-    code, out, _ = run("inspect", document)
-    assert code == 0
-    assert "not verified" in out
-    assert "module_id" in out
-    code, out, _ = run("inspect", document, "--json")
-    assert code == 0
-    found = json.loads(out)
-    assert found["kind"] == "nitro-document"
-    assert found["decoded"]["user_data"] == b"keys".hex()
-
-
-def test_inspect_says_what_it_cannot_read(run: Run, document: Path, tmp_path: Path) -> None:
-    broken, unknown = tmp_path / "broken", tmp_path / "unknown"
-    broken.write_bytes(document.read_bytes()[:-1])
-    unknown.write_bytes(b"hello")
-    assert run("inspect", broken)[0] == 1
-    assert run("inspect", unknown)[0] == 3
-    code, out, _ = run("inspect", document, broken, unknown, "--json")
-    assert code == 3
-    assert ["error" in json.loads(line) for line in out.splitlines()] == [False, True, True]
-
-
-def test_inspect_a_report_looks_into_its_evidence(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_bytes(SimulatedHardware.make("tdx", now=NOW).report(None))
-    code, out, _ = run("inspect", path, "--json")
-    assert code == 0
-    evidence = json.loads(out)["decoded"]["evidence"]
-    assert evidence["tdx.quote"]["decoded"]["body"]["mr_td"] == "a1" * 48
-
-
-def test_inspect_prints_nothing_that_a_terminal_obeys(run: Run, tmp_path: Path) -> None:
-    nitro = NITRO.payload()
-    nitro["module_id"] = "i-\x1b[31m\x9b31mred\npcrs: as you expect"
-    path = tmp_path / "document"
-    path.write_bytes(NITRO.sign(nitro))
-    code, out, _ = run("inspect", path)
-    assert code == 0
-    assert "red" in out
-    assert not set("\x1b\x9b") & set(out)
-    assert not any(line.startswith("pcrs") for line in out.splitlines())
-    code, out, _ = run("inspect", "--json", path)
-    assert code == 0
-    assert json.loads(out)["decoded"]["module_id"] == nitro["module_id"]
-    assert out.isascii()
-
-
 @pytest.mark.usefixtures("pinned")
 def test_results_for_programs_are_not_obeyed_by_a_terminal(
     run: Run, tmp_path: Path, lenient: Path
@@ -466,126 +366,3 @@ def test_results_for_programs_are_not_obeyed_by_a_terminal(
     code, out, _ = run("verify", path, "--at", AT, "--development", "--json")
     assert code == 0
     assert out.isascii()
-
-
-def test_inspect_a_certificate_with_a_key_of_no_known_kind(run: Run, tmp_path: Path) -> None:
-    known = bytes.fromhex("06072a8648ce3d0201")  # id-ecPublicKey
-    path = tmp_path / "root.der"
-    for kind, shown in ((known, "ECDSA"), (known[:-1] + b"\x7d", "unreadable")):
-        path.write_bytes(
-            NITRO.roots.anchors[0].certificate.public_bytes(Encoding.DER).replace(known, kind)
-        )
-        code, out, _ = run("inspect", path)
-        assert code == 0
-        assert shown in out
-
-
-class TestRecorded:
-    """Evidence of real machines, given as files and found out by their bytes."""
-
-    pytestmark = recorded
-
-    AMBIGUOUS = ("nitro/dstack-debug", "nitro/dstack-nsm")
-    """Two files that are the same document."""
-    NOT_RECOGNISED = ("snp/neg-truncated", "snp/neg-version-zero")
-
-    @staticmethod
-    def cases() -> list[tuple[Path, dict[str, object]]]:
-        told = [
-            (path.parent, json.loads(path.read_text())) for path in EVIDENCE.glob("*/*/case.json")
-        ]
-        return [
-            (path, case)
-            for path, case in sorted(told, key=lambda pair: pair[0])
-            if "inputs" not in case
-        ]
-
-    def test_folders_give_the_verdicts_of_their_cases(self) -> None:
-        wrong, count = [], 0
-        for path, told in self.cases():
-            if told["case"] in (*self.AMBIGUOUS, *self.NOT_RECOGNISED):
-                with pytest.raises(ConfigurationError):
-                    assemble(read_files([path]))
-                continue
-            made = assemble(read_files([path]))
-            result = verify(
-                made.verify,
-                made.evidence,
-                policy=policy.as_captured(policy.strict()),
-                roots=pinned_roots(),
-                at=datetime.fromisoformat(str(told["verification_time"])),
-            )
-            expected = told["expected"]
-            assert isinstance(expected, dict)
-            found = (RESULTS[result.verdict], reason(result))
-            count += 1
-            if found != (expected["result"], expected.get("reason")):
-                wrong.append((told["case"], found))
-        assert count > 90
-        assert wrong == []
-
-    def test_every_file_of_evidence_is_decoded(self, run: Run) -> None:
-        for platform in (
-            "snp",
-            "tdx",
-            "nitro",
-            "az-vtpm",
-            "nvidia-gpu",
-            "tpm",
-            "gcp-vtpm",
-            "dstack",
-        ):
-            for folder in sorted((EVIDENCE / platform).iterdir()):
-                if folder.name.startswith("neg-"):
-                    continue
-                files = [path for path in sorted(folder.iterdir()) if path.name != "case.json"]
-                _, out, _ = run("inspect", *files, "--json")
-                lines = [json.loads(line) for line in out.splitlines()]
-                failed = [line for line in lines if "error" in line and line["kind"] != "unknown"]
-                assert failed == []
-
-    def test_what_is_missing_comes_from_what_is_kept(self, run: Run, tmp_path: Path) -> None:
-        folder = EVIDENCE / "snp" / "ms-turin"
-        report = folder / "report.bin"
-        kept = EndorsementCache(tmp_path / "kept", pinned_roots())
-        verified = ("verify", report, "--at", "2026-03-01T00:00:00Z", "--as-captured")
-        assert run(*verified, "--endorsements", kept.folder)[0] == 1
-        decoded = parse_report(report.read_bytes())
-        assert decoded.product is not None
-        request = amd_vcek(decoded.product, decoded.chip_id, decoded.reported_tcb)
-        vcek = parse_certificates((folder / "vcek.pem").read_bytes())[0]
-        kept.put(
-            make_artefact(
-                request,
-                vcek.public_bytes(Encoding.DER),
-                source="https://kdsintf.amd.com/",
-                fetched_at=NOW,
-            )
-        )
-        code, _, err = run(*verified, "--endorsements", kept.folder)
-        assert code == 0
-        assert err == ""
-
-    def test_case_lines(self, run: Run) -> None:
-        folders = [EVIDENCE / name for name in ("snp/ms-turin", "tdx/neg-mrtd-flip")]
-        code, out, _ = run("verify", "--case", *folders, "--json")
-        assert code == 1
-        lines = [json.loads(line) for line in out.splitlines()]
-        assert [(line["case"], line["result"], line["reason"]) for line in lines] == [
-            ("snp/ms-turin", "pass", None),
-            ("tdx/neg-mrtd-flip", "fail", "bad_signature"),
-        ]
-        assert set(lines[0]) == {"case", "result", "reason", "layers", "facts"}
-        assert run("verify", "--case", folders[0])[0] == 0
-
-    def test_a_case_at_another_time(self, run: Run) -> None:
-        folder = EVIDENCE / "snp" / "ms-turin"
-        code, out, _ = run("verify", "--case", folder, "--at", "2050-01-01T00:00:00Z")
-        assert code == 1
-        assert json.loads(out)["reason"] == "expired"
-
-    def test_a_folder_that_is_no_case(self, run: Run, tmp_path: Path) -> None:
-        code, out, err = run("verify", "--case", tmp_path, EVIDENCE / "snp" / "ms-turin")
-        assert code == 2
-        assert [json.loads(line)["result"] for line in out.splitlines()] == ["undecided", "pass"]
-        assert "[case.malformed]" in err
