@@ -124,3 +124,11 @@ class Cases(dict[str, tuple[Change, str, str]]):
             return change
 
         return register
+
+    def refuse_one(self, name: str) -> None:
+        """A world affirms; with the change `name` alone it is refused for that."""
+        change, code, claim = self[name]
+        bad = world()
+        affirm(bad)
+        change(bad)
+        refuse(bad, code, claim)

@@ -17,7 +17,7 @@ from cloister.verifier.ledger import Ledger
 from cloister.verifier.outcome import Outcome
 from cloister.verifier.platforms.tpm import TpmEvidence, verify_tpm
 from cloister.verifier.policy import AppraisalPolicy
-from cloister.verifier.result import AttestationResult, Finding
+from cloister.verifier.result import AttestationResult
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NONCE = b"a challenge"
@@ -75,14 +75,6 @@ def outcome(evidence: TpmEvidence, *, policy: AppraisalPolicy = STRICT) -> Outco
         expected=NOTHING_EXPECTED,
         ledger=Ledger(),
     )
-
-
-def refused(result: AttestationResult) -> set[tuple[str, str | None]]:
-    return {
-        (claim.name, claim.code)
-        for claim in result.claims
-        if claim.finding is Finding.CONTRAINDICATED
-    }
 
 
 def with_quote(**changes: object) -> TpmEvidence:

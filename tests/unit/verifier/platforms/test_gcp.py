@@ -24,6 +24,7 @@ from cloister.verifier.platforms import tpm
 from cloister.verifier.platforms.gcp import GcpEvidence, verify_gcp
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.result import AttestationResult, Finding, Source
+from support.claims import refused
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NONCE = b"a challenge"
@@ -72,14 +73,6 @@ def outcome(evidence: GcpEvidence) -> Outcome:
         expected=NOTHING_EXPECTED,
         ledger=Ledger(),
     )
-
-
-def refused(result: AttestationResult) -> set[tuple[str, str | None]]:
-    return {
-        (claim.name, claim.code)
-        for claim in result.claims
-        if claim.finding is Finding.CONTRAINDICATED
-    }
 
 
 def test_genuine_quotes_of_three_banks() -> None:

@@ -23,6 +23,7 @@ from cloister.verifier.expected import Expected
 from cloister.verifier.platforms.tpm import TpmEvidence
 from cloister.verifier.result import Finding, Source
 from support.certificates import P256_ORDER, respelled
+from support.claims import refused
 from support.tpm_evidence import (
     BOOTED,
     GENUINE,
@@ -37,7 +38,6 @@ from support.tpm_evidence import (
     changed,
     evidence_of,
     outcome,
-    refused,
     verify,
     with_quote,
 )

@@ -15,6 +15,7 @@ from cloister.testing.simulated_vtpm import SimulatedVtpm
 from cloister.verifier.expected import Expected
 from cloister.verifier.platforms.tpm import TpmEvidence
 from cloister.verifier.result import Finding
+from support.claims import refused
 from support.tpm_evidence import (
     BOOTED,
     GENUINE,
@@ -23,7 +24,6 @@ from support.tpm_evidence import (
     booted,
     evidence_of,
     outcome,
-    refused,
     verify,
 )
 
