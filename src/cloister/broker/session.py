@@ -20,7 +20,6 @@ from cloister.broker import tables
 from cloister.broker.database import Change
 from cloister.broker.denial import Denied
 from cloister.broker.master import MasterKey
-from cloister.broker.store import token_digest
 from cloister.channel.resource_uri import ResourceUri
 from cloister.errors import AuthenticationError, MalformedError
 from cloister.strictjson import JsonObject, canonical, parse_json_object
@@ -255,3 +254,8 @@ def _forget(change: Change) -> None:
     gone = select(tables.sessions.c.nonce).where(old)
     change.connection.execute(delete(tables.releases).where(tables.releases.c.nonce.in_(gone)))
     change.connection.execute(delete(tables.sessions).where(old))
+
+
+def token_digest(token: str) -> bytes:
+    """What the store keeps of a token."""
+    return hashlib.sha256(token.encode()).digest()

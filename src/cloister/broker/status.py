@@ -12,7 +12,8 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 from cloister.broker.audit import show
-from cloister.broker.store import Store, read_row
+from cloister.broker.store import Store
+from cloister.broker.store_row import read_row
 
 _LAST: Final = 20
 _HEADERS: Final = [

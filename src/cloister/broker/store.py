@@ -17,12 +17,12 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, bindparam, insert, inspect, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloister.broker import tables
 from cloister.broker.audit import NOTHING, encode_entry, follow
-from cloister.broker.database import Change, Database, no_store
+from cloister.broker.database import Change, Database
 from cloister.broker.master import (
     IDENTITY_PLACE,
     MASTER_SIZE,
@@ -33,6 +33,7 @@ from cloister.broker.master import (
 )
 from cloister.broker.policy import ResourcePolicy, load_json
 from cloister.broker.root_keys.protocol import RootKey
+from cloister.broker.store_row import StoreRow, find_row, read_row
 from cloister.channel.key_release import MAX_SECRET_BYTES, BrokerIdentity
 from cloister.channel.resource_uri import ResourceUri
 from cloister.errors import AuthenticationError, ConfigurationError, FetchError
@@ -154,7 +155,7 @@ class Store:
         try:
             with database.engine.begin() as connection:
                 tables.metadata.create_all(connection)
-                if _row(connection) is not None:
+                if find_row(connection) is not None:
                     raise ConfigurationError(
                         "there is a store in this database already", code="broker.exists"
                     )
@@ -473,56 +474,9 @@ class Store:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRow:
-    """The store's own row, as far as it does not change with every entry."""
-
-    store_id: str
-    root_name: str
-    wrapped_master: bytes = field(repr=False)
-    sealed_identity_key: bytes = field(repr=False)
-    identity: BrokerIdentity
-    at: int
-    """Time of the last audit entry: no clock of a broker may begin before it."""
-
-
-def read_row(database: Database) -> StoreRow:
-    """Read it; ConfigurationError if there is no store, or one of another format."""
-    with database.reading() as connection:
-        there = inspect(connection).has_table(tables.store.name)
-        row = _row(connection) if there else None
-    if row is None:
-        raise no_store()
-    return row
-
-
-def _row(connection: Connection) -> StoreRow | None:
-    row = connection.execute(select(tables.store)).one_or_none()
-    if row is None:
-        return None
-    if row.format != tables.FORMAT:
-        raise ConfigurationError(
-            "the store in this database is of another format than this version's",
-            code="broker.format",
-        )
-    return StoreRow(
-        store_id=row.store_id,
-        root_name=row.root_name,
-        wrapped_master=bytes(row.wrapped_master),
-        sealed_identity_key=bytes(row.sealed_identity_key),
-        identity=BrokerIdentity(bytes(row.identity)),
-        at=row.at,
-    )
-
-
 def unknown(uri: ResourceUri) -> ConfigurationError:
     """The error of a secret that is not there."""
     return ConfigurationError(f"there is no secret {uri}", code="broker.secret_unknown")
-
-
-def token_digest(token: str) -> bytes:
-    """What the store keeps of a token."""
-    return hashlib.sha256(token.encode()).digest()
 
 
 def _check_secret(secret: bytes) -> None:

@@ -77,7 +77,7 @@ def init(store: StoreAddress = DEFAULT_STORE, root_key: RootKeyName = DEFAULT_RO
 def identity(store: StoreAddress = DEFAULT_STORE) -> None:
     """Print the identity of the brokers of this store."""
     from cloister.broker.database import Database
-    from cloister.broker.store import read_row
+    from cloister.broker.store_row import read_row
 
     database = Database.open(store)
     try:

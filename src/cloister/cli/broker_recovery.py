@@ -108,7 +108,8 @@ def recover(
     from cloister.broker.clock import SteadyWall
     from cloister.broker.database import Database
     from cloister.broker.root_keys.places import open_root_key
-    from cloister.broker.store import Store, read_row
+    from cloister.broker.store import Store
+    from cloister.broker.store_row import read_row
 
     new = open_root_key(root_key)
     database = Database.open(store)

@@ -40,7 +40,8 @@ def opened_store(store: str, root_key: str) -> Iterator[Store]:
     from cloister.broker.clock import SteadyWall
     from cloister.broker.database import Database
     from cloister.broker.root_keys.places import open_root_key
-    from cloister.broker.store import Store, read_row
+    from cloister.broker.store import Store
+    from cloister.broker.store_row import read_row
 
     database = Database.open(store)
     try:

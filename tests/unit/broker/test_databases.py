@@ -20,7 +20,8 @@ from cloister.broker.database import Database
 from cloister.broker.denial import Denied
 from cloister.broker.desk import Desk
 from cloister.broker.root_keys.development import MemoryRootKey
-from cloister.broker.store import Revoked, Store, token_digest
+from cloister.broker.session import token_digest
+from cloister.broker.store import Revoked, Store
 from cloister.channel.hpke import Kem, PrivateKey
 from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, FetchError
 from cloister.strictjson import canonical
