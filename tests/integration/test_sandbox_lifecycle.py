@@ -20,7 +20,7 @@ from cloister.engine import landlock, sandbox, spawning, status
 from cloister.engine.confined import Confined, Program
 from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import EngineError, SandboxError
-from support.processes import processes
+from support.processes import mentioning, processes
 
 pytestmark = pytest.mark.sandbox
 
@@ -186,16 +186,6 @@ async def test_closing_leaves_no_process_and_no_descriptor(way: str) -> None:
         assert len(family) >= 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in family)
     assert set(Path("/proc/self/fd").iterdir()) <= before
-
-
-def mentioning(marker: str) -> list[str]:
-    """The ids of the processes that were started with `marker` among their arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and marker.encode() in (entry / "cmdline").read_bytes():
-                found.append(entry.name)
-    return found
 
 
 async def test_a_start_that_is_cancelled_leaves_no_process_and_no_descriptor() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cloister.attester.swtpm import SoftwareTpm
 from cloister.attester.tpm_errors import TpmError
+from support.processes import mentioning
 from support.software_tpm import HAVE_SWTPM, manufactured
 
 pytestmark = pytest.mark.skipif(not HAVE_SWTPM, reason="swtpm is not installed")
@@ -43,16 +44,4 @@ def test_state_that_is_no_tpms_is_refused_and_nothing_runs_on(tmp_path: Path) ->
         SoftwareTpm.start(replace(made, state=broken), runtime=tmp_path / "runtime")
     assert refused.value.code == "tpm.swtpm"
     assert set(Path("/proc/self/fd").iterdir()) == before
-    assert not [
-        entry
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and bytes(tmp_path) in command_line(entry)
-    ]
-
-
-def command_line(process: Path) -> bytes:
-    """Its arguments; empty when it has ended."""
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""
+    assert mentioning(str(tmp_path)) == []

@@ -26,6 +26,7 @@ from cloister.evidence.tpm import Alg, parse_quote, pcr_digest
 from cloister.model_digest import Role
 from cloister.verifier import policy
 from support.installation import make_worker_environment
+from support.processes import mentioning
 from support.software_tpm import HAVE_SWTPM
 
 pytestmark = [
@@ -254,9 +255,7 @@ from cloister.attester.launcher import LaunchPlan, run
 from cloister.attester.measure import ModelFiles, Subject
 
 def on_ready(worker, ready):
-    tpm = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()
-           and ready["directory"].encode() in (p / "cmdline").read_bytes()]
-    print(json.dumps([ready["directory"], ready["pid"], *tpm]), flush=True)
+    print(json.dumps([ready["directory"], ready["pid"]]), flush=True)
 
 python, model, state, entry = sys.argv[1:]
 subject = Subject(python=Path(python), configuration={"debug": False},
@@ -283,7 +282,8 @@ def launcher_process(plan: LaunchPlan) -> Iterator[tuple[subprocess.Popen[str], 
     assert process.stdout is not None
     with process.stdout:
         try:
-            directory, *others = json.loads(process.stdout.readline())
+            directory, worker = json.loads(process.stdout.readline())
+            others = [worker, *mentioning(directory)]
             assert len(others) == 2
             assert not any(gone(number) for number in others)
             yield process, directory, others
