@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean image-check run-vm boot-sample boot-matrix
+.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean image-check run-vm boot-sample boot-matrix deploy-check
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -88,6 +88,10 @@ boot-sample: $(BOOT_IMAGE)/esp.img  ## Boot an image once, and try three attacks
 
 boot-matrix: $(BOOT_IMAGE)/esp.img  ## Boot it with every change and attack there is (an hour)
 	@$(BOOT_TESTS) -m "boot or slow" tests/boot
+
+deploy-check: setup  ## Compare the recipes with the newest QEMU's and libvirt's own descriptions
+	@scripts/setup platforms
+	@$(BIN)/python -m pytest -m platforms tests/platforms
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,7 +24,7 @@ settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("long", max_examples=20_000, deadline=None)
 settings.load_profile("default")
 
-ON_REQUEST = ("network", "tee", "gpu", "slow", "boot")
+ON_REQUEST = ("network", "tee", "gpu", "slow", "boot", "platforms")
 EVIDENCE = Path(__file__).parents[2] / "shared" / "evidence"
 
 NOT_HERE = "not proven here, "
