@@ -69,6 +69,23 @@ def test_nesting_up_to_the_limit_and_brackets_in_strings() -> None:
     assert parse(json.dumps(["[" * 200, '\\"[[' * 100]).encode()) is not None
 
 
+@pytest.mark.parametrize("text", ["]]", "[[", "]\\n[", "[" * 70_000, "x" * 70_000], ids=len)
+def test_how_deep_many_brackets_nest_whatever_strings_hold(text: str) -> None:
+    """Wide documents, short and long, with brackets and escapes in strings: 64 levels, no more."""
+
+    def nested(levels: int) -> Json:
+        value: Json = [text]
+        for level in range(levels - 1):
+            value = [value, [], {}] if level % 2 else {"a": value, "b": [text]}
+        return value
+
+    for levels in (2, 15, 16, 17, 32, 64):
+        document = json.dumps([nested(levels - 1)] + [[]] * 100).encode()
+        assert parse_json(document, limit=1 << 24, what="the document") == json.loads(document)
+    with pytest.raises(MalformedError, match="nests deeper than 64"):
+        parse_json(json.dumps([nested(64)]).encode(), limit=1 << 24, what="the document")
+
+
 @pytest.mark.timeout(30)  # reading any part of it twice takes hours
 @pytest.mark.parametrize("string", [b'\\"' * 500_000, b'"' * 1_000_000, b"\\" * 1_000_001])
 def test_a_string_without_end_takes_no_longer_than_it_is_long(string: bytes) -> None:

@@ -34,7 +34,7 @@ from cloister.manifest.pin import (
     SignerPin,
     UnsafeUnsignedManifest,
 )
-from cloister.manifest.signatures import IdentityVerifier, Signatures
+from cloister.manifest.signatures import IdentityVerifier, LoadedKeys, Signatures
 from cloister.verifier.policy import Unchecked
 
 SKEW: Final = timedelta(minutes=5)
@@ -100,7 +100,8 @@ def authenticate_bundle(
     links = signed.links
     _check_pinned(signed, pin)
     _check_time(signed, at.astimezone(UTC))
-    checks = [Signatures(link.envelope, identities) for link in links]
+    keys = LoadedKeys()
+    checks = [Signatures(link.envelope, identities, keys) for link in links]
     if isinstance(pin, UnsafeUnsignedManifest):
         return AuthenticatedManifest(
             manifest=signed.manifest,

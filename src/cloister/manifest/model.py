@@ -60,7 +60,7 @@ _WHAT: Final = "the manifest"
 _MALFORMED: Final = "manifest.malformed"
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _HEADER: Final = frozenset({"format", "name", "version", "previous", "issued", "expires", "owners"})
-_BODY: Final = frozenset({"models", "engines", "images", "serving", "policy"})
+_ALL: Final = _HEADER | {"models", "engines", "images", "serving", "policy"}
 T = TypeVar("T")
 
 
@@ -195,7 +195,7 @@ def _coded(parse: Callable[[], T]) -> T:
 
 def _members(document: bytes) -> JsonObject:
     members = parse_json_object(document, limit=MAX_MANIFEST_BYTES, what=_WHAT)
-    expect_keys(members, _WHAT, required=_HEADER | _BODY)
+    expect_keys(members, _WHAT, required=_ALL)
     if members["format"] != FORMAT:
         raise MalformedError(f"{_WHAT} is not of the format {FORMAT}")
     return members
@@ -204,16 +204,17 @@ def _members(document: bytes) -> JsonObject:
 def _header(members: JsonObject, before: ManifestHeader | None = None) -> ManifestHeader:
     previous = members["previous"]
     owners = members["owners"]
-    same = before is not None and before.owners.to_json() == owners
-    if same and isinstance(owners, dict):
-        same = owners["threshold"] is not True  # which equals 1, and is no number in JSON
     return ManifestHeader(
         name=text(members["name"], "a manifest's name"),
         version=expect_int(members["version"], "a manifest's version", low=1, high=MAX_VERSION),
         previous=None if previous is None else expect_hex(previous, "previous", size=32).hex(),
         issued=_time(members["issued"], "issued"),
         expires=_time(members["expires"], "expires"),
-        owners=before.owners if before is not None and same else parse_owners(owners),
+        owners=(
+            before.owners
+            if before is not None and before.owners.are_written(owners)
+            else parse_owners(owners)
+        ),
     )
 
 

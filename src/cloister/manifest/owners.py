@@ -110,6 +110,7 @@ class Owners:
 
     threshold: int
     listed: tuple[Owner, ...]
+    _written: JsonObject = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse owners who could never, or always, reach the threshold. MalformedError."""
@@ -119,6 +120,13 @@ class Owners:
             raise MalformedError("a manifest lists one owner twice")
         if len({owner.name for owner in self.listed}) != len(self.listed):
             raise MalformedError("two owners of a manifest have the same name")
+        # Once: each version of a chain is compared with it.
+        object.__setattr__(self, "_written", self.to_json())
+
+    def are_written(self, value: Json) -> bool:
+        """Whether `value` is what `to_json` says, so that it need not be parsed."""
+        # True equals 1, and is no number in JSON.
+        return self._written == value and value["threshold"] is not True
 
     def to_json(self) -> JsonObject:
         """The member as the manifest writes it."""

@@ -21,6 +21,21 @@ class IdentityVerifier(Protocol):
         """Check a Sigstore bundle over `payload`. Raises AuthenticationError, UnsupportedError."""
 
 
+class LoadedKeys:
+    """Owners' public keys, each loaded once for all the versions that they signed."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, Ed25519PublicKey | MLDSA65PublicKey] = {}
+
+    def of(self, owner: KeyOwner) -> Ed25519PublicKey | MLDSA65PublicKey:
+        """The key of `owner`, whose id says algorithm and key. ValueError if it is none."""
+        found = self._keys.get(owner.key_id)
+        if found is None:
+            kind = Ed25519PublicKey if owner.algorithm is KeyAlgorithm.ED25519 else MLDSA65PublicKey
+            found = self._keys[owner.key_id] = kind.from_public_bytes(owner.public_key)
+        return found
+
+
 class Signatures:
     """The signatures of one envelope, each checked at most once.
 
@@ -28,8 +43,11 @@ class Signatures:
     raises AuthenticationError (code ``manifest.signature``). Others are not looked at.
     """
 
-    def __init__(self, envelope: Envelope, identities: IdentityVerifier | None) -> None:
+    def __init__(
+        self, envelope: Envelope, identities: IdentityVerifier | None, keys: LoadedKeys
+    ) -> None:
         self._envelope = envelope
+        self._keys = keys
         self._signed = {signature.key_id: signature.data for signature in envelope.signatures}
         self._bytes = envelope.signed_bytes
         self._identities = identities
@@ -54,7 +72,7 @@ class Signatures:
 
     def _check(self, owner: Owner, signature: bytes) -> bool:
         if isinstance(owner, KeyOwner):
-            _check_key(owner, signature, self._bytes)
+            self._check_key(owner, signature)
             return True
         if self._identities is None:
             return False
@@ -64,16 +82,12 @@ class Signatures:
             return False
         return True
 
-
-def _check_key(owner: KeyOwner, signature: bytes, signed: bytes) -> None:
-    try:
-        if owner.algorithm is KeyAlgorithm.ED25519:
-            Ed25519PublicKey.from_public_bytes(owner.public_key).verify(signature, signed)
-        else:
-            MLDSA65PublicKey.from_public_bytes(owner.public_key).verify(signature, signed)
-    except (InvalidSignature, ValueError):
-        raise AuthenticationError(
-            f"the signature of {owner.describe()} under the manifest does not hold: what is there"
-            " is not what they signed",
-            code="manifest.signature",
-        ) from None
+    def _check_key(self, owner: KeyOwner, signature: bytes) -> None:
+        try:
+            self._keys.of(owner).verify(signature, self._bytes)
+        except (InvalidSignature, ValueError):
+            raise AuthenticationError(
+                f"the signature of {owner.describe()} under the manifest does not hold: what is"
+                " there is not what they signed",
+                code="manifest.signature",
+            ) from None

@@ -39,6 +39,9 @@ def test_the_owners_of_the_version_before_are_compared_with_what_is_there() -> N
     )
     document = dataclasses.replace(MANIFEST, header=before).to_json()
     assert parse_header(canonical(document), before=before).owners is before.owners
+    others = {**before.owners.to_json(), "threshold": 2}
+    read = parse_header(canonical({**document, "owners": others}), before=before).owners
+    assert read.threshold == 2 and read != before.owners
     document["owners"] = {**before.owners.to_json(), "threshold": True}
     with pytest.raises(MalformedError, match="threshold"):
         parse_header(canonical(document), before=before)
