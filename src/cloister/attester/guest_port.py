@@ -1,10 +1,16 @@
 """The operator's port of a booted guest: a virtio-serial port, so that enrolment needs no network.
 
-The operator's machine asks and the guest answers, each time one message: four bytes of length, then
-a JSON object. Whoever holds the other end runs the machine anyway. It learns here nothing that is
-not public, and decides here who is served and under which manifest, which shows in the evidence:
+The operator's machine asks and the guest answers, each time one line that holds a JSON object.
+Before the guest runs, its firmware may have read from the port or written to it (newer OVMF has a
+driver), whole lines or pieces of them. So each question has an ``id`` of its own, which its answer
+repeats; empty lines are nothing, so that each message can begin with a line's end; and before it
+asks for anything else, the operator's machine says hello until it is answered.
+
+Whoever holds the other end runs the machine anyway. It learns here nothing that is not public, and
+decides here who is served and under which manifest, which shows in the evidence:
 
 ======================================  ==========================================================
+``{"ask": "hello"}``                    nothing: the guest reads and answers
 ``{"ask": "start", "manifest": …}``     the worker starts, under this manifest if one is given; once
 ``{"ask": "enrolment"}``                the TPM's EK certificate and the public area of the AK
 ``{"ask": "activate", …}``              the secret of a credential that was sealed to that AK
@@ -14,7 +20,7 @@ not public, and decides here who is served and under which manifest, which shows
 ``{"ask": "ready"}``                    where the worker listens, or null while it starts
 ======================================  ==========================================================
 
-What does not decode, or fails, is answered with ``{"error": code}``.
+What fails is answered with ``{"error": code}``, and so is what does not decode, without an ``id``.
 """
 
 from __future__ import annotations
@@ -25,19 +31,22 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from cloister.errors import CloisterError, MalformedError
-from cloister.strictjson import Json, JsonObject, parse_json_object
+from cloister.strictjson import Json, JsonObject, expect_str, parse_json_object
 
 PORT_NAME: Final = "cloister.operator"
 PORTS: Final = Path("/sys/class/virtio-ports")
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
+MAX_ID: Final = 64
+HELLO: Final = "hello"
 IDLE_S: Final = 0.05
 """Between looks at a port whose other end nobody holds: reading one does not wait."""
+_PIECE_BYTES: Final = 1 << 16
 
 Answer = Callable[[JsonObject], JsonObject]
 
@@ -55,49 +64,67 @@ def serve_port(
     descriptor: int, answer: Answer, *, pause: Callable[[float], None] = time.sleep
 ) -> None:
     """Answer messages on `descriptor` for ever; an end that closes in a message is forgotten."""
+    lines = Lines(MAX_MESSAGE_BYTES)
     while True:
         try:
-            message = _receive(descriptor)
-            if message is None:
+            piece = os.read(descriptor, _PIECE_BYTES)
+            if not piece:
+                lines.forget()
                 pause(IDLE_S)
                 continue
-            _send(descriptor, _answered(message, answer))
+            for line in lines.take(piece):
+                _send(descriptor, _answered(line, answer))
         except OSError:
+            lines.forget()
             pause(IDLE_S)
 
 
-def _answered(message: bytes, answer: Answer) -> JsonObject:
+class Lines:
+    """Cuts what a port brings into lines, and leaves out the empty ones.
+
+    Of a line that is longer than `limit` only so much is kept that it is still too long.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._begun = bytearray()
+
+    def take(self, piece: bytes) -> list[bytes]:
+        """The lines that `piece` ends."""
+        first, *others = piece.split(b"\n")
+        self._begin(first)
+        ended = []
+        for other in others:
+            ended.append(bytes(self._begun))
+            self.forget()
+            self._begin(other)
+        return [line for line in ended if line]
+
+    def forget(self) -> None:
+        """Drop the line that has begun."""
+        self._begun.clear()
+
+    def _begin(self, piece: bytes) -> None:
+        self._begun += piece[: self._limit + 1 - len(self._begun)]
+
+
+def framed(message: Mapping[str, Json | list[str]]) -> bytes:
+    """A message as it goes through the port: whatever stood there before, it has its own line."""
+    return b"\n" + json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _answered(line: bytes, answer: Answer) -> JsonObject:
+    about: JsonObject = {}
     try:
-        asked = parse_json_object(message, limit=MAX_MESSAGE_BYTES, what="a message of the port")
-        return answer(asked)
+        asked = parse_json_object(line, limit=MAX_MESSAGE_BYTES, what="a message of the port")
+        about = {"id": expect_str(asked.pop("id", None), "the id of a question", limit=MAX_ID)}
+        return {**about, **({} if asked == {"ask": HELLO} else answer(asked))}
     except CloisterError as error:
-        return {"error": error.code}
-
-
-def _receive(descriptor: int) -> bytes | None:
-    """One whole message; None where the other end is gone, or sends none that is acceptable."""
-    header = _exactly(descriptor, 4)
-    if header is None:
-        return None
-    size = int.from_bytes(header, "big")
-    if size > MAX_MESSAGE_BYTES:
-        return b""  # refused as one that does not decode; what follows is read as the next
-    return _exactly(descriptor, size)
-
-
-def _exactly(descriptor: int, size: int) -> bytes | None:
-    received = bytearray()
-    while len(received) < size:
-        piece = os.read(descriptor, min(size - len(received), 1 << 16))
-        if not piece:
-            return None
-        received += piece
-    return bytes(received)
+        return {**about, "error": error.code}
 
 
 def _send(descriptor: int, message: JsonObject) -> None:
-    data = json.dumps(message, separators=(",", ":")).encode()
-    view = memoryview(len(data).to_bytes(4, "big") + data)
+    view = memoryview(framed(message))
     while view:
         view = view[os.write(descriptor, view) :]
 

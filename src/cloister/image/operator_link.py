@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import contextlib
+import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from cloister.attester.guest_port import HELLO, Lines, framed
 from cloister.errors import EngineError, FetchError, MalformedError
 from cloister.strictjson import JsonObject, parse_json_object
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 _LOOK_S: Final = 0.1
+_HELLO_S: Final = 1.0
+"""Between two hellos to a guest that does not answer yet."""
+_PIECE_BYTES: Final = 1 << 16
 _ENDING_LOOKS: Final = 20
 
 
 class OperatorLink:
-    """One connection to the port. A question that is asked too early waits in the machine."""
+    """One connection to the port. It may be made before the guest is up."""
 
     def __init__(self, connection: socket.socket, *, waiting: Callable[[], None]) -> None:
-        """`waiting` is called about ten times a second, and raises where waiting is no use."""
+        """`waiting` is called ten times a second or more, and raises where waiting is no use."""
         self._connection = connection
         self._connection.settimeout(_LOOK_S)
         self._waiting = waiting
+        self._lines = Lines(MAX_ANSWER_BYTES)
+        self._ready: deque[bytes] = deque()
+        self._hellos: set[str] = set()
+        self._greeted = False
 
     @classmethod
     def connect(cls, path: Path, *, waiting: Callable[[], None]) -> OperatorLink:
@@ -48,22 +58,28 @@ class OperatorLink:
     def ask(self, question: str, **members: str | list[str]) -> JsonObject:
         """Send one question and wait for its answer.
 
+        Before the first, this says hello until the guest answers: what is sent while the firmware
+        runs may be read by that.
+
         Raises:
             FetchError: the guest refuses it (code ``guest.refused``) or answers otherwise than it
                 should (``guest.answer``).
             EngineError: the machine let go of the port (code ``guest.ended``).
         """
-        data = json.dumps({"ask": question, **members}).encode()
-        self._send(len(data).to_bytes(4, "big") + data)
-        size = int.from_bytes(self._receive(4), "big")
-        if size > MAX_ANSWER_BYTES:
-            raise _unfit()
-        try:
-            answer = parse_json_object(
-                self._receive(size), limit=MAX_ANSWER_BYTES, what="the guest's answer"
-            )
-        except MalformedError:
-            raise _unfit() from None
+        if not self._greeted:
+            self._greet()
+        asked = self._put(question, members)
+        while True:
+            line = self._line()
+            try:
+                answer = parse_json_object(line, limit=MAX_ANSWER_BYTES, what="the guest's answer")
+            except MalformedError:
+                raise _unfit() from None
+            identity = answer.pop("id", None)
+            if identity == asked:
+                break
+            if identity not in self._hellos:
+                raise _unfit()
         if "error" in answer:
             raise FetchError(
                 f"the guest refuses the question for its {question}", code="guest.refused"
@@ -74,8 +90,22 @@ class OperatorLink:
         """Let go of the port."""
         self._connection.close()
 
-    def _send(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def _greet(self) -> None:
+        """Come to where the guest answers, past whatever the firmware has sent."""
+        due = 0.0
+        while not self._greeted:
+            if time.monotonic() >= due:
+                self._hellos.add(self._put(HELLO, {}))
+                due = time.monotonic() + _HELLO_S
+            for line in self._arrived():
+                with contextlib.suppress(MalformedError):
+                    answer = parse_json_object(line, limit=MAX_ANSWER_BYTES, what="an answer")
+                    self._greeted = self._greeted or answer.get("id") in self._hellos
+
+    def _put(self, question: str, members: Mapping[str, str | list[str]]) -> str:
+        """Send a question; return its id."""
+        identity = secrets.token_hex(8)
+        rest = memoryview(framed({"ask": question, "id": identity, **members}))
         while rest:
             try:
                 rest = rest[self._connection.send(rest) :]
@@ -83,21 +113,25 @@ class OperatorLink:
                 self._waiting()
             except OSError:
                 raise self._ended() from None
+        return identity
 
-    def _receive(self, size: int) -> bytes:
-        received = bytearray()
-        while len(received) < size:
-            try:
-                piece = self._connection.recv(size - len(received))
-            except TimeoutError:
-                self._waiting()
-                continue
-            except OSError:
-                piece = b""
-            if not piece:
-                raise self._ended()
-            received += piece
-        return bytes(received)
+    def _line(self) -> bytes:
+        while not self._ready:
+            self._ready.extend(self._arrived())
+        return self._ready.popleft()
+
+    def _arrived(self) -> list[bytes]:
+        """The lines that end now; none after a moment without."""
+        self._waiting()
+        try:
+            piece = self._connection.recv(_PIECE_BYTES)
+        except TimeoutError:
+            return []
+        except OSError:
+            piece = b""
+        if not piece:
+            raise self._ended()
+        return self._lines.take(piece)
 
     def _ended(self) -> EngineError:
         """The error for a machine that stopped, unless `waiting` soon has a better one."""
