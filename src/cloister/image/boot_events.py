@@ -76,7 +76,7 @@ class BootParts:
 def predicted_events(parts: BootParts) -> tuple[PredictedEvent, ...]:
     """Every event of PCR 2 to 9 and 11 to 15, in the order in which they happen."""
     return (
-        *_secure_boot_policy(parts.secure_boot),
+        *secure_boot_policy(parts.secure_boot),
         measured(4, EventType.EV_EFI_ACTION, "boot attempt", CALLING),
         *(separator(pcr) for pcr in range(2, 7)),
         *_boot_loader(parts),
@@ -107,7 +107,7 @@ def _program(what: str, file: PeFile) -> PredictedEvent:
     return PredictedEvent(pcr=4, type=kind, what=what, digests=digests)
 
 
-def _secure_boot_policy(state: SecureBoot) -> Iterable[PredictedEvent]:
+def secure_boot_policy(state: SecureBoot) -> Iterable[PredictedEvent]:
     """PCR 7 up to its separator."""
     for name, data in state.variables():
         yield measured(7, EventType.EV_EFI_VARIABLE_DRIVER_CONFIG, f"variable {name}", data)

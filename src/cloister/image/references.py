@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from cloister.evidence.tpm import Alg
+from cloister.image.boot_events import secure_boot_policy
 from cloister.image.eif import EifMeasurements
 from cloister.image.golden import Golden
 from cloister.image.gramine import EnclaveSignature
 from cloister.image.image_files import ImageName
-from cloister.image.pcrs import Prediction
+from cloister.image.pcrs import Prediction, extend
+from cloister.image.secure_boot import SECURE_BOOT_ABSENT
 from cloister.verifier.platform_references import PlatformReference, ReferenceImage
 
 
 def tpm_references(
     prediction: Prediction, golden: Iterable[Golden], image: ImageName, *, secure_boot: bool
 ) -> tuple[PlatformReference, ...]:
-    """One state for each of `golden` that was recorded in the same Secure Boot state."""
-    predicted = {f"pcr{pcr}": value for pcr, value in prediction.registers.items()}
+    """One state for each of `golden` that was recorded in the same Secure Boot state.
+
+    Where Secure Boot is off, PCR 7 may also be that of firmware which was built without it.
+    """
+    predicted: dict[str, bytes | tuple[bytes, ...]] = {
+        f"pcr{pcr}": value for pcr, value in prediction.registers.items()
+    }
+    if not secure_boot:
+        absent = extend(e.digests[Alg.SHA256] for e in secure_boot_policy(SECURE_BOOT_ABSENT))
+        predicted["pcr7"] = (prediction.registers[7], absent)
     return tuple(
         _reference(
             "tpm",

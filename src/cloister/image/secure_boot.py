@@ -36,6 +36,9 @@ class SecureBoot:
     """
 
     enabled: bool = False
+    supported: bool = True
+    """Firmware that was built without Secure Boot has no variable of this name, and measures that
+    it is empty."""
     pk: bytes = b""
     kek: bytes = b""
     db: bytes = b""
@@ -47,12 +50,14 @@ class SecureBoot:
         """Refuse a state that no firmware is in."""
         if self.enabled != bool(self.authority):
             raise ValueError("a boot loader is accepted by an authority where Secure Boot is on")
+        if self.enabled and not self.supported:
+            raise ValueError("Secure Boot is on in firmware that has none")
         if self.authority and self.authority not in list_entries(self.db):
             raise ValueError("the authority is no entry of db")
 
     def variables(self) -> tuple[tuple[str, bytes], ...]:
         """Names and ``UEFI_VARIABLE_DATA`` as measured before the register is closed."""
-        state = bytes([self.enabled])
+        state = bytes([self.enabled]) if self.supported else b""
         return (
             ("SecureBoot", variable_data(GLOBAL_VARIABLE, "SecureBoot", state)),
             ("PK", variable_data(GLOBAL_VARIABLE, "PK", self.pk)),
@@ -68,6 +73,9 @@ class SecureBoot:
 
 SECURE_BOOT_OFF: Final = SecureBoot()
 """Secure Boot off and no key enrolled: what OVMF's empty variable store gives."""
+
+SECURE_BOOT_ABSENT: Final = SecureBoot(supported=False)
+"""The same in firmware that was built without Secure Boot."""
 
 
 def signature_entry(owner: uuid.UUID, certificate: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,16 @@ from cloister.evidence.pcrs import parse_pcrs_json
 from cloister.evidence.tpm import Alg
 from cloister.image.boot_events import BootParts
 from cloister.image.golden import golden_from_log
+from cloister.image.image_files import ImageName
 from cloister.image.pcrs import PREDICTED, extend, predict
-from cloister.image.secure_boot import SECURE_BOOT_OFF
+from cloister.image.references import tpm_references
+from cloister.image.secure_boot import SECURE_BOOT_ABSENT, SECURE_BOOT_OFF, SecureBoot
 from cloister.image.secure_boot_keys import SecureBootKeys
 from cloister.image.stub import parse_uki
 from support import boot_parts as made
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "measured_boot"
-NAMES = ("default", "memory-1024", "two-processors", "secure-boot")
+NAMES = ("default", "memory-1024", "two-processors", "secure-boot", "newer-firmware")
 LOGGED = tuple(pcr for pcr in PREDICTED if pcr < 14)
 """The init measures disks after the firmware's log was taken; this one had none."""
 
@@ -51,7 +53,8 @@ def read(name: str) -> Boot:
     log = parse_event_log(base64.b64decode(recorded["event_log_b64"]))
     uki = made.uki(cmdline=recorded["command_line"].encode(), osrel=recorded["os_release"].encode())
     (table,) = (e.data for e in log.events if e.type == EventType.EV_EFI_GPT_EVENT)
-    state = SECURE_BOOT_OFF
+    supported = recorded.get("secure_boot_supported", True)
+    state = SECURE_BOOT_OFF if supported else SECURE_BOOT_ABSENT
     if recorded["secure_boot_certificate"]:
         own = x509.load_pem_x509_certificate(recorded["secure_boot_certificate"].encode())
         state = SecureBootKeys(pk=own, kek=own, db=own).state()
@@ -87,6 +90,35 @@ def test_registers_are_those_that_the_log_leads_to(name: str) -> None:
     unchanged = set(LOGGED) - {4, 9, 11}
     predicted = predict(boot.parts).registers
     assert all(predicted[pcr] == boot.pcrs[pcr] for pcr in unchanged)
+
+
+def accepted(boot: Boot, state: SecureBoot) -> set[str]:
+    """Which values of register 7 an image's reference values list for such firmware."""
+    golden = golden_from_log(boot.log.raw, firmware="OVMF", machine="q35")
+    image = ImageName(name="demo", version="1", debug=False)
+    predicted = predict(replace(boot.parts, secure_boot=state))
+    (reference,) = tpm_references(
+        predicted,
+        [replace(golden, secure_boot=state.enabled)],
+        image,
+        secure_boot=state.enabled,
+    )
+    return set(reference.registers["pcr7"])
+
+
+def test_secure_boot_off_may_be_either_of_two_values() -> None:
+    """For some firmware has no Secure Boot. That it is on is neither."""
+    off = {read(name).pcrs[7].hex() for name in ("default", "newer-firmware")}
+    assert len(off) == 2
+    secured = read("secure-boot")
+    assert accepted(secured, SECURE_BOOT_OFF) == off
+    assert accepted(secured, secured.parts.secure_boot) == {secured.pcrs[7].hex()}
+
+
+def test_secure_boot_is_not_on_where_there_is_none() -> None:
+    certificate = b"owner and certificate"
+    with pytest.raises(ValueError, match="has none"):
+        SecureBoot(enabled=True, supported=False, authority=certificate)
 
 
 @pytest.mark.parametrize(
