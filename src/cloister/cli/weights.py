@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,12 +91,11 @@ def seal(
     typer.echo(
         f"sealed    {target}\n"
         f"key       {key_file}\n"
-        f"Put the key into a broker, then destroy the file:\n"
-        f"  cloister broker secret put kbs:///REPOSITORY/TYPE/TAG --file {key_file}\n"
-        'and name both in the manifest, as "sealed" of the model:\n'
-        f'  {{"header_sha256":"{header.sha256}","key":"kbs:///REPOSITORY/TYPE/TAG"}}',
+        "Put the key into a broker, list the sealed weights in the manifest, destroy the file:",
         err=True,
     )
+    for step in _next_steps(header, target, key_file, manifest):
+        typer.echo(f"  {step}", err=True)
 
 
 @weights.command()
@@ -167,6 +167,23 @@ def open_command(
         _show(sealed.header)
 
 
+def _next_steps(header: Header, sealed: Path, key: Path, manifest: Path | None) -> list[str]:
+    """Commands for who sealed: where the key goes, and who may have it. The address is theirs."""
+    address = "kbs:///REPOSITORY/TYPE/TAG"
+    draft, names, replace = "DRAFT", [header.about.name], ""
+    steps = [shlex.join(["cloister", "broker", "secret", "put", address, "--file", str(key)])]
+    if manifest is not None:
+        found, signed = _manifest(manifest)
+        names = [one.name for one in found.models if one.sha256 == header.model_sha256]
+        draft, replace = str(manifest), " --replace"
+        if signed:
+            draft = "next.json"
+            begin = ["cloister", "manifest", "init", draft, "--after", str(manifest)]
+            steps.append(shlex.join(begin))
+    add = ["cloister", "manifest", "add-model", draft, str(sealed), "--key", address]
+    return steps + [shlex.join([*add, "--name", name]) + replace for name in names]
+
+
 def _listed(source: Path) -> tuple[Kind, Path, list[str]]:
     """The kind of a model, the folder that it lies in, and its files there."""
     from cloister.engine.model_folder import open_folder
@@ -190,7 +207,7 @@ def _check(
 ) -> None:
     """What was asked for besides: that a manifest lists the model, that a signer signed it."""
     if manifest is not None:
-        _check_listed(header, _manifest(manifest), sealed=sealed)
+        _check_listed(header, _manifest(manifest)[0], sealed=sealed)
     if (signature is None) is not (signer is None):
         raise ConfigurationError(
             "--signature and --signer go together: a signature by just anybody says nothing",
@@ -228,17 +245,17 @@ def _names(model: ModelEntry, header: Header) -> bool:
     return model.sealed is not None and model.sealed.header_sha256 == header.sha256
 
 
-def _manifest(path: Path) -> Manifest:
-    """A signed bundle's manifest in force, or one that nobody has signed yet."""
+def _manifest(path: Path) -> tuple[Manifest, bool]:
+    """A signed bundle's manifest in force, or one that nobody has signed yet; and which it is."""
     from cloister.errors import MalformedError
     from cloister.manifest.bundle import MAX_BUNDLE_BYTES, load_bundle
     from cloister.manifest.model import read_manifest
 
     data = _read(path, MAX_BUNDLE_BYTES)
     try:
-        return load_bundle(data).manifest
+        return load_bundle(data).manifest, True
     except MalformedError:
-        return read_manifest(data)
+        return read_manifest(data), False
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from cloister.cli.main import main
 from cloister.engine.demo_model import demo_model_path
 from cloister.manifest import ModelEntry, SealedWeights
+from cloister.manifest.model import read_manifest
 from cloister.strictjson import canonical
 from cloister.testing.signed_manifests import make_manifest, sign_first
 from cloister.weights.header import Header
@@ -138,6 +141,64 @@ def test_a_manifest_has_to_list_them(tiny: Path, tmp_path: Path) -> None:
     assert run("verify", sealed, "--header-sha256", "0" * 64) == 1
     (tmp_path / "none.json").write_bytes(canonical({}))
     assert run("verify", sealed, "--for", tmp_path / "none.json") == 1
+
+
+def steps_said(error: str) -> list[list[str]]:
+    """The commands that `seal` ends with, their words; the owner chose an address for the key."""
+    lines = [line for line in error.splitlines() if line.startswith("  cloister ")]
+    return [shlex.split(line.replace("REPOSITORY/TYPE/TAG", "acme/weights/tiny")) for line in lines]
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["draft", "signed"])
+def test_what_seal_says_makes_the_manifest_name_the_sealed_weights(
+    signed: bool,
+    tiny: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digest = hashlib.sha256(tiny.read_bytes()).hexdigest()
+    plain = [
+        ModelEntry(name=name, format="gguf", sha256=sha256)
+        for name, sha256 in (("our chat", digest), ("another", "0" * 64))
+    ]
+    manifest = make_manifest(owners=[ALICE], models=plain)
+    given, draft = tmp_path / "the manifest.json", tmp_path / "the manifest.json"
+    if signed:
+        draft = tmp_path / "next.json"
+        given.write_bytes(sign_first(manifest, ALICE).encode())
+    else:
+        given.write_bytes(json.dumps(manifest.to_json()).encode())
+    assert run("seal", tiny, "--for", given) == 0
+    sealed = tmp_path / "tiny.gguf.sealed"
+    assert run("verify", sealed, "--for", given) == 2
+    put, *others = steps_said(capfd.readouterr().err)
+    key = "kbs:///acme/weights/tiny"
+    assert put[1:] == ["broker", "secret", "put", key, "--file", f"{sealed}.key"]
+    for words in others:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(words[1:])
+    assert run("verify", sealed, "--for", draft) == 0
+    models = {one.name: one for one in read_manifest(draft.read_bytes()).models}
+    assert models == {
+        "another": plain[1],
+        "our chat": dataclasses.replace(
+            plain[0], sealed=SealedWeights(key=key, header_sha256=header_of(sealed).sha256)
+        ),
+    }
+
+
+def test_without_a_manifest_seal_says_how_one_comes_to_list_the_weights(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    draft = tmp_path / "draft.json"
+    draft.write_bytes(json.dumps(make_manifest(owners=[ALICE], models=[]).to_json()).encode())
+    assert run("seal", tiny) == 0
+    _, add = steps_said(capfd.readouterr().err)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([str(draft) if word == "DRAFT" else word for word in add[1:]])
+    assert run("verify", tmp_path / "tiny.gguf.sealed", "--for", draft) == 0
 
 
 def test_a_named_signer_has_to_have_signed_them(tmp_path: Path) -> None:
