@@ -83,6 +83,17 @@ def with_parts_in(folder: Path, change: Callable[[UkiParts], UkiParts]) -> None:
     _write_disk(folder, uki)
 
 
+def with_program(image: Path, target: Path, program: bytes) -> Path:
+    """The image with `program` put on its boot disk by the command that docs/how-to/images.md has.
+
+    The partition table stays as it is.
+    """
+    own_esp(image, target)
+    replace(target, "uki.efi", program)
+    with_file(target, "EFI/BOOT/BOOTX64.EFI", program)
+    return target
+
+
 def footer_of(disk: Path) -> DiskFooter:
     """What stands in the last block of a disk."""
     return parse_footer(disk.read_bytes()[-BLOCK:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from cloister.image.boot import BootedGuest, BootPlan
     from cloister.image.machine import Carried, Firmware, Machine
+    from cloister.image.secure_boot import SecureBoot
     from cloister.strictjson import JsonObject
     from cloister.verifier.reference_values import ReferenceValues
 
@@ -67,6 +70,14 @@ def boot(
         bool,
         typer.Option("--secure-boot", help="Firmware that starts only images whose signer it has."),
     ] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            help="With --secure-boot: the keys that the firmware has, a folder with pk.pem, kek.pem"
+            " and db.pem.",
+        ),
+    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(
@@ -125,13 +136,14 @@ def boot(
             code="image.ask",
         )
     own = state_directory() if state is None else state
+    secured = chosen_state(keys, code, secure_boot=secure_boot)
     machine = _machine(
         directory,
         memory=memory,
         cpus=cpus,
         port=None if no_network else port or _free_port(),
         guest_port=guest_port,
-        firmware=_firmware(code, variables, secure_boot=secure_boot),
+        firmware=chosen_firmware(code, variables, own, secured),
         peers=carried_peers(directory, peer or ()),
     )
     table, api_key = _api_keys(api_keys)
@@ -143,7 +155,8 @@ def boot(
         if boot_log is not None:
             boot_log.write_bytes(guest.boot_log)
         where = own / "vm-kit" if kit is None else kit
-        _write_kit(plan, _values(reference_values, directory, guest.boot_log, machine), where)
+        values = _values(reference_values, directory, guest.boot_log, machine, secured)
+        _write_kit(plan, values, where)
         if console:
             typer.echo(plain(guest.console()))
         _announce(ready, machine, guest, where, api_key)
@@ -238,19 +251,61 @@ def _allowed(directory: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def _firmware(code: Path | None, variables: Path | None, *, secure_boot: bool) -> Firmware:
+def chosen_state(keys: Path | None, code: Path | None, *, secure_boot: bool) -> SecureBoot | None:
+    """Secure Boot with the keys that were named, or off; None: with variables that say which.
+
+    ConfigurationError (``image.machine``): nobody says whose keys the firmware has.
+    """
+    from cloister.image.secure_boot import SECURE_BOOT_OFF
+    from cloister.image.secure_boot_keys import load_keys
+
+    if (keys is not None and not secure_boot) or (secure_boot and keys is None and code is None):
+        raise ConfigurationError(
+            "--secure-boot takes --keys, or --firmware and --variables with keys in them; --keys"
+            " goes with nothing else",
+            code="image.machine",
+        )
+    if keys is not None:
+        return load_keys(keys).state()
+    return None if secure_boot else SECURE_BOOT_OFF
+
+
+def chosen_firmware(
+    code: Path | None, variables: Path | None, state: Path, secured: SecureBoot | None
+) -> Firmware:
+    """The firmware that was named, or the system's; with an operator's keys put in, below `state`.
+
+    ConfigurationError (``image.machine``), UnsupportedError (``image.firmware_missing``).
+    """
     from cloister.image.machine import Firmware, find_firmware
 
+    on = secured is None or secured.enabled
     if (code is None) is not (variables is None):
         raise ConfigurationError(
             "a firmware is named by both --firmware and --variables", code="image.machine"
         )
     if code is None or variables is None:
-        return find_firmware(secure_boot=secure_boot)
-    for path in (code, variables):
-        if not path.is_file():
-            raise ConfigurationError(f"{path} is no file", code="image.machine")
-    return Firmware(program=code, variables=variables, secure_boot=secure_boot)
+        firmware = find_firmware(secure_boot=on)
+    else:
+        for path in (code, variables):
+            if not path.is_file():
+                raise ConfigurationError(f"{path} is no file", code="image.machine")
+        firmware = Firmware(program=code, variables=variables, secure_boot=on)
+    return firmware if secured is None or not on else _with_keys(firmware, secured, state)
+
+
+def _with_keys(firmware: Firmware, secured: SecureBoot, state: Path) -> Firmware:
+    from cloister.image.ovmf_variables import MAX_STORE_BYTES, enrol
+
+    with firmware.variables.open("rb") as file:
+        store = enrol(file.read(MAX_STORE_BYTES + 1), secured)
+    # Named by its content, so that boots with other keys do not meet.
+    path = state / f"variables-{hashlib.sha256(store).hexdigest()[:16]}.fd"
+    state.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=state, delete=False) as whole:
+        whole.write(store)
+    Path(whole.name).replace(path)
+    return dataclasses.replace(firmware, variables=path)
 
 
 def _free_port() -> int:
@@ -301,7 +356,11 @@ def _stopping() -> Iterator[None]:
 
 
 def _values(
-    named: Path | None, directory: Path, boot_log: bytes, machine: Machine
+    named: Path | None,
+    directory: Path,
+    boot_log: bytes,
+    machine: Machine,
+    secured: SecureBoot | None,
 ) -> ReferenceValues:
     from cloister.client.trust import read_reference_values
 
@@ -313,7 +372,7 @@ def _values(
         " are genuine; all others are predicted from the image.",
         err=True,
     )
-    return predicted(directory, boot_log, machine)
+    return predicted(directory, boot_log, machine, secured)
 
 
 def _write_kit(plan: BootPlan, values: ReferenceValues, kit: Path) -> None:
@@ -328,25 +387,35 @@ def _write_kit(plan: BootPlan, values: ReferenceValues, kit: Path) -> None:
     ).write(kit)
 
 
-def predicted(directory: Path, boot_log: bytes, machine: Machine) -> ReferenceValues:
-    """Reference values of an image, with the golden values of the boot that `boot_log` tells of."""
+def predicted(
+    directory: Path, boot_log: bytes, machine: Machine, secured: SecureBoot | None = None
+) -> ReferenceValues:
+    """Reference values of an image, with the golden values of the boot that `boot_log` tells of.
+
+    Without `secured`: for Secure Boot off. ConfigurationError (``image.no_golden``) where the boot
+    was in another state.
+    """
     from cloister.image.golden import golden_from_log
     from cloister.image.image_files import read_image
     from cloister.image.pcrs import predict
     from cloister.image.references import tpm_references
+    from cloister.image.secure_boot import SECURE_BOOT_OFF
     from cloister.verifier.reference_values import ReferenceValues
 
+    state = SECURE_BOOT_OFF if secured is None else secured
     files = read_image(directory)
     golden = golden_from_log(
         boot_log,
         firmware=machine.firmware.program.name,
         machine=f"QEMU q35, {machine.memory_mib} MiB, {machine.cpus} processors",
     )
-    references = tpm_references(predict(files.parts()), [golden], files.name, secure_boot=False)
+    references = tpm_references(
+        predict(files.parts(state)), [golden], files.name, secure_boot=state.enabled
+    )
     if not references:
         raise ConfigurationError(
-            "for Secure Boot, name the reference values (--reference-values): they depend on whose"
-            " keys the firmware has",
+            "the firmware's log tells of another state of Secure Boot than was asked for: name the"
+            " keys that the firmware has (--keys), or the reference values (--reference-values)",
             code="image.no_golden",
         )
     return ReferenceValues.from_platforms(*references)

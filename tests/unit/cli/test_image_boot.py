@@ -1,4 +1,4 @@
-"""``cloister image boot --peer``: whom an image may call, and where that is from here."""
+"""``cloister image boot``: whom an image may call, where that is, and whose keys firmware has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from cloister.cli.image_boot import carried_peers
+from cloister.cli.image_boot import carried_peers, chosen_firmware, chosen_state, predicted
 from cloister.errors import ConfigurationError
-from cloister.image.machine import Carried
+from cloister.evidence.tpm import Alg
+from cloister.image.machine import Carried, Machine
+from cloister.image.ovmf_variables import read_variables
+from cloister.image.secure_boot import SECURE_BOOT_OFF
+from cloister.testing.simulated_vtpm import SimulatedVtpm
+from support import boot_parts as made
+from support.secure_boot_keys import OperatorKeys
 
 PEERS = [
     {"name": "broker", "address": "10.0.2.100", "port": 8450},
@@ -65,3 +71,101 @@ def test_an_image_that_does_not_say_whom_it_calls(tmp_path: Path) -> None:
     assert carried_peers(tmp_path, []) == ()
     with pytest.raises(ConfigurationError, match="its peers: none"):
         carried_peers(tmp_path, ["broker=127.0.0.1:1"])
+
+
+def boot_log(*, secure_boot: bool) -> bytes:
+    vtpm = SimulatedVtpm(banks=(Alg.SHA256,))
+    vtpm.boot(secure_boot=secure_boot)
+    return vtpm.event_log()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> OperatorKeys:
+    return OperatorKeys.make(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def firmware(tmp_path: Path) -> tuple[Path, Path]:
+    """Code, and an empty store of variables."""
+    (tmp_path / "code.fd").write_bytes(b"code")
+    (tmp_path / "empty.fd").write_bytes(made.variable_store())
+    return tmp_path / "code.fd", tmp_path / "empty.fd"
+
+
+def test_the_keys_are_in_the_firmwares_variables(
+    keys: OperatorKeys, firmware: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, empty = firmware
+    state = chosen_state(keys.folder, code, secure_boot=True)
+    assert state == keys.keys.state()
+    chosen = chosen_firmware(code, empty, tmp_path / "state", state)
+    assert chosen.secure_boot
+    assert chosen.program == code
+    found = {one.name: one.value for one in read_variables(chosen.variables.read_bytes())}
+    assert found["db"] == keys.keys.state().db
+    assert empty.read_bytes() == made.variable_store()
+    # Neither a second start nor another operator's disturbs the first.
+    assert chosen_firmware(code, empty, tmp_path / "state", state) == chosen
+    other = OperatorKeys.make(tmp_path / "others").keys.state()
+    assert chosen_firmware(code, empty, tmp_path / "state", other).variables != chosen.variables
+    assert len(list((tmp_path / "state").iterdir())) == 2
+
+
+def test_variables_with_keys_in_them_are_taken_as_they_are(
+    firmware: tuple[Path, Path], tmp_path: Path
+) -> None:
+    state = chosen_state(None, firmware[0], secure_boot=True)
+    assert state is None
+    chosen = chosen_firmware(*firmware, tmp_path, state)
+    assert chosen.secure_boot
+    assert chosen.variables == firmware[1]
+    off = chosen_firmware(*firmware, tmp_path, chosen_state(None, None, secure_boot=False))
+    assert not off.secure_boot
+
+
+def test_nobody_says_whose_keys(keys: OperatorKeys, firmware: tuple[Path, Path]) -> None:
+    """An empty store would mean Secure Boot off, whatever the option is called."""
+    assert chosen_state(None, None, secure_boot=False) == SECURE_BOOT_OFF
+    assert chosen_state(keys.folder, None, secure_boot=True)
+    for named, code, on in (
+        (None, None, True),
+        (keys.folder, None, False),
+        (keys.folder, firmware[0], False),
+    ):
+        with pytest.raises(ConfigurationError, match="--keys") as caught:
+            chosen_state(named, code, secure_boot=on)
+        assert caught.value.code == "image.machine"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_half_a_firmware(which: int, firmware: tuple[Path, Path], tmp_path: Path) -> None:
+    assert chosen_firmware(*firmware, tmp_path, SECURE_BOOT_OFF).program == firmware[0]
+    code, variables = (path if at == which else None for at, path in enumerate(firmware))
+    with pytest.raises(ConfigurationError, match="by both") as caught:
+        chosen_firmware(code, variables, tmp_path, SECURE_BOOT_OFF)
+    assert caught.value.code == "image.machine"
+    gone = tmp_path / "gone.fd"
+    code, variables = (gone if at == which else path for at, path in enumerate(firmware))
+    with pytest.raises(ConfigurationError, match=r"gone\.fd is no file"):
+        chosen_firmware(code, variables, tmp_path, SECURE_BOOT_OFF)
+
+
+def test_values_are_predicted_for_the_state_that_the_log_tells_of(
+    keys: OperatorKeys, firmware: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "image"
+    folder.mkdir()
+    (folder / "uki.efi").write_bytes(made.uki(osrel=b"ID=cloister\nVERSION_ID=7\n"))
+    (folder / "esp.img").write_bytes(made.disk())
+    machine = Machine(
+        firmware=chosen_firmware(*firmware, tmp_path, SECURE_BOOT_OFF),
+        esp=folder / "esp.img",
+        disks=(),
+    )
+    logs = {on: boot_log(secure_boot=on) for on in (False, True)}
+    for on, state in ((False, None), (False, SECURE_BOOT_OFF), (True, keys.keys.state())):
+        (reference,) = predicted(folder, logs[on], machine, state).platforms
+        assert ("Secure Boot" in reference.name) is on
+        with pytest.raises(ConfigurationError, match="another state") as caught:
+            predicted(folder, logs[not on], machine, state)
+        assert caught.value.code == "image.no_golden"
