@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from sqlalchemy import Connection, insert, select, update
 
 from cloister.broker import tables
@@ -9,7 +11,7 @@ from cloister.broker.database import Change
 from cloister.broker.denial import Denied
 from cloister.broker.manifests import Terms
 from cloister.broker.policy import ResourcePolicy
-from cloister.manifest.pin import Remembered
+from cloister.manifest.pin import Overlap, Remembered
 from cloister.strictjson import JsonObject
 from cloister.verifier.policy import Unchecked
 
@@ -22,7 +24,14 @@ def remembered(policy: ResourcePolicy, connection: Connection) -> Remembered | N
     row = connection.execute(
         select(table).where(table.c.pin_id == policy.manifest.pin.pin_id)
     ).one_or_none()
-    return None if row is None else Remembered(version=row.version, sha256=row.sha256)
+    if row is None:
+        return None
+    overlap = None
+    if row.overlap_sha256 is not None and row.overlap_until is not None:
+        overlap = Overlap(
+            sha256=row.overlap_sha256, until=datetime.fromtimestamp(row.overlap_until, UTC)
+        )
+    return Remembered(version=row.version, sha256=row.sha256, overlap=overlap)
 
 
 def remember(change: Change, policy: ResourcePolicy, terms: Terms) -> None:
@@ -40,8 +49,14 @@ def remember(change: Change, policy: ResourcePolicy, terms: Terms) -> None:
             because="manifest.rolled_back",
         )
     values: JsonObject = {"version": now.version, "sha256": now.sha256}
+    overlap = now.overlap
+    row = {
+        **values,
+        "overlap_sha256": None if overlap is None else overlap.sha256,
+        "overlap_until": None if overlap is None else int(overlap.until.timestamp()),
+    }
     if found is None:
-        change.connection.execute(insert(table).values(pin_id=pin_id, **values))
+        change.connection.execute(insert(table).values(pin_id=pin_id, **row))
     else:
-        change.connection.execute(update(table).where(table.c.pin_id == pin_id).values(**values))
+        change.connection.execute(update(table).where(table.c.pin_id == pin_id).values(**row))
     change.record("manifest.accepted", {"pin": pin_id, **values})

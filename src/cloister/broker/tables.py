@@ -22,7 +22,7 @@ from sqlalchemy import (
     event,
 )
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of these tables; a broker opens no other."""
 
 metadata: Final = MetaData()
@@ -101,8 +101,11 @@ manifests = Table(
     Column("pin_id", String(128), primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+    Column("overlap_sha256", String(64), nullable=True),
+    Column("overlap_until", BigInteger, nullable=True),
 )
-"""The highest version accepted under each pin: nothing older is accepted again."""
+"""The highest version accepted under each pin: nothing older is accepted again, but for the one
+before it until the time that its owners signed."""
 
 releases = Table(
     "broker_releases",

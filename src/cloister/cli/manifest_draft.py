@@ -51,6 +51,16 @@ def init(
         typer.Option("--after", metavar="BUNDLE", help="Begin the version after this bundle's."),
     ] = None,
     days: Annotated[int, typer.Option("--days", min=1, help="How long it is in force.")] = 90,
+    overlap: Annotated[
+        int,
+        typer.Option(
+            "--overlap",
+            metavar="HOURS",
+            min=0,
+            help="With --after: how long workers under the version before are still accepted by"
+            " clients that have seen this one.",
+        ),
+    ] = 0,
     engine: Annotated[
         list[str] | None,
         typer.Option("--engine", metavar="NAME=VERSION", help="An engine to list. Repeatable."),
@@ -63,6 +73,11 @@ def init(
     if draft.exists():
         raise ConfigurationError(f"{draft} is there already", code="manifest.file")
     if after is None:
+        if overlap:
+            raise ConfigurationError(
+                "--overlap goes with --after: there is no version before the first",
+                code="manifest.draft",
+            )
         if name is None or not owner:
             raise ConfigurationError(
                 "a first version needs --name and --owner", code="manifest.draft"
@@ -71,7 +86,14 @@ def init(
     else:
         if name is not None:
             raise ConfigurationError("a manifest keeps its name", code="manifest.draft")
-        made = _next(after, owner or (), threshold, issued, timedelta(days=days))
+        made = _next(
+            after,
+            owner or (),
+            threshold,
+            issued=issued,
+            lifetime=timedelta(days=days),
+            overlap=timedelta(hours=overlap),
+        )
     if engine:
         made = dataclasses.replace(made, engines=_engines(engine))
     write_draft(draft, made)
@@ -181,8 +203,10 @@ def _next(
     bundle: Path,
     owners: Sequence[str],
     threshold: int | None,
+    *,
     issued: datetime,
     lifetime: timedelta,
+    overlap: timedelta,
 ) -> Manifest:
     from cloister.client.manifest_options import read_bundle
 
@@ -198,6 +222,7 @@ def _next(
             issued=issued,
             expires=issued + lifetime,
             owners=_owners(owners, needed) if owners else kept,
+            overlap_until=issued + overlap if overlap else None,
         )
     )
     return dataclasses.replace(last, header=header)

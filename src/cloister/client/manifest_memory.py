@@ -3,7 +3,10 @@
 ::
 
     {"format": "cloister/manifest-memory/1",
-     "pins": {"sha256:<pin>": {"version": 3, "sha256": "<digest>"}}}
+     "pins": {"sha256:<pin>": {"version": 3, "sha256": "<digest>",
+                               "overlap": {"sha256": "<digest>", "until": "2026-12-01T18:00:00Z"}}}}
+
+``overlap`` is there where version 3 lets the one before be served for a while.
 
 Whoever can take the file away, or put an older one in its place, can show the client an older
 manifest that is still in force; a minimum version in the pin helps against that, and nothing else.
@@ -24,7 +27,8 @@ from typing import Final, Protocol
 
 from cloister.client import locked_file
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
-from cloister.manifest.pin import Remembered
+from cloister.manifest.model import encode_time, parse_time
+from cloister.manifest.pin import Overlap, Remembered
 from cloister.strictjson import (
     JsonObject,
     canonical,
@@ -136,9 +140,16 @@ def check_rises(kept: Remembered | None, accepted: Remembered) -> None:
 
 def _encode(pins: dict[str, Remembered]) -> bytes:
     listed: JsonObject = {
-        pin_id: {"version": one.version, "sha256": one.sha256} for pin_id, one in pins.items()
+        pin_id: {"version": one.version, "sha256": one.sha256, **_encode_overlap(one.overlap)}
+        for pin_id, one in pins.items()
     }
     return canonical({"format": FORMAT, "pins": listed})
+
+
+def _encode_overlap(overlap: Overlap | None) -> JsonObject:
+    if overlap is None:
+        return {}
+    return {"overlap": {"sha256": overlap.sha256, "until": encode_time(overlap.until)}}
 
 
 def _parse(data: bytes) -> dict[str, Remembered]:
@@ -152,10 +163,21 @@ def _parse(data: bytes) -> dict[str, Remembered]:
 
 def _remembered(value: object) -> Remembered:
     members = expect_object(value, "a remembered manifest")
-    expect_keys(members, "a remembered manifest", required={"version", "sha256"})
+    required = {"version", "sha256"}
+    expect_keys(members, "a remembered manifest", required=required, optional={"overlap"})
     return Remembered(
         version=expect_int(members["version"], "a version", low=1),
         sha256=expect_hex(members["sha256"], "a digest", size=32).hex(),
+        overlap=_overlap(members["overlap"]) if "overlap" in members else None,
+    )
+
+
+def _overlap(value: object) -> Overlap:
+    members = expect_object(value, "an overlap")
+    expect_keys(members, "an overlap", required={"sha256", "until"})
+    return Overlap(
+        sha256=expect_hex(members["sha256"], "a digest", size=32).hex(),
+        until=parse_time(members["until"], "until"),
     )
 
 

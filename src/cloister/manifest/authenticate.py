@@ -7,7 +7,8 @@ Steps, in order:
 2. It is in force at the given time.
 3. Where to begin: the version remembered, which must be among those that lead here, unaltered; or
    else the newest one that the pinned signers signed, as owners. A version counts only if as many
-   of its own owners signed it as it asks for.
+   of its own owners signed it as it asks for. An older one than the one remembered is accepted
+   where that one names it as the version before, and lets it be served until later.
 4. From there on each version is signed by as many owners of the one before it as that one asks
    for, and by as many of its own. So an owner who was removed leads nowhere, and nobody is made an
    owner without holding a key.
@@ -30,6 +31,7 @@ from cloister.manifest.owners import Owner, Owners
 from cloister.manifest.pin import (
     DigestPin,
     ManifestPin,
+    Overlap,
     Remembered,
     SignerPin,
     UnsafeUnsignedManifest,
@@ -57,6 +59,8 @@ class AuthenticatedManifest:
     handed_over_from: int | None = None
     """Where the pinned signers did not sign this version: the one, signed by them or remembered,
     whose owners began to hand over to those who did."""
+    later: Remembered | None = None
+    """Where this is the version before the one remembered: that one, which lets it be served."""
     grant: InitVar[object] = None
 
     def __post_init__(self, grant: object) -> None:
@@ -71,8 +75,22 @@ class AuthenticatedManifest:
 
     @property
     def remembered(self) -> Remembered:
-        """What to remember of it."""
-        return Remembered(version=self.version, sha256=self.digest)
+        """What to remember: this version, or the later one that was remembered already."""
+        if self.later is not None:
+            return self.later
+        header = self.manifest.header
+        overlap = None
+        if header.previous is not None and header.overlap_until is not None:
+            overlap = Overlap(sha256=header.previous, until=header.overlap_until)
+        return Remembered(version=self.version, sha256=self.digest, overlap=overlap)
+
+    @property
+    def expires(self) -> datetime:
+        """Until when a worker may be believed by it, aware UTC."""
+        expires = self.manifest.header.expires
+        if self.later is None or self.later.overlap is None:
+            return expires
+        return min(expires, self.later.overlap.until)
 
 
 def authenticate_bundle(
@@ -110,7 +128,10 @@ def authenticate_bundle(
             signed=False,
             grant=_GRANT,
         )
-    if remembered is not None:
+    later = remembered if remembered is not None and _overlaps(links, remembered, at) else None
+    if later is not None:
+        start = len(links) - 1  # named by its digest; what led to it says nothing more
+    elif remembered is not None:
         start = _find_remembered(links, remembered)
     elif isinstance(pin, SignerPin):
         start = _find_signed(links, checks, pin)
@@ -128,6 +149,7 @@ def authenticate_bundle(
         signers=checks[-1].by(links[-1].header.owners.listed),
         signed=True,
         handed_over_from=_handed_over(links, checks, pin, start),
+        later=later,
         grant=_GRANT,
     )
 
@@ -170,13 +192,25 @@ def _check_time(signed: SignedManifest, at: datetime) -> None:
         )
 
 
+def _overlaps(links: tuple[Link, ...], remembered: Remembered, at: datetime) -> bool:
+    """Step 3: whether this is the version before the remembered one, which lets it be served."""
+    overlap = remembered.overlap
+    return (
+        overlap is not None
+        and links[-1].header.version == remembered.version - 1
+        and links[-1].digest == overlap.sha256
+        and at < overlap.until
+    )
+
+
 def _find_remembered(links: tuple[Link, ...], remembered: Remembered) -> int:
     """Step 3, for who has seen the manifest before: where the remembered version is."""
     newest = links[-1].header.version
     if newest < remembered.version:
         raise AuthenticationError(
             f"the manifest is version {newest}, older than version {remembered.version}, which you"
-            " accepted before",
+            " accepted before"
+            + ("" if remembered.overlap is None else "; where they overlapped, that is over now"),
             code="manifest.rollback",
         )
     index = len(links) - 1 - (newest - remembered.version)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from cloister.manifest.entries import ImageEntry, ModelEntry
-from cloister.manifest.model import Manifest, encode_time
+from cloister.manifest.model import Manifest, ManifestHeader, encode_time
 from cloister.manifest.owners import Owner
 from cloister.verifier.policy import Unchecked, dump_fields
 
@@ -54,11 +54,17 @@ def _changes(old: Manifest, new: Manifest) -> Iterator[Change]:
     yield from _value("owners who have to sign", before.owners.threshold, after.owners.threshold)
     yield from _value("issued", encode_time(before.issued), encode_time(after.issued))
     yield from _value("expires", encode_time(before.expires), encode_time(after.expires))
+    yield from _value("overlap with the version before", _until(before), _until(after))
     yield from _entries("model", _models(old.models), _models(new.models))
     yield from _entries("engine", _engines(old), _engines(new))
     yield from _entries("image", _images(old.images), _images(new.images))
     yield from _entries("serving", _texts(old.serving.to_json()), _texts(new.serving.to_json()))
     yield from _entries("policy", _texts(dump_fields(old.policy)), _texts(dump_fields(new.policy)))
+
+
+def _until(header: ManifestHeader) -> str:
+    until = header.overlap_until
+    return "none" if until is None else f"until {encode_time(until)}"
 
 
 def _value(what: str, old: object, new: object) -> Iterator[Change]:

@@ -56,11 +56,17 @@ MAX_IMAGES: Final = 64
 MAX_LIFETIME: Final = timedelta(days=2 * 366)
 """A manifest that never ended could be shown for ever to who never saw a newer one."""
 
+MAX_OVERLAP: Final = timedelta(days=31)
+"""Two versions that were in force together for ever would be no update."""
+
 _WHAT: Final = "the manifest"
 _MALFORMED: Final = "manifest.malformed"
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _HEADER: Final = frozenset({"format", "name", "version", "previous", "issued", "expires", "owners"})
 _ALL: Final = _HEADER | {"models", "engines", "images", "serving", "policy"}
+_OVERLAP: Final = "overlap_until"
+"""The one member that may be left out: most versions grant no overlap."""
+_MAY: Final = frozenset({_OVERLAP})
 T = TypeVar("T")
 
 
@@ -79,6 +85,9 @@ class ManifestHeader:
     """Aware UTC, whole seconds; at most `MAX_LIFETIME` after `issued`."""
     owners: Owners
     """Who signs this version, and has to sign the next."""
+    overlap_until: datetime | None = None
+    """Aware UTC, whole seconds: until when those who have seen this version still accept workers
+    under `previous`. None: not at all."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself. MalformedError."""
@@ -88,9 +97,19 @@ class ManifestHeader:
             raise MalformedError(
                 f"{_WHAT} expires after it was issued, and at most {MAX_LIFETIME.days} days after"
             )
+        until = self.overlap_until
+        if until is not None and (
+            self.previous is None
+            or not self.issued < until <= min(self.expires, self.issued + MAX_OVERLAP)
+        ):
+            raise MalformedError(
+                f"{_WHAT} overlaps with a version before it until at most {MAX_OVERLAP.days} days"
+                " after it was issued, and not beyond its own end"
+            )
 
     def to_json(self) -> JsonObject:
         """Its members, as the manifest writes them."""
+        until = self.overlap_until
         return {
             "format": FORMAT,
             "name": self.name,
@@ -99,6 +118,7 @@ class ManifestHeader:
             "issued": encode_time(self.issued),
             "expires": encode_time(self.expires),
             "owners": self.owners.to_json(),
+            **({} if until is None else {_OVERLAP: encode_time(until)}),
         }
 
 
@@ -195,7 +215,7 @@ def _coded(parse: Callable[[], T]) -> T:
 
 def _members(document: bytes) -> JsonObject:
     members = parse_json_object(document, limit=MAX_MANIFEST_BYTES, what=_WHAT)
-    expect_keys(members, _WHAT, required=_ALL)
+    expect_keys(members, _WHAT, required=_ALL, optional=_MAY)
     if members["format"] != FORMAT:
         raise MalformedError(f"{_WHAT} is not of the format {FORMAT}")
     return members
@@ -208,13 +228,14 @@ def _header(members: JsonObject, before: ManifestHeader | None = None) -> Manife
         name=text(members["name"], "a manifest's name"),
         version=expect_int(members["version"], "a manifest's version", low=1, high=MAX_VERSION),
         previous=None if previous is None else expect_hex(previous, "previous", size=32).hex(),
-        issued=_time(members["issued"], "issued"),
-        expires=_time(members["expires"], "expires"),
+        issued=parse_time(members["issued"], "issued"),
+        expires=parse_time(members["expires"], "expires"),
         owners=(
             before.owners
             if before is not None and before.owners.are_written(owners)
             else parse_owners(owners)
         ),
+        overlap_until=parse_time(members[_OVERLAP], _OVERLAP) if _OVERLAP in members else None,
     )
 
 
@@ -245,7 +266,8 @@ def _policy(value: Json) -> Mapping[str, object]:
         raise MalformedError(f"{_WHAT}: {error}") from None
 
 
-def _time(value: Json, what: str) -> datetime:
+def parse_time(value: object, what: str) -> datetime:
+    """The time that `encode_time` writes. MalformedError for any other spelling."""
     found = expect_str(value, what, limit=20)
     try:
         if _TIME.fullmatch(found):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, TypeAlias
 
 from cloister.errors import ConfigurationError
@@ -74,9 +75,21 @@ ManifestPin: TypeAlias = SignerPin | DigestPin | UnsafeUnsignedManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """The version before, which may still be served while its workers are replaced."""
+
+    sha256: str
+    """Its digest, lower-case hex."""
+    until: datetime
+    """Aware UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
     """The highest version that was ever accepted under a pin."""
 
     version: int
     sha256: str
     """Lower-case hex."""
+    overlap: Overlap | None = field(default=None, compare=False)
+    """What its owners signed in it about the version before. The digest stands for it."""

@@ -24,7 +24,7 @@ def expected_manifest(authenticated: AuthenticatedManifest) -> ExpectedManifest:
         standing=standing(authenticated),
         signed=authenticated.signed,
         signer_ids=tuple(signer.key_id for signer in authenticated.signers),
-        expires=manifest.header.expires,
+        expires=authenticated.expires,
         models=MappingProxyType({model.name: model.sha256 for model in manifest.models}),
         engines=(
             UNCHECKED
@@ -53,7 +53,9 @@ def standing(authenticated: AuthenticatedManifest) -> str:
     """Which manifest it is and who stands behind it, as a sentence."""
     header = authenticated.manifest.header
     what = f"The manifest of {header.name}, version {header.version}"
-    until = f"it is in force until {header.expires:%Y-%m-%d %H:%M} UTC"
+    until = f"it is in force until {authenticated.expires:%Y-%m-%d %H:%M} UTC"
+    if authenticated.later is not None:
+        until += f", while workers change to version {authenticated.later.version}"
     digest = f"(sha256:{authenticated.digest})"
     if not authenticated.signed:
         return f"{what} {digest} is accepted unsigned, as you asked by name; {until}."

@@ -86,20 +86,34 @@ def sign_first(manifest: Manifest, *signers: Signer) -> SignedManifest:
 
 
 def next_version(
-    signed: SignedManifest, *, owners: Owners | None = None, **changes: object
+    signed: SignedManifest,
+    *,
+    owners: Owners | None = None,
+    overlap: timedelta | None = None,
+    **changes: object,
 ) -> Manifest:
-    """The manifest after the one in force, with other fields where they are named."""
+    """The manifest after the one in force, with other fields where they are named.
+
+    `overlap`: for how long after its issue the one in force may still be served.
+    """
+    issued = signed.manifest.header.issued
     header = dataclasses.replace(
         signed.manifest.header,
         version=signed.version + 1,
         previous=signed.digest,
         owners=owners or signed.manifest.header.owners,
+        overlap_until=None if overlap is None else issued + overlap,
     )
     return dataclasses.replace(signed.manifest, header=header, **changes)  # type: ignore[arg-type]  # the caller's own fields
 
 
 def sign_update(
-    signed: SignedManifest, *signers: Signer, owners: Owners | None = None, **changes: object
+    signed: SignedManifest,
+    *signers: Signer,
+    owners: Owners | None = None,
+    overlap: timedelta | None = None,
+    **changes: object,
 ) -> SignedManifest:
     """The bundle with another version, of `next_version`, behind those in it."""
-    return updated(signed, envelope_of(next_version(signed, owners=owners, **changes), *signers))
+    made = next_version(signed, owners=owners, overlap=overlap, **changes)
+    return updated(signed, envelope_of(made, *signers))

@@ -131,6 +131,24 @@ def test_a_worker_under_no_manifest_is_refused(at: Bench) -> None:
     assert denied(at, prover_of(MEASURED, manifest=SIGNED.encode()))[0] == "evidence"
 
 
+def test_workers_are_replaced_one_after_the_other(at: Bench) -> None:
+    """Both versions get the key until the time that the owner signed, then the new one alone."""
+    update = sign_update(SIGNED, ALICE, overlap=timedelta(days=1, minutes=10))
+    assert at.release(prover=under(SIGNED)).secret == SECRET
+    assert at.release(prover=under(update)).secret == SECRET
+    assert at.release(prover=under(SIGNED)).secret == SECRET
+    assert at.release(prover=under(update)).secret == SECRET
+    accepted = [entry["detail"] for entry in at.log() if entry["event"] == "manifest.accepted"]
+    assert [one["version"] for one in accepted] == [1, 2]
+    at.clock.now += 600
+    assert at.release(prover=under(update)).secret == SECRET
+    assert denied(at, under(SIGNED)) == ("manifest", "manifest.rollback")
+    # Another first version by the same owner was never named by the second.
+    other = sign_first(listing(name="example/chat", at=CLOCK_START - timedelta(hours=1)), ALICE)
+    at.clock.now -= 600
+    assert denied(at, under(other)) == ("manifest", "manifest.rollback")
+
+
 def test_an_older_manifest_is_refused_once_a_newer_was_accepted(at: Bench) -> None:
     assert at.release(prover=under(SIGNED)).secret == SECRET
     assert at.release(prover=under(SECOND)).secret == SECRET

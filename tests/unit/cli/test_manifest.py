@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -215,6 +215,22 @@ def test_an_update_begins_like_the_version_before(
     assert "signed by alice" in told
     assert "signed by bob" in told
     assert "+ engine llama.cpp 1" in told
+
+
+def test_an_overlap_is_of_one_update_only(begun: Run) -> None:
+    assert begun("sign", "one.json", "--key", "alice.key.pem", "--bundle", "b.json") == 0
+    assert begun("init", "two.json", "--after", "b.json", "--overlap", "48") == 0
+    header = draft("two.json").header
+    assert header.overlap_until == header.issued + timedelta(hours=48)
+    assert begun("sign", "two.json", "--key", "alice.key.pem", "--bundle", "b.json") == 0
+    assert begun("init", "three.json", "--after", "b.json") == 0
+    assert draft("three.json").header.overlap_until is None
+    for words in (
+        ("x.json", "--after", "b.json", "--overlap", str(32 * 24)),
+        ("x.json", "--name", "a/b", "--owner", "alice=alice.pem", "--overlap", "1"),
+    ):
+        assert begun("init", *words) == 2
+        assert not Path("x.json").exists()
 
 
 def test_owners_hand_over(begun: Run) -> None:

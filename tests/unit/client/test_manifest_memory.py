@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from cloister.client.manifest_memory import (
     default_path,
 )
 from cloister.errors import AuthenticationError, ConfigurationError
-from cloister.manifest.pin import Remembered
+from cloister.manifest.pin import Overlap, Remembered
 
 PIN, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 TWO = Remembered(version=2, sha256="a" * 64)
@@ -54,6 +56,18 @@ def test_who_accepted_another_one_at_the_same_time_is_told(
     assert memory.recall(PIN) == TWO
 
 
+def test_an_overlap_is_remembered_with_the_version_that_grants_it(memory: ManifestMemory) -> None:
+    overlap = Overlap(sha256="b" * 64, until=datetime(2026, 12, 1, 18, tzinfo=UTC))
+    memory.remember(PIN, dataclasses.replace(TWO, overlap=overlap))
+    kept = memory.recall(PIN)
+    assert kept == TWO
+    assert kept.overlap == overlap
+    memory.remember(PIN, at(3))
+    kept = memory.recall(PIN)
+    assert kept == at(3)
+    assert kept.overlap is None
+
+
 def test_another_process_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     FileMemory(path).remember(PIN, TWO)
@@ -68,6 +82,8 @@ def test_another_process_reads_it(tmp_path: Path) -> None:
         b"{}",
         b'{"format":"cloister/manifest-memory/2","pins":{}}',
         b'{"format":"cloister/manifest-memory/1","pins":{"a":{"version":0,"sha256":""}}}',
+        b'{"format":"cloister/manifest-memory/1","pins":{"a":{"version":2,"sha256":"%s",'
+        b'"overlap":{"sha256":"%s","until":"soon"}}}}' % (b"a" * 64, b"b" * 64),
     ],
 )
 def test_a_damaged_memory_is_no_empty_one(tmp_path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.client.manifest_memory import ManifestMemory, ProcessMemory
+from cloister.client.manifest_memory import FileMemory, ManifestMemory, ProcessMemory
 from cloister.client.manifest_options import ManifestOptions, read_signer
 from cloister.client.manifest_trust import ManifestTrust
 from cloister.client.trust import make_verifier
@@ -238,6 +238,26 @@ def test_an_older_manifest_is_refused_once_a_newer_was_seen() -> None:
     affirmed(trusting(memory=memory), report(newer))
     refused(trusting(memory=memory), report(SIGNED), AuthenticationError, "manifest.rollback")
     affirmed(trusting(), report(SIGNED))
+
+
+def test_a_fleet_is_replaced_one_worker_after_the_other(tmp_path: Path) -> None:
+    """Until the owner's time a client goes back and forth between old and new workers."""
+    update = sign_update(SIGNED, ALICE, overlap=timedelta(days=1, minutes=10))
+    until = NOW + timedelta(minutes=10)
+    for memory in (ProcessMemory(), FileMemory(tmp_path / "m.json")):
+        affirmed(trusting(memory=memory), report(SIGNED))
+        affirmed(trusting(memory=memory), report(update))
+        # The file is read anew, as by another process.
+        before = affirmed(trusting(memory=memory), report(SIGNED)).require_affirming()
+        assert before.expires_at == until
+        assert affirmed(trusting(memory=memory), report(update)).require_affirming()
+        code = "manifest.rollback"
+        refused(trusting(memory=memory), report(SIGNED), AuthenticationError, code, at=until)
+        assert ask(trusting(memory=memory), report(update), at=until).require_affirming()
+        # Once a version without an overlap was seen, neither of the two older ones is accepted.
+        affirmed(trusting(memory=memory), report(sign_update(update, ALICE)))
+        refused(trusting(memory=memory), report(SIGNED), AuthenticationError, code)
+        refused(trusting(memory=memory), report(update), AuthenticationError, code)
 
 
 def test_a_manifest_is_remembered_whatever_becomes_of_the_worker() -> None:

@@ -30,7 +30,14 @@ from cloister.manifest import (
     load_bundle,
 )
 from cloister.manifest.dsse import Signature
-from cloister.manifest.signing import Signer, add_signature, envelope_of, with_signature
+from cloister.manifest.signing import (
+    Signer,
+    add_signature,
+    envelope_of,
+    updated,
+    with_signature,
+)
+from cloister.manifest.terms import standing
 from cloister.testing.signed_manifests import (
     make_manifest,
     next_version,
@@ -337,6 +344,84 @@ def test_every_version_since_the_remembered_one_has_to_be_shown() -> None:
     authenticate(tail)
     authenticate(tail, remembered=authenticate(second).remembered)
     refused(tail, "manifest.gap", remembered=seen)
+
+
+# While workers are replaced
+
+
+OVERLAP = timedelta(days=3)
+"""After `ISSUED`, and so two days after `AT`."""
+
+
+def overlapping() -> tuple[SignedManifest, SignedManifest, Remembered]:
+    """Two versions of which the second lets the first be served, and who has seen the second."""
+    old = first(ALICE)
+    new = sign_update(old, ALICE, overlap=OVERLAP)
+    return old, new, authenticate(new).remembered
+
+
+def test_the_version_before_is_accepted_as_long_as_its_owners_signed() -> None:
+    old, new, seen = overlapping()
+    found = authenticate(old, remembered=seen)
+    assert (found.version, found.digest) == (1, old.digest)
+    assert found.expires == ISSUED + OVERLAP < old.manifest.header.expires
+    assert "while workers change to version 2" in standing(found)
+    # What is remembered does not go back, and the later one is still the one in force.
+    assert found.remembered is seen
+    assert authenticate(new, remembered=found.remembered).later is None
+    last = ISSUED + OVERLAP - timedelta(seconds=1)
+    authenticate(old, remembered=seen, at=last)
+    refused(old, "manifest.rollback", remembered=seen, at=ISSUED + OVERLAP)
+    authenticate(new, remembered=seen, at=ISSUED + OVERLAP)
+
+
+def test_no_version_is_accepted_that_the_later_one_does_not_name() -> None:
+    old, new, seen = overlapping()
+    authenticate(old, remembered=seen)
+    # The same update without an overlap, and one more after it with and without.
+    refused(old, "manifest.rollback", remembered=authenticate(sign_update(old, ALICE)).remembered)
+    for overlap in (None, OVERLAP):
+        third = sign_update(new, ALICE, overlap=overlap)
+        refused(old, "manifest.rollback", remembered=authenticate(third).remembered)
+    authenticate(new, remembered=authenticate(third).remembered)
+    # Another first version by the same owner: as old, in force, and not the one that was named.
+    fork = first(ALICE, models=full_manifest().models)
+    authenticate(fork)
+    refused(fork, "manifest.rollback", remembered=seen)
+    # One of the same version as what was seen is a fork, whatever overlaps.
+    refused(sign_update(fork, ALICE), "manifest.fork", remembered=seen)
+
+
+def test_an_overlap_lifts_neither_pin_nor_expiry_nor_signature() -> None:
+    old, _, seen = overlapping()
+    authenticate(old, remembered=seen)
+    lowest = dataclasses.replace(BY_ALICE, minimum_version=2)
+    refused(old, "manifest.version", lowest, remembered=seen)
+    refused(old, "manifest.name", dataclasses.replace(BY_ALICE, name="other"), remembered=seen)
+    refused(resigned(old), "manifest.threshold", remembered=seen)
+    short = first(ALICE, lifetime=timedelta(days=2))
+    update = next_version(short)
+    longer = dataclasses.replace(
+        update.header, expires=ISSUED + timedelta(days=9), overlap_until=ISSUED + OVERLAP
+    )
+    later = updated(short, envelope_of(dataclasses.replace(update, header=longer), ALICE))
+    seen = authenticate(later).remembered
+    assert authenticate(short, remembered=seen).expires == ISSUED + timedelta(days=2)
+    refused(short, "manifest.expired", remembered=seen, at=ISSUED + timedelta(days=2))
+
+
+def test_the_version_before_is_one_below() -> None:
+    """A bundle may begin with the version that was accepted: then nobody saw what it names."""
+    old, _, seen = overlapping()
+    authenticate(old, remembered=seen)
+    refused(old, "manifest.rollback", remembered=dataclasses.replace(seen, version=3))
+
+
+def test_who_pins_one_digest_asks_for_that_one_only() -> None:
+    old, new, seen = overlapping()
+    pin = DigestPin(sha256=new.digest)
+    authenticate(new, pin, remembered=seen)
+    refused(old, "manifest.digest", pin, remembered=seen)
 
 
 def test_what_is_remembered_is_counted_by_the_pin_not_by_the_manifests_name() -> None:

@@ -62,6 +62,15 @@ def test_what_says_the_same_has_no_difference() -> None:
     assert changes(OLD, OLD) == changes(OLD, later) == ()
 
 
+def test_an_overlap_is_told_of() -> None:
+    update = header(version=2, previous=OLD.digest)(OLD)
+    overlapping = header(overlap_until=OLD.header.issued + timedelta(days=1))(update)
+    (begins,), (ends,) = changes(OLD, overlapping), changes(overlapping, update)
+    words = "until 2026-11-02T12:00:00Z"
+    assert str(begins) == f"~ overlap with the version before: none → {words}"
+    assert str(ends) == f"~ overlap with the version before: {words} → none"
+
+
 def test_an_image_for_debugging_is_told_in_capitals() -> None:
     (found,) = changes(OLD, body(images=(dataclasses.replace(IMAGE, debug=True),))(OLD))
     assert found.words.endswith("FOR DEBUGGING")
@@ -85,5 +94,5 @@ def test_no_change_goes_untold() -> None:
     """Whatever field of a manifest differs, something is said."""
     told = {"header", "models", "engines", "images", "serving", "policy"}
     assert {field.name for field in dataclasses.fields(Manifest)} == told
-    parts = {"name", "version", "previous", "issued", "expires", "owners"}
+    parts = {"name", "version", "previous", "issued", "expires", "owners", "overlap_until"}
     assert {field.name for field in dataclasses.fields(OLD.header)} == parts

@@ -6,12 +6,19 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from cloister.errors import MalformedError
-from cloister.manifest.model import parse_header, parse_manifest, read_manifest
+from cloister.manifest.model import (
+    MAX_OVERLAP,
+    encode_time,
+    parse_header,
+    parse_manifest,
+    read_manifest,
+)
 from cloister.strictjson import canonical
 from support.manifests import full_manifest
 
@@ -30,6 +37,48 @@ def test_only_the_canonical_form_is_a_manifest() -> None:
     assert read_manifest(pretty) == MANIFEST
     with pytest.raises(MalformedError, match="canonical"):
         parse_manifest(pretty)
+
+
+def second(**fields: object) -> dict[str, Any]:
+    header = dataclasses.replace(MANIFEST.header, version=2, previous="0" * 64, **fields)  # type: ignore[arg-type]
+    return dict(dataclasses.replace(MANIFEST, header=header).to_json())
+
+
+@pytest.mark.parametrize(
+    "until",
+    [
+        MANIFEST.header.issued,
+        MANIFEST.header.issued + MAX_OVERLAP + timedelta(seconds=1),
+        MANIFEST.header.expires + timedelta(seconds=1),
+    ],
+)
+def test_an_overlap_has_an_end(until: datetime) -> None:
+    latest = MANIFEST.header.issued + MAX_OVERLAP
+    whole = second(overlap_until=latest)
+    assert parse_manifest(canonical(whole)).header.overlap_until == latest
+    assert "overlap_until" not in second()
+    for document in (
+        {**whole, "overlap_until": encode_time(until)},
+        {**whole, "overlap_until": None},
+    ):
+        with pytest.raises(MalformedError, match="overlap") as refused:
+            parse_manifest(canonical(document))
+        assert refused.value.code == "manifest.malformed"
+
+
+def test_an_overlap_ends_with_the_manifest() -> None:
+    ends = MANIFEST.header.issued + timedelta(days=3)
+    assert parse_manifest(canonical(second(expires=ends, overlap_until=ends)))
+    document = second(expires=ends)
+    document["overlap_until"] = encode_time(ends + timedelta(seconds=1))
+    with pytest.raises(MalformedError, match="overlap"):
+        parse_manifest(canonical(document))
+
+
+def test_a_first_version_overlaps_with_nothing() -> None:
+    document = {**MANIFEST.to_json(), "overlap_until": encode_time(MANIFEST.header.expires)}
+    with pytest.raises(MalformedError, match="overlap"):
+        parse_manifest(canonical(document))
 
 
 def test_the_owners_of_the_version_before_are_compared_with_what_is_there() -> None:
