@@ -34,6 +34,7 @@ from cloister.endorsements.roots import Roots
 from cloister.errors import AppraisalError, MalformedError, UnsupportedError
 from cloister.evidence.report import parse_attestation_report
 from cloister.manifest.pin import Remembered
+from cloister.manifest.signatures import IdentityVerifier
 from cloister.strictjson import JsonObject
 from cloister.verifier.policy import Unchecked
 from cloister.verifier.report import verify_report
@@ -64,11 +65,12 @@ def appraise_worker(
     revocations: Revocations,
     remembered: Remembered | None,
     roots: Roots,
+    identities: IdentityVerifier | None,
     at: datetime,
 ) -> Appraised:
     """Take the steps above. Raises Denied."""
     _check_stated(evidence, request)
-    terms = terms_of(policy, evidence.manifest, remembered=remembered, at=at)
+    terms = terms_of(policy, evidence.manifest, remembered=remembered, identities=identities, at=at)
     _check_revoked(revocations, Revoked.MANIFEST, terms.digests)
     result = _verified(evidence.report, terms, request, nonce, revocations, roots=roots, at=at)
     attester = _affirmed(result, evidence.report, nonce, revocations)

@@ -36,6 +36,7 @@ from cloister.channel.resource_uri import ResourceUri
 from cloister.channel.statement import NONCE_SIZE
 from cloister.endorsements.roots import Roots
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
+from cloister.manifest.signatures import IdentityVerifier
 from cloister.strictjson import JsonObject, canonical
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
@@ -56,16 +57,19 @@ class Desk:
         random: Random = os.urandom,
         stock: AppraisalPolicy | None = None,
         staple: Staple = lambda item: item,
+        identities: IdentityVerifier | None = None,
     ) -> None:
         """`roots` are what evidence has to chain to. Stock clients are heard only under a policy
         `stock`, which their evidence has to satisfy besides that of the secret they ask for, and
         get only what is marked for them even then. `staple` adds kept collateral to their quotes.
+        Without `identities` no signature of a manifest through Sigstore is counted.
         """
         self.store = store
         self._roots = roots
         self._random = random
         self._stock = stock
         self._staple = staple
+        self._identities = identities
         self._known: tuple[int, Revocations] | None = None
 
     def challenge(self, body: bytes, *, source: str) -> tuple[bytes, str]:
@@ -156,6 +160,7 @@ class Desk:
             revocations=revocations,
             remembered=known,
             roots=self._roots,
+            identities=self._identities,
             at=utc(at),
         )
         token = _text(self._random(TOKEN_SIZE))

@@ -17,6 +17,7 @@ from cloister.manifest.authenticate import AuthenticatedManifest, authenticate_b
 from cloister.manifest.bundle import load_bundle
 from cloister.manifest.narrowing import narrowed
 from cloister.manifest.pin import Remembered
+from cloister.manifest.signatures import IdentityVerifier
 from cloister.manifest.terms import expected_manifest, reference_alternatives
 from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
@@ -44,31 +45,39 @@ class Terms:
 
 
 def terms_of(
-    policy: ResourcePolicy, bundle: bytes | None, *, remembered: Remembered | None, at: datetime
+    policy: ResourcePolicy,
+    bundle: bytes | None,
+    *,
+    remembered: Remembered | None,
+    identities: IdentityVerifier | None,
+    at: datetime,
 ) -> Terms:
-    """The terms under `policy` for a worker that brings this bundle. Raises Denied."""
+    """The terms under `policy` for a worker that brings this bundle. Raises Denied.
+
+    Without `identities`, signatures through Sigstore are not counted; where that matters, it is
+    denied (``manifest.identities``).
+    """
     if isinstance(policy.manifest, Unchecked):
         own = policy.reference_values
         return Terms(appraisal=policy.appraisal, alternatives=() if own is None else (own,))
     if bundle is None:
         raise Denied("manifest", "the worker brought no manifest", because="manifest.missing")
     try:
-        return _authenticated(policy, policy.manifest, bundle, remembered=remembered, at=at)
+        accepted = authenticate_bundle(
+            load_bundle(bundle),
+            policy.manifest.pin,
+            at=at,
+            remembered=remembered,
+            identities=identities,
+        )
+        return _terms(policy, policy.manifest, accepted)
     except Denied:
         raise
     except CloisterError as error:
         raise Denied("manifest", str(error), because=error.code) from None
 
 
-def _authenticated(
-    policy: ResourcePolicy,
-    terms: ManifestTerms,
-    bundle: bytes,
-    *,
-    remembered: Remembered | None,
-    at: datetime,
-) -> Terms:
-    accepted = authenticate_bundle(load_bundle(bundle), terms.pin, at=at, remembered=remembered)
+def _terms(policy: ResourcePolicy, terms: ManifestTerms, accepted: AuthenticatedManifest) -> Terms:
     if not isinstance(terms.digests, Unchecked) and accepted.digest not in terms.digests:
         raise AppraisalError(
             "the manifest is none of those that this secret is released for",

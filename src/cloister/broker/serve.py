@@ -22,6 +22,7 @@ from cloister.broker.turns import Turns
 from cloister.broker.vouching import EvidenceSource, Vouching
 from cloister.endorsements.roots import Roots
 from cloister.errors import ConfigurationError
+from cloister.manifest.signatures import IdentityVerifier
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.worker.logs import EventLog, silence_loop
 from cloister.worker.server import HttpServer, allow_connections, listen_tcp
@@ -47,6 +48,8 @@ class Service:
     stock: AppraisalPolicy | None = None
     """Under which stock clients are heard; None hears none."""
     staple: Staple = lambda item: item
+    identities: IdentityVerifier | None = None
+    """Checks signatures of manifests through Sigstore; None counts none."""
     evidence: EvidenceSource | None = None
     """The broker's own, where it runs in a TEE."""
     tee_type: str = ""
@@ -89,7 +92,13 @@ async def serve(
     ready: Callable[[Listening], None],
 ) -> None:
     """As `run`, on a loop that is there, until `stop`."""
-    desk = Desk(store, roots=service.roots, stock=service.stock, staple=service.staple)
+    desk = Desk(
+        store,
+        roots=service.roots,
+        stock=service.stock,
+        staple=service.staple,
+        identities=service.identities,
+    )
     allow_connections(listeners=2)
     on_sqlite = store.database.engine.dialect.name == "sqlite"
     async with contextlib.AsyncExitStack() as stack:

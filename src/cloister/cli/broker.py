@@ -27,6 +27,7 @@ from cloister.errors import ConfigurationError
 if TYPE_CHECKING:
     from cloister.channel.resource_uri import ResourceUri
     from cloister.endorsements.roots import Roots
+    from cloister.manifest.signatures import IdentityVerifier
     from cloister.verifier.policy import AppraisalPolicy
 
 broker = typer.Typer(no_args_is_help=True)
@@ -133,6 +134,14 @@ def serve(
             envvar="CLOISTER_ENDORSEMENTS",
         ),
     ] = None,
+    sigstore_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--sigstore-root",
+            help="Sigstore's trusted root (JSON), for manifests that owners signed by identity. "
+            "Read once: renew the file, and start again.",
+        ),
+    ] = None,
 ) -> None:
     """Release keys to workers whose evidence holds, until SIGTERM or Ctrl-C."""
     from cloister.attester.machine import MachineAttester
@@ -148,6 +157,7 @@ def serve(
         roots=_roots(root),
         stock=_stock(stock_clients),
         staple=(lambda item: item) if kept is None else stapler(kept),
+        identities=_identities(sigstore_root),
         evidence=evidence if evidence is None or kept is None else stapled_from(evidence, kept),
         tee_type=platform or "",
     )
@@ -393,6 +403,14 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ConfigurationError(
             f"{path} cannot be read: {error.strerror}", code="broker.file"
         ) from None
+
+
+def _identities(root: Path | None) -> IdentityVerifier | None:
+    if root is None:
+        return None
+    from cloister.manifest.sigstore_identity import SigstoreIdentities
+
+    return SigstoreIdentities.from_trusted_root(root)
 
 
 def _roots(paths: list[Path] | None) -> Roots:

@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 
+from cloister.broker.desk import Desk
 from cloister.broker.policy import ManifestTerms, ResourcePolicy, load_json, load_toml
 from cloister.broker.store import Revoked
-from cloister.errors import ConfigurationError, KeyReleaseDenied
-from cloister.manifest import ImageEntry, Manifest, ModelEntry, SignedManifest, SignerPin
+from cloister.errors import AuthenticationError, ConfigurationError, KeyReleaseDenied
+from cloister.manifest import (
+    ImageEntry,
+    Manifest,
+    ModelEntry,
+    SignedManifest,
+    SignerPin,
+    SigstoreOwner,
+)
+from cloister.manifest.bundle import Link
+from cloister.manifest.dsse import Signature
+from cloister.manifest.signing import with_signature
 from cloister.testing.signed_manifests import make_manifest, owners_of, sign_first, sign_update
 from cloister.testing.simulated_tpm import SimulatedAttester, default_configuration
 from cloister.verifier import policy as policies
@@ -243,3 +254,56 @@ def test_a_policy_that_leaves_something_out_is_refused(change: Any) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_toml(change(good))
     assert refused.value.code in {"broker.policy", "manifest.pin"}
+
+
+# Owners by identity
+
+
+CI = SigstoreOwner(name="ci", subject="ci@example.com", issuer="https://token.example")
+
+
+class StandIn:
+    """Holds whatever says ``good`` for a signature. What Sigstore's library makes of bundles is in
+    tests/unit/manifest/test_sigstore_identity.py."""
+
+    def verify(self, owner: SigstoreOwner, signature: bytes, payload: bytes) -> None:
+        assert owner.key_id == CI.key_id
+        assert payload
+        if signature != b"good":
+            raise AuthenticationError("it does not hold", code="manifest.signature")
+
+
+def by_identity(signature: bytes) -> SignedManifest:
+    """A manifest that Alice signed, and the identity with her."""
+    signed = sign_first(listing(owners=[ALICE, CI]), ALICE)
+    envelope = with_signature(signed.links[0].envelope, Signature(key_id=CI.key_id, data=signature))
+    return dataclasses.replace(signed, links=(Link.of(envelope),))
+
+
+PINS: dict[str, dict[str, Any]] = {
+    "the identity": {"signers": (CI,)},
+    "both of them": {"signers": (ALICE.owner, CI), "threshold": 2},
+}
+
+
+@pytest.mark.parametrize("pinned", PINS)
+def test_an_identity_s_signature_counts_as_it_does_for_clients(at: Bench, pinned: str) -> None:
+    at.store.set_policy(WEIGHTS, terms(pin=PINS[pinned]))
+    good, forged = by_identity(b"good"), by_identity(b"bad")
+    counting = dataclasses.replace(
+        at, desk=Desk(at.store, roots=at.attester.roots, identities=StandIn())
+    )
+    assert counting.release(prover=under(good)).secret == SECRET
+    assert denied(counting, under(forged)) == ("manifest", "manifest.signature")
+    # Under another pin nothing is remembered: what Alice alone signed is refused by itself.
+    at.store.set_policy(WEIGHTS, terms(pin={**PINS[pinned], "name": "example/chat"}))
+    assert denied(counting, under(SIGNED)) == ("manifest", "manifest.signer")
+
+
+@pytest.mark.parametrize("pinned", PINS)
+def test_a_broker_without_a_trusted_root_says_so(at: Bench, pinned: str) -> None:
+    good = by_identity(b"good")
+    at.store.set_policy(WEIGHTS, terms())
+    assert at.release(prover=under(good)).secret == SECRET  # Alice's alone is enough here
+    at.store.set_policy(WEIGHTS, terms(pin=PINS[pinned]))
+    assert denied(at, under(good)) == ("manifest", "manifest.identities")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,14 @@ import pytest
 from cloister.broker.database import Database
 from cloister.broker.desk import Desk
 from cloister.broker.root_keys.places import open_root_key
+from cloister.broker.serve import Service
 from cloister.broker.store import Store
 from cloister.cli.main import main
+from cloister.errors import AuthenticationError
+from cloister.manifest import SigstoreOwner
 from support.broker import WEIGHTS, Bench, Clock, simulated
 
+VECTORS = Path(__file__).parents[2] / "vectors"
 URI = str(WEIGHTS)
 POLICY = 'appraisal = "development"\nmanifest = "unchecked"\nmodels = "unchecked"\n'
 POLICY += "stock_clients = false\n"
@@ -105,6 +112,7 @@ MISTAKES = [
     ("serve", "--stock-clients", "yes"),
     ("serve", "--host", "nowhere"),
     ("serve", "--platform", "nothing"),
+    ("serve", "--sigstore-root", "/nowhere/at/all"),
 ]
 
 
@@ -118,6 +126,36 @@ def test_mistakes_are_said_and_change_nothing(
     assert "cloister: " in capsys.readouterr().err
     assert said(capsys, "audit", "show") == before
     assert run("secret", "put", "kbs:///a/b/c", "--generate", "32") == 0
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sigstore") is None,
+    reason="Sigstore's library is not installed (cloister[sigstore])",
+)
+@pytest.mark.usefixtures("broker")
+def test_a_trusted_root_of_sigstores_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bundle that one of Sigstore's instances made (tests/vectors/sigstore)."""
+    vector = json.loads((VECTORS / "sigstore" / "staging.json").read_text())
+    root = tmp_path / "root.json"
+    root.write_text(json.dumps(vector["trusted_root"]))
+    services: list[Service] = []
+    monkeypatch.setattr(
+        "cloister.broker.serve.run", lambda _store, service, **_: services.append(service)
+    )
+    assert run("init") == 0
+    assert run("serve", "--sigstore-root", str(root)) == 0
+    assert run("serve") == 0
+    with_root, without = services
+    assert without.identities is None
+    assert with_root.identities is not None
+    owner = SigstoreOwner(name="them", subject=vector["identity"], issuer=vector["issuer"])
+    bundle = json.dumps(vector["bundle"]).encode()
+    artefact = base64.b64decode(vector["artefact_b64"])
+    with_root.identities.verify(owner, bundle, artefact)
+    with pytest.raises(AuthenticationError):
+        with_root.identities.verify(owner, bundle, artefact + b"x")
 
 
 def test_nothing_works_without_a_store_or_its_root_key(
