@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
@@ -28,8 +29,8 @@ from cloister.broker.desk import Desk
 from cloister.broker.turns import BusyError, Turns
 from cloister.broker.vouching import Vouching
 from cloister.channel import rcar
-from cloister.channel.resource_uri import PATH_PREFIX
-from cloister.errors import CloisterError, FetchError
+from cloister.channel.resource_uri import PATH_PREFIX, ResourceUri
+from cloister.errors import CloisterError, FetchError, MalformedError
 from cloister.worker.logs import EventLog
 from cloister.worker.rate import RateLimiter
 from cloister.worker.reports import source_of
@@ -185,6 +186,8 @@ class BrokerApp:
             return 200, [], answer
         if method == "GET" and path.startswith(PATH_PREFIX):
             cookie_sent, token = _cookie(scope), _bearer(scope)
+            if cookie_sent is None and token is None:
+                _check_name(path)
             sealed, _ = await self._decided(
                 source, lambda: desk.release(cookie_sent, token, path, source=source), size=0
             )
@@ -256,6 +259,17 @@ def _path(scope: Scope) -> str:
     raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
     query: bytes = scope.get("query_string", b"")
     return (raw + (b"?" + query if query else b"")).decode("latin-1")
+
+
+def _check_name(path: str) -> None:
+    """Send who shows nothing yet to the beginning, if they name a secret at all.
+
+    Stock clients begin with such a request, every one of them. Nobody is denied anything by it: it
+    is neither written down nor held against their network.
+    """
+    with contextlib.suppress(MalformedError):
+        ResourceUri.from_path(path)
+        raise _RefusedError(401, "Unauthorized", "prove yourself first: there is no session")
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

@@ -5,9 +5,9 @@ could pass a challenge on. So they reach only secrets that an owner marks for th
 keys by default, and only where the operator hears them at all.
 
 Evidence is read for ``tdx`` and ``sgx`` (a DCAP quote each); ``sample``, which proves nothing,
-counts where the policy names development. The secret comes as a flattened JWE (RFC 7516), its
-key wrapped to ``tee-pubkey`` by RSA-OAEP-256 or ECDH-ES+A256KW. RSA1_5 is refused: padding of that
-kind opens to whoever may try often enough.
+counts where the policy names development. The secret comes as a flattened JWE
+(`cloister.broker.stock_jwe`), its key wrapped to ``tee-pubkey`` by RSA-OAEP-256 or ECDH-ES+A256KW.
+RSA1_5 is refused: padding of that kind opens to whoever may try often enough.
 
 Source: "KBS Attestation Protocol" (confidential-containers/trustee); what evidence binds follows
 its code: SHA-384 over the canonical JSON of nonce, ``tee-pubkey`` and additional evidence.
@@ -16,7 +16,6 @@ its code: SHA-384 over the canonical JSON of nonce, ``tee-pubkey`` and additiona
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,9 +24,10 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.broker.denial import Denied
+from cloister.broker.stock_jwe import ECDH, RSA_OAEP, seal_jwe
 from cloister.channel.rcar import Attestation
 from cloister.endorsements.roots import Roots
-from cloister.errors import AppraisalError, CloisterError, MalformedError, UnsupportedError
+from cloister.errors import AppraisalError, MalformedError, UnsupportedError
 from cloister.evidence import items
 from cloister.evidence.report import MAX_ITEM_BYTES, EvidenceItem
 from cloister.strictjson import JsonObject, canonical, decode_base64, parse_json_object
@@ -49,8 +49,7 @@ REPORT_DATA_SIZE: Final = 64
 MAX_EVIDENCE_BYTES: Final = 512 * 1024
 MAX_KEY_BYTES: Final = 16 * 1024
 
-_WRAPS: Final = ("RSA-OAEP-256", "ECDH-ES+A256KW")
-_ENCRYPTION: Final = "A256GCM"
+_WRAPS: Final = (RSA_OAEP, ECDH)
 
 Staple = Callable[[EvidenceItem], EvidenceItem]
 """Adds kept collateral to a quote: stock clients send none."""
@@ -167,23 +166,11 @@ def _appraise_sample(kept: StockEvidence, policy: AppraisalPolicy) -> None:
 
 def seal_for_stock(secret: bytes, tee_pubkey: bytes) -> bytes:
     """The secret as a flattened JWE for this JWK. Raises Denied if the key cannot be used."""
-    from joserfc import jwe
-    from joserfc.errors import JoseError
-    from joserfc.jwk import import_key
-
-    jwk = parse_json_object(tee_pubkey, limit=MAX_KEY_BYTES, what="tee-pubkey")
-    wrap = str(jwk["alg"])
     try:
-        key = import_key({name: str(value) for name, value in jwk.items() if name != "alg"})
-        # Compact, because then everything, an ephemeral key too, is in the protected header.
-        sealed = jwe.encrypt_compact(
-            {"alg": wrap, "enc": _ENCRYPTION}, secret, key, algorithms=[*_WRAPS, _ENCRYPTION]
-        )
-    except (JoseError, ValueError, TypeError, KeyError, CloisterError):
-        raise Denied("wrapping", "the stock client's key cannot be used") from None
-    names = ("protected", "encrypted_key", "iv", "ciphertext", "tag")
-    parts = dict(zip(names, sealed.split("."), strict=True))
-    return json.dumps(parts, separators=(",", ":")).encode()
+        jwk = parse_json_object(tee_pubkey, limit=MAX_KEY_BYTES, what="tee-pubkey")
+        return seal_jwe(secret, jwk)
+    except MalformedError as error:
+        raise Denied("wrapping", f"the stock client's key cannot be used: {error}") from None
 
 
 def encode_token(

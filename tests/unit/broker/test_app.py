@@ -15,6 +15,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from joserfc import jwe
+from joserfc.jwk import ECKey
 
 from cloister.broker.app import BrokerApp
 from cloister.broker.vouching import CONFIGURATION
@@ -24,6 +27,7 @@ from cloister.channel.keyset import RECEIPT_ALGORITHM, PublicKeyEntry
 from cloister.errors import AuthenticationError, FetchError, KeyReleaseDenied, MalformedError
 from cloister.evidence.component import ComponentKind
 from cloister.evidence.report import TEE_TYPE_TPM
+from cloister.strictjson import canonical
 from cloister.testing.simulated_tpm import SimulatedAttester, default_components
 from cloister.verifier import policy as policies
 from cloister.worker.key_release import (
@@ -35,7 +39,16 @@ from cloister.worker.key_release import (
 )
 from cloister.worker.logs import EventLog
 from cloister.worker.settings import RateLimit
-from support.broker import CLOCK_START, SECRET, WEIGHTS, Bench, Quotes, bench
+from support.broker import (
+    CLOCK_START,
+    OTHER,
+    SECRET,
+    WEIGHTS,
+    Bench,
+    Quotes,
+    bench,
+    policy_for,
+)
 from support.broker_server import Served, served
 
 
@@ -120,6 +133,61 @@ def test_a_source_that_is_denied_too_often_waits(tmp_path: Path) -> None:
     assert codes[:3] == ["key_release.unknown"] * 3
     assert set(codes[4:]) == {"broker.busy"}
     assert len(denied) == 4
+
+
+def test_who_shows_nothing_is_sent_to_the_beginning(tmp_path: Path) -> None:
+    """Stock clients begin like that. However many do, nobody behind their address has to wait."""
+    limit = RateLimit(per_minute=1, burst=2)
+    with (
+        bench(tmp_path) as at,
+        served(at, denied_per_source=limit) as made,
+        httpx2.Client(trust_env=False) as client,
+    ):
+        before = at.log()
+        for _ in range(8):
+            answer = client.get(made.url + WEIGHTS.path)
+            assert answer.status_code == 401
+            assert answer.json()["type"].endswith("/Unauthorized")
+        assert at.log() == before
+        with made.http() as send:
+            release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
+        # Who shows a session or a token that there is not is denied, and that is written down.
+        for headers in ({"cookie": f"{rcar.COOKIE}=x"}, {"authorization": "Bearer x"}):
+            assert client.get(made.url + WEIGHTS.path, headers=headers).status_code == 401
+            assert at.last()["event"] == "denied"
+
+
+def test_a_stock_client_over_http(tmp_path: Path) -> None:
+    """In the order of theirs: the secret, 401, the handshake, the secret again by the cookie."""
+    alg = "ECDH-ES+A256KW"
+    key = ECKey.import_key(ec.generate_private_key(ec.SECP256R1()))
+    jwk = {**key.as_dict(private=False), "alg": alg}
+    extra = {"supported-hash-algorithms": ["sha256", "sha384", "sha512"]}
+    with (
+        bench(tmp_path) as at,
+        served(at, stock=policies.development()) as made,
+        httpx2.Client(base_url=made.url, trust_env=False) as client,
+    ):
+        at.store.put(OTHER, b"marked")
+        at.store.set_policy(OTHER, policy_for(at.attester, stock_clients=True))
+        assert client.get(OTHER.path).status_code == 401
+        request = {"version": "0.4.0", "tee": "sample", "extra-params": extra}
+        challenge = client.post(rcar.AUTH_PATH, json=request).json()
+        runtime = {"nonce": challenge["nonce"], "tee-pubkey": jwk}
+        bound = hashlib.sha384(canonical({**runtime, "additional-evidence": ""})).digest()
+        primary = {"svn": "1", "report_data": base64.b64encode(bound).decode()}
+        attestation = {
+            "init-data": None,
+            "runtime-data": runtime,
+            "tee-evidence": {"primary_evidence": primary, "additional_evidence": ""},
+        }
+        token = client.post(rcar.ATTEST_PATH, json=attestation).json()["token"]
+        assert token.count(".") == 2
+        answer = client.get(OTHER.path)
+        again = client.get(OTHER.path)
+    opened = jwe.decrypt_json(answer.json(), key, algorithms=[alg, "A256GCM"])
+    assert opened.plaintext == b"marked"
+    assert again.status_code == 401, "a second time takes another handshake"
 
 
 def in_process(at: Bench, **options: Any) -> BrokerApp:
