@@ -30,7 +30,7 @@ def test_the_client_verifies_and_chats(good: GoodBoot, operator: Operator) -> No
 def test_every_register_but_the_machines_own_was_predicted(good: GoodBoot) -> None:
     (reference,) = good.values.platforms
     for pcr in (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15):
-        assert reference.registers[f"pcr{pcr}"] == (good.registers[pcr].hex(),)
+        assert good.registers[pcr].hex() in reference.registers[f"pcr{pcr}"]
 
 
 def test_an_old_quote_is_refused(good: GoodBoot, operator: Operator) -> None:
