@@ -22,6 +22,9 @@ from cloister.image.downloads import MIRRORS, Fetcher, Store, fetch_debian, fetc
 from cloister.image.esp import write_esp
 from cloister.image.init_program import COMPILERS, Run, compile_command, compile_init
 from cloister.image.initrd import build_initrd
+from cloister.image.initrd_pack import COMMANDS as PACK_COMMANDS
+from cloister.image.initrd_pack import SOURCE as PACK_SOURCE
+from cloister.image.initrd_pack import pack_initrd
 from cloister.image.lock import ImageLock, Use
 from cloister.image.modules import GUEST_MODULES, select_modules
 from cloister.image.operations import Made, Operation, outside
@@ -82,12 +85,13 @@ def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
     root = _root_disk(tree, tools)
     boot = _boot_tree(ingredients, supplies)
     init = _init(tools)
-    uki = _uki(ingredients, boot=boot, init=init, root=root)
+    initrd = _initrd(boot=boot, init=init, tools=tools)
+    uki = _uki(ingredients, boot=boot, initrd=initrd, root=root)
     esp = _esp(uki, tools)
     application = _application_disk(ingredients, tools)
     model = _model_disk(ingredients, tools)
     return Plan(
-        operations=(tools, tree, root, boot, init, uki, esp, application, model),
+        operations=(tools, tree, root, boot, init, initrd, uki, esp, application, model),
         artefacts={
             "uki.efi": uki.made("uki.efi"),
             "esp.img": esp.made("esp.img"),
@@ -210,19 +214,46 @@ def _init(tools: Operation) -> Operation:
     )
 
 
+def _initrd(*, boot: Operation, init: Operation, tools: Operation) -> Operation:
+    def execute(reads: Paths, target: Path) -> None:
+        files = packages.BootFiles.find(reads["boot"])
+        initrd = build_initrd(reads["init"].read_bytes(), select_modules(files.modules))
+        # Beside the build's programs: from a folder for temporary files none may be startable.
+        with tempfile.TemporaryDirectory(prefix="pack-", dir=target) as folder:
+            packed = pack_initrd(initrd, Path(folder), run=_in_folder(Toolbox(tree=reads["tools"])))
+        (target / "initrd").write_bytes(packed)
+
+    return Operation(
+        name="initrd",
+        title="Pack init and modules into the initial RAM disk",
+        reads={
+            "boot": boot.made("tree"),
+            "init": init.made("init"),
+            "tools": tools.made("tree"),
+            "source": outside(PACK_SOURCE),
+        },
+        parameters={
+            "plan": PLAN_VERSION,
+            "modules": list(GUEST_MODULES),
+            "commands": [list(command) for command in PACK_COMMANDS],
+        },
+        writes=("initrd",),
+        execute=execute,
+    )
+
+
 def _uki(
-    ingredients: Ingredients, *, boot: Operation, init: Operation, root: Operation
+    ingredients: Ingredients, *, boot: Operation, initrd: Operation, root: Operation
 ) -> Operation:
     configuration = ingredients.configuration
     release = os_release(version=configuration.version, debug=configuration.debug)
 
     def execute(reads: Paths, target: Path) -> None:
         files = packages.BootFiles.find(reads["boot"])
-        initrd = build_initrd(reads["init"].read_bytes(), select_modules(files.modules))
         line = command_line(root=read_footer(reads["root"]), debug=configuration.debug)
         parts = UkiParts(
             kernel=files.kernel.read_bytes(),
-            initrd=initrd,
+            initrd=reads["initrd"].read_bytes(),
             command_line=line,
             os_release=release,
         )
@@ -234,14 +265,13 @@ def _uki(
         title="Assemble the boot image: kernel, initrd, command line with the root's hash",
         reads={
             "boot": boot.made("tree"),
-            "init": init.made("init"),
+            "initrd": initrd.made("initrd"),
             "root": root.made("root.img"),
         },
         parameters={
             "plan": PLAN_VERSION,
             "os_release": release,
             "debug": configuration.debug,
-            "modules": list(GUEST_MODULES),
             "kernel": list(KERNEL),
         },
         writes=("uki.efi", "command-line.txt"),
