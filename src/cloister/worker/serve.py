@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from cloister.attester.handover import Handover
 from cloister.engine.protocol import ModelFile
@@ -22,19 +24,21 @@ from cloister.worker.app import Worker, build_worker
 from cloister.worker.configuration import claims_of, settings_of
 from cloister.worker.engines import engines_of
 from cloister.worker.hardening import harden_process
-from cloister.worker.key_release import Prover
 from cloister.worker.logs import EventLog, silence_loop, silence_process
-from cloister.worker.manifest import manifest_to_serve
 from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
-from cloister.worker.releases import KeyReleases, open_releases
 from cloister.worker.server import allow_connections, listen_tcp
 from cloister.worker.settings import BrokerSettings, WorkerSettings
 from cloister.worker.tls_key import TlsKey
 from cloister.worker.tls_server import TlsServer
 from cloister.worker.way_in import open_way_in
-from cloister.worker.weights import SealedModel, open_weights, sealed_models
-from cloister.worker.weights_keys import WeightsKeys, weights_keys
+
+if TYPE_CHECKING:
+    from cloister.channel.claims import ClaimsDocument
+    from cloister.worker.key_release import Prover
+    from cloister.worker.releases import KeyReleases
+    from cloister.worker.weights import SealedModel
+    from cloister.worker.weights_keys import WeightsKeys
 
 ENTRY: Final = "cloister.worker.serve:main"
 """What a launch plan names as its entry."""
@@ -76,8 +80,8 @@ async def _serve(handover: Handover, log: EventLog) -> None:
     if not allow_connections(listeners=1 if operation.tls_port is None else 2):
         log.event("worker.few_descriptors")
     settings = settings_of(handover.configuration)
-    sealed = sealed_models(handover.models, handover.memory)
-    worker, prover = _build(handover, operation, log, sealed)
+    sealed = _sealed(handover)
+    worker, claims, bundle = _build(handover, operation, log, sealed)
     async with contextlib.AsyncExitStack() as stack:
         way_in = await open_way_in(operation.address)
         stack.push_async_callback(way_in.aclose)
@@ -94,10 +98,11 @@ async def _serve(handover: Handover, log: EventLog) -> None:
         stack.push_async_callback(operator.aclose)
         releases = None
         if settings.broker is not None:
+            prover = _prover(handover, worker, claims, bundle)
             releases = _releases(settings.broker, prover, operation, stack)
             await asyncio.to_thread(releases.check)
             log.event("broker.checked", attested=settings.broker.evidence is not None)
-        keys = weights_keys(operation.weights_key, releases, prover.manifest)
+        keys = functools.partial(_weights_keys, operation.weights_key, releases, bundle)
         if not await _started(worker, stop, _starting(worker, handover, sealed, keys)):
             return
         servers = [way_in.server(worker)]
@@ -131,7 +136,8 @@ def _shown(address: Address) -> JsonObject:
 
 def _build(
     handover: Handover, operation: Operation, log: EventLog, sealed: Sequence[SealedModel]
-) -> tuple[Worker, Prover]:
+) -> tuple[Worker, ClaimsDocument, bytes | None]:
+    """The worker, what it says of itself, and the bundle that its reports carry."""
     configuration = handover.configuration
     models = {
         name: {role: ModelFile(path=file.path, sha256=file.sha256) for role, file in files.items()}
@@ -149,7 +155,7 @@ def _build(
     )
     settings = dataclasses.replace(settings_of(configuration), rate=operation.rate)
     claims = claims_of(configuration, engines)
-    bundle = manifest_to_serve(operation.manifest, claims, at=datetime.now(UTC))
+    bundle = _manifest(operation.manifest, claims)
     worker = build_worker(
         engines=engines,
         source=handover.attester,
@@ -164,14 +170,43 @@ def _build(
         open_when_empty=operation.local_only,
         provenance=operation.provenance,
     )
-    prover = Prover(
+    return worker, claims, bundle
+
+
+# What only some workers need is imported by those: an import takes a tenth of a second where
+# instructions are emulated.
+
+
+def _manifest(path: Path | None, claims: ClaimsDocument) -> bytes | None:
+    """As `manifest_to_serve`; None where neither the operator nor the configuration names one."""
+    if path is None and claims.manifest_sha256 is None:
+        return None
+    from cloister.worker.manifest import manifest_to_serve
+
+    return manifest_to_serve(path, claims, at=datetime.now(UTC))
+
+
+def _sealed(handover: Handover) -> Sequence[SealedModel]:
+    """The models that lie sealed."""
+    if not any(file.sealed for files in handover.models.values() for file in files.values()):
+        return ()
+    from cloister.worker.weights import sealed_models
+
+    return sealed_models(handover.models, handover.memory)
+
+
+def _prover(
+    handover: Handover, worker: Worker, claims: ClaimsDocument, bundle: bytes | None
+) -> Prover:
+    from cloister.worker.key_release import Prover
+
+    return Prover(
         source=handover.attester,
         tee_type=handover.tee_type,
         keyset=worker.context.keys.current.keyset,
         claims=claims,
         manifest=bundle,
     )
-    return worker, prover
 
 
 def _releases(
@@ -181,6 +216,8 @@ def _releases(
     stack: contextlib.AsyncExitStack,
 ) -> KeyReleases:
     """Keys from the worker's broker; its connection is closed with `stack`."""
+    from cloister.worker.releases import open_releases
+
     http, releases = open_releases(
         settings, operation.broker, operation.broker_kit, prover=prover, random=os.urandom
     )
@@ -235,12 +272,25 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _weights_keys(
+    file: Path | None, releases: KeyReleases | None, bundle: bytes | None
+) -> WeightsKeys:
+    from cloister.worker.weights_keys import weights_keys
+
+    return weights_keys(file, releases, bundle)
+
+
 async def _starting(
-    worker: Worker, handover: Handover, sealed: Sequence[SealedModel], keys: WeightsKeys
+    worker: Worker,
+    handover: Handover,
+    sealed: Sequence[SealedModel],
+    keys: Callable[[], WeightsKeys],
 ) -> None:
     """Open what lies sealed, and start the engines."""
     if sealed and handover.memory is not None:
-        await open_weights(sealed, keys, handover.memory)
+        from cloister.worker.weights import open_weights
+
+        await open_weights(sealed, keys(), handover.memory)
         worker.context.log.event("weights.opened", models=len(sealed))
     await worker.start()
 
