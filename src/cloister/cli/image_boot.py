@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from cloister.strictjson import JsonObject
     from cloister.verifier.reference_values import ReferenceValues
 
-ANSWER_WITHIN_S: Final = 300.0
-"""Of a whole answer: emulated processors compute a few tokens a second."""
-
 DISKS: Final = ("root.img", "application.img", "model.img")
 ESP: Final = "esp.img"
 REFERENCE_VALUES: Final = "reference-values.json"
@@ -151,6 +148,9 @@ def boot(
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
     typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
     with _stopping(), BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest:
+        # Imported while the guest starts, which takes longer.
+        from cloister.cli.image_ask import ask_guest
+
         ready = guest.wait_ready(timeout)
         if boot_log is not None:
             boot_log.write_bytes(guest.boot_log)
@@ -163,7 +163,8 @@ def boot(
         if ask is None:
             guest.wait()
         else:
-            answer = _answer(machine, where, api_key, _models(ready)[0], ask)
+            address = f"http://127.0.0.1:{machine.port}"
+            answer = ask_guest(address, where, api_key, _models(ready)[0], ask)
             guest.note("answer", "the first sealed answer, whole")
             typer.echo(answer)
 
@@ -424,25 +425,6 @@ def predicted(
 def _models(ready: JsonObject) -> list[str]:
     listed = ready.get("models")
     return [str(name) for name in listed] if isinstance(listed, list) and listed else ["nothing"]
-
-
-def _answer(machine: Machine, kit: Path, api_key: str | None, model: str, question: str) -> str:
-    """One answer by the ordinary client, which checks the guest first."""
-    from cloister.cli.asking import plain
-    from cloister.client.connect import connect
-
-    address = f"http://127.0.0.1:{machine.port}"
-    with connect(address, kit=kit, development=True, trust_env=False) as connection:
-        result = connection.verify()
-        typer.echo(f"Checked: {result.platform}, {len(result.claims)} claims hold", err=True)
-        answer = connection.http.post(
-            "/v1/chat/completions",
-            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-            json={"model": model, "messages": [{"role": "user", "content": question}]},
-            timeout=ANSWER_WITHIN_S,
-        )
-        answer.raise_for_status()
-        return plain(str(answer.json()["choices"][0]["message"]["content"]))
 
 
 def _announce(
