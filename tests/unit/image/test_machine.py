@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from cloister.errors import ConfigurationError
-from cloister.image.machine import Carried, Firmware, Machine, Sockets, can_accelerate, qemu_command
+from cloister.errors import ConfigurationError, UnsupportedError
+from cloister.image.machine import (
+    Carried,
+    Firmware,
+    Machine,
+    Sockets,
+    can_accelerate,
+    find_firmware,
+    qemu_command,
+)
 
 SOCKETS = Sockets(folder=Path("/run/vm"))
 MACHINE = Machine(
@@ -34,6 +42,31 @@ def test_disks_and_firmware_are_read_only_and_nothing_is_qemus_own_idea() -> Non
 def test_an_emulated_processor_clears_memory_in_words() -> None:
     assert "-cpu max,erms=off " in words(MACHINE)
     assert "-cpu host " in words(dataclasses.replace(MACHINE, accelerated=True))
+
+
+def test_the_firmware_that_starts_sooner_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    for name in ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd", "OVMF_CODE_4M.secboot.fd"):
+        (tmp_path / name).touch()
+    assert find_firmware(folders=[tmp_path]).program.name == "OVMF_CODE_4M.fd"
+    (tmp_path / "OVMF_CODE.fd").touch()
+    assert find_firmware(folders=[tmp_path]).program.name == "OVMF_CODE_4M.fd"  # no variables
+    (tmp_path / "OVMF_VARS.fd").touch()
+    found = find_firmware(folders=[tmp_path])
+    assert (found.program.name, found.variables.name) == ("OVMF_CODE.fd", "OVMF_VARS.fd")
+    secure = find_firmware(secure_boot=True, folders=[tmp_path])
+    assert secure.secure_boot
+    assert (secure.program.name, secure.variables.name) == (
+        "OVMF_CODE_4M.secboot.fd",
+        "OVMF_VARS_4M.fd",
+    )
+
+
+def test_a_missing_firmware_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"OVMF_CODE_4M\.fd is not installed") as caught:
+        find_firmware(folders=[tmp_path])
+    assert caught.value.code == "image.firmware_missing"
+    with pytest.raises(UnsupportedError, match=r"OVMF_CODE_4M\.secboot\.fd"):
+        find_firmware(secure_boot=True, folders=[tmp_path])
 
 
 def test_disks_can_show_as_nvme() -> None:
