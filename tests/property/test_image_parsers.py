@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cloister.errors import ConfigurationError, MalformedError, UnsupportedError
 from cloister.image.authenticode import parse_pe
 from cloister.image.corim import encode_corim, parse_corim
+from cloister.image.firmware_volumes import unpacked_volumes
 from cloister.image.golden import golden_from_log, load_golden
 from cloister.image.gramine import parse_sigstruct
 from cloister.image.ovmf_variables import read_variables
@@ -31,6 +32,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "partition table": (measured_table, made.disk()),
     "variable store": (read_variables, made.variable_store(("Lang", b"eng"), size=512)),
     "signature lists": (list_entries, b""),
+    "firmware's volumes": (unpacked_volumes, made.ovmf_code(made.PEI_VOLUME, made.DXE_VOLUME)),
     "TDX firmware": (mrtd, made.tdvf(*made.TDX_SECTIONS)),
     "CoRIM": (parse_corim, encode_corim(ReferenceValues.from_platforms(REFERENCE))),
     "enclave signature": (parse_sigstruct, b""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 import uuid
 import zlib
@@ -110,6 +111,40 @@ def variable_store(
     kind = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792").bytes_le
     store = struct.pack("<16sIBBHI", kind, size, 0x5A, 0xFE, 0, 0) + body
     return head.ljust(72, b"\0") + store.ljust(size, b"\xff")
+
+
+LZMA_SECTION = uuid.UUID("ee4e5898-3914-4259-9d6e-dc7bd79403cf").bytes_le
+PEI_CORE, DXE_CORE, VOLUME_FILE = 4, 5, 11
+PEI_VOLUME, DXE_VOLUME = (
+    (PEI_CORE, b"an early start"),
+    (DXE_CORE, b"all the rest"),
+)
+
+
+def firmware_volume(*files: tuple[int, bytes], size: int = 4096) -> bytes:
+    """A volume of the PI specification: a header, and files of a type and a content each."""
+    head = struct.pack("<16x16sQ4sIHHHBB", bytes(16), size, b"_FVH", 0, 56, 0, 0, 0, 2)
+    body = b""
+    for kind, content in files:
+        assert 24 + len(content) < 0xFFFFFF
+        one = bytes(18) + bytes([kind, 0]) + (24 + len(content)).to_bytes(3, "little") + b"\xf8"
+        body += (one + content) + bytes(-len(content) % 8)
+    return (head + body).ljust(size, b"\xff")
+
+
+def firmware_section(kind: int, content: bytes) -> bytes:
+    return (4 + len(content)).to_bytes(3, "little") + bytes([kind]) + content
+
+
+def ovmf_code(*volumes: tuple[int, bytes]) -> bytes:
+    """A flash image with volumes of one file each, compressed as in OVMF's."""
+    inner = b"".join(
+        one + bytes(-len(one) % 4)
+        for one in (firmware_section(0x17, firmware_volume(volume)) for volume in volumes)
+    )
+    packed = lzma.compress(inner, format=lzma.FORMAT_ALONE)
+    guided = firmware_section(2, LZMA_SECTION + (24).to_bytes(2, "little") + b"\1\0" + packed)
+    return bytes(4096) + firmware_volume((VOLUME_FILE, guided), size=8192)
 
 
 SNP_RESET, SNP_HASHES_AT = 0x80B004, 0x810C00

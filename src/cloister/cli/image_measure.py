@@ -139,6 +139,14 @@ def golden(
     machine: Annotated[
         str, typer.Option("--machine", help="What else decides: machine type, memory, processors.")
     ],
+    code: Annotated[
+        Path | None,
+        typer.Option(
+            "--code",
+            help="OVMF's code (OVMF_CODE_4M.fd): refuse a boot of another firmware, as far as the"
+            " file decides PCR 0.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write here, beside what is there; otherwise print."),
@@ -148,9 +156,17 @@ def golden(
 
     Exit 0 printed or written, 1 the log cannot be used.
     """
-    from cloister.image.golden import dump_golden, golden_from_log
+    from cloister.image.golden import check_firmware, dump_golden, golden_from_log
 
-    entry = golden_from_log(_read(log), firmware=firmware, machine=machine)
+    data = _read(log)
+    entry = golden_from_log(data, firmware=firmware, machine=machine)
+    if code is not None:
+        recorded = sum(len(one.data) for one in check_firmware(data, _read(code, MAX_FIRMWARE)))
+        typer.echo(
+            f"{log} is of a boot of {code}, but for {recorded} bytes that change themselves when"
+            " the machine starts: these are taken as they were.",
+            err=True,
+        )
     before = [] if output is None or not output.exists() else _load(output)
     _write(dump_golden([*before, entry]), output)
 

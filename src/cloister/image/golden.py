@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.errors import ConfigurationError, MalformedError
+from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
 from cloister.evidence.eventlog import EventType, is_crypto_agile, parse_event_log, replay
 from cloister.evidence.tpm import Alg
+from cloister.image.firmware_volumes import FirmwareVolume, unpacked_volumes
 from cloister.strictjson import (
     JsonObject,
     expect_hex,
@@ -30,6 +31,9 @@ MAX_BYTES: Final = 1 << 20
 MAX_ENTRIES: Final = 64
 _CODE: Final = "image.golden"
 _PCR_BYTES: Final = 32
+_FIRMWARE: Final = frozenset(
+    {EventType.EV_EFI_PLATFORM_FIRMWARE_BLOB, EventType.EV_EFI_PLATFORM_FIRMWARE_BLOB2}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,31 @@ def golden_from_log(data: bytes, *, firmware: str, machine: str) -> Golden:
         pcr0=registers[0],
         pcr1=registers[1],
     )
+
+
+def check_firmware(data: bytes, code: bytes) -> tuple[FirmwareVolume, ...]:
+    """That the boot whose event log `data` is ran the firmware `code`, as far as that follows.
+
+    Every volume that is measured as it is in the file has to be among what PCR 0 was told. Returns
+    the others: the volumes that change themselves, of which the log's word is all there is.
+
+    Raises:
+        MalformedError: the log, or the firmware, does not decode.
+        AuthenticationError: it ran another firmware (code ``image.other_firmware``).
+    """
+    told = {
+        event.digests.get(Alg.SHA256)
+        for event in parse_event_log(data).events
+        if event.pcr == 0 and event.type in _FIRMWARE
+    }
+    volumes = unpacked_volumes(code)
+    if any(not one.changes_itself and one.sha256 not in told for one in volumes):
+        raise AuthenticationError(
+            "the boot ran another firmware than this file: what it measured of it is something"
+            " else",
+            code="image.other_firmware",
+        )
+    return tuple(one for one in volumes if one.changes_itself)
 
 
 def dump_golden(entries: Iterable[Golden]) -> str:

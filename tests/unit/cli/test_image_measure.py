@@ -11,7 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cloister.cli.main import build_app
-from cloister.errors import ConfigurationError, MalformedError, UnsupportedError
+from cloister.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    MalformedError,
+    UnsupportedError,
+)
 from cloister.evidence.eventlog import EventType
 from cloister.evidence.tpm import Alg
 from cloister.image.corim import parse_corim
@@ -99,6 +104,25 @@ def test_what_is_measured_is_what_a_report_is_judged_by(folder: Path) -> None:
         "boot.kernel_inputs": "measurement_mismatch",
         "software.registers": "measurement_mismatch",
     }
+
+
+def test_a_log_can_be_compared_with_the_firmwares_file(folder: Path) -> None:
+    code = made.ovmf_code(made.PEI_VOLUME, made.DXE_VOLUME)
+    (folder / "code.fd").write_bytes(code)
+    (folder / "other.fd").write_bytes(made.ovmf_code(made.PEI_VOLUME, (made.DXE_CORE, b"other")))
+    vtpm = SimulatedVtpm(banks=(Alg.SHA256,))
+    kind = EventType.EV_EFI_PLATFORM_FIRMWARE_BLOB
+    vtpm.measure(0, kind, b"what has changed itself")
+    vtpm.measure(0, kind, made.firmware_volume(made.DXE_VOLUME))
+    (folder / "boot.log").write_bytes(vtpm.event_log())
+    written = record(folder, "--code", folder / "code.fd")
+    assert written.exit_code == 0
+    assert "but for 4096 bytes" in written.stderr
+    (folder / "golden.json").unlink()
+    refused = record(folder, "--code", folder / "other.fd")
+    assert isinstance(refused.exception, AuthenticationError)
+    assert refused.exception.code == "image.other_firmware"
+    assert not (folder / "golden.json").exists()
 
 
 def test_each_firmware_is_a_state_of_its_own(folder: Path) -> None:
