@@ -40,7 +40,7 @@ def test_disks_and_firmware_are_read_only_and_nothing_is_qemus_own_idea() -> Non
 
 
 def test_an_emulated_processor_clears_memory_in_words() -> None:
-    assert "-cpu max,erms=off " in words(MACHINE)
+    assert "-cpu max,erms=off,model=5 " in words(MACHINE)
     assert "-cpu host " in words(dataclasses.replace(MACHINE, accelerated=True))
 
 
