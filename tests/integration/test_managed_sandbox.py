@@ -355,6 +355,34 @@ async def test_a_file_exchanged_while_the_sandbox_is_made_ends_it(
             await late.spawn(inside)
 
 
+async def test_more_files_than_the_kernel_takes_as_one_argument(
+    targets: dict[str, Any], installation: Path, tmp_path: Path
+) -> None:
+    """Of a folder with many files and long names; each is compared inside with what was opened."""
+    other = tmp_path / "other.gguf"
+    other.write_text("exchanged")
+    long = "/".join(("n" * 250, "m" * 250))
+    names = [f"/model/{number:03}/{long}" for number in range(300)]
+    assert sum(map(len, names)) > 128 * 1024  # MAX_ARG_STRLEN of Linux
+    with Path(targets["model"]).open("rb") as opened, other.open("rb") as wrong:
+        shown = dict.fromkeys(names, DESCRIPTORS / str(opened.fileno()))
+        inside = replace(
+            program(targets, installation),
+            files={"/model/model.gguf": Path(targets["model"]), **shown},
+            inherited=(opened.fileno(), wrong.fileno()),
+        )
+        confined = await SMALL.spawn(inside)
+        try:
+            assert await confined.word() == b"ready"
+        finally:
+            await confined.aclose()
+        late = exchanging_bwrap(tmp_path / "bwrap", other, Path(shutil.copy(other, tmp_path / "x")))
+        last = replace(inside, files={**inside.files, names[-1]: DESCRIPTORS / str(wrong.fileno())})
+        await (await SMALL.spawn(last)).aclose()
+        with pytest.raises(SandboxError, match="exchanged"):
+            await replace(SMALL, bwrap=late).spawn(last)
+
+
 async def test_what_is_missing_is_named(targets: dict[str, Any], installation: Path) -> None:
     inside = program(targets, installation)
     gone = ManagedProgram(arguments=inside.arguments, roots=(Path("/nonexistent/engine"),))

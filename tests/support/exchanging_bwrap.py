@@ -8,7 +8,12 @@ from pathlib import Path
 
 _PROGRAM = """#!{python}
 import os, sys
-found = [os.path.realpath(word) if word.startswith("/proc/self/fd/") else word for word in sys.argv]
+words = list(sys.argv)
+while "--args" in words:  # as bubblewrap does, in place
+    at = words.index("--args")
+    with open(int(words[at + 1]), "rb") as file:
+        words[at : at + 2] = os.fsdecode(file.read()).split("\\0")[:-1]
+found = [os.path.realpath(word) if word.startswith("/proc/self/fd/") else word for word in words]
 if {other!r}:
     os.replace({other!r}, {path!r})
 os.execv({bwrap!r}, found)

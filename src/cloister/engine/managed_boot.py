@@ -6,8 +6,8 @@ knows TCP only, says when the engine accepts some, and ends with it, which ends 
 It speaks on one socket, in words of a fixed vocabulary (`cloister.engine.status`), and writes
 nothing to its output.
 
-Usage: ``managed_boot.py CONTROL_FD PLAN_JSON``. The plan: ``arguments`` and ``environment`` of the
-engine, ``port`` (where it listens on the loopback; null if it makes the socket itself),
+Usage: ``managed_boot.py CONTROL_FD PLAN_FD``. The plan, as JSON: ``arguments`` and ``environment``
+of the engine, ``port`` (where it listens on the loopback; null if it makes the socket itself),
 ``directories`` to make, ``processes`` (limit, 0 for none), ``rights`` (path → Landlock rights),
 ``shown`` (the files that the worker had opened, as `cloister.engine.shown` takes them).
 """
@@ -104,7 +104,8 @@ def main() -> None:
     socket.send_fds(control, [b"directory"], [directory])
     os.close(directory)
     try:
-        plan = json.loads(sys.argv[2])
+        with open(int(sys.argv[2]), "rb") as file:  # noqa: PTH123 - a descriptor
+            plan = json.load(file)
         shown.check(plan["shown"])
         for path in plan["directories"]:
             os.makedirs(path, exist_ok=True)  # noqa: PTH103 - no pathlib in here

@@ -160,6 +160,8 @@ class ManagedSandbox:
             filter_fd = pipes.enter_context(
                 _piped(managed_seccomp.assemble(arch, interfaces=bool(program.gpus)))
             )
+            # A folder of a thousand files is more than the kernel takes as one argument.
+            plan = pipes.enter_context(_stored(json.dumps(self._plan(program, view)).encode()))
             info, info_end = os.pipe()
             pipes.callback(os.close, info_end)
             command = [bwrap, *inside.arguments, "--seccomp", str(filter_fd)]
@@ -167,8 +169,8 @@ class ManagedSandbox:
             command.append(f"{_OURS}/app/managed_boot.py")
             confined = await spawning.start(
                 command if group is None else group.enter(command),
-                [json.dumps(self._plan(program, view))],
-                keep=(filter_fd, info_end, *inside.descriptors, *program.inherited),
+                [str(plan)],
+                keep=(filter_fd, info_end, plan, *inside.descriptors, *program.inherited),
                 info=info,
                 cleanup=cleanup.pop_all(),
             )
@@ -183,6 +185,8 @@ class ManagedSandbox:
             descriptor = pipes.enter_context(_piped(content))
             descriptors.append(descriptor)
             texts += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
+        engine = b"".join(os.fsencode(word) + b"\0" for word in view.engine)
+        descriptors.append(pipes.enter_context(_stored(engine)))
         return _Inside(
             arguments=[
                 "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net",
@@ -195,7 +199,7 @@ class ManagedSandbox:
                 "--perms", "0755", "--size", "65536", "--tmpfs", "/dev", *view.devices,
                 "--perms", "0700", "--size", str(self.shared), "--tmpfs", "/dev/shm",  # noqa: S108
                 "--perms", "0700", "--size", str(self.scratch), "--tmpfs", "/tmp",  # noqa: S108
-                *view.engine, *texts,
+                "--args", str(descriptors[-1]), *texts,
                 "--perms", "0700", "--size", str(_SOCKETS_BYTES), "--tmpfs", _SOCKETS,
                 "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/",
             ],
@@ -343,6 +347,15 @@ def _check_interconnect(program: ManagedProgram) -> None:
             "devices, and root could read their memory. Run the worker as an ordinary user",
             code="sandbox.root_user",
         )
+
+
+@contextlib.contextmanager
+def _stored(content: bytes) -> Iterator[int]:
+    """A descriptor to read `content` from, however much it is: a pipe holds 64 KiB."""
+    with os.fdopen(os.memfd_create("cloister", os.MFD_CLOEXEC), "r+b") as file:
+        file.write(content)
+        file.seek(0)
+        yield file.fileno()
 
 
 @contextlib.contextmanager
