@@ -256,6 +256,7 @@ def _verify_alone(
             policy=policy,
             revocations={},
             remembered=None,
+            identities=None,
             roots=worker.roots,
             at=datetime.now(UTC),
         ),
