@@ -168,7 +168,6 @@ CHANGED: dict[str, dict[str, bytes]] = {
     "attributes": {"attributes": encode(0xA1, b"")},
     "OAEP without parameters": {"oaep": b""},
     "OAEP with default parameters, SHA-1": {"oaep": encode(ber.SEQUENCE, b"")},
-    "a label": {"label": LABEL.replace(b"\x04\x00", b"\x04\x01")[:-1] + b"\x04\x01x"},
     "parameters of SHA-256": {"null": encode(ber.OCTET_STRING, b"x")},
     "a long key": {"key": bytes(513)},
     "a short initialisation vector": {"iv": bytes(15)},
@@ -184,6 +183,132 @@ CHANGED: dict[str, dict[str, bytes]] = {
 def test_nothing_else_is_read(changed: dict[str, bytes]) -> None:
     with pytest.raises(MalformedError):
         parse_enveloped_data(parts(**changed))
+
+
+def _oid(content: bytes) -> bytes:
+    return encode(ber.OBJECT_IDENTIFIER, content)
+
+
+def _hash(content: bytes = cms.SHA_256) -> bytes:
+    return encode(ber.SEQUENCE, _oid(content) + encode(ber.NULL, b""))
+
+
+def _mask(digest: bytes, name: bytes = cms.MGF1) -> bytes:
+    return encode(0xA1, encode(ber.SEQUENCE, _oid(name) + digest))
+
+
+def _label(source: bytes, value: bytes, tag: int = 0xA2) -> bytes:
+    return encode(tag, encode(ber.SEQUENCE, _oid(source) + value))
+
+
+def oaep(*parts: bytes, tag: int = ber.SEQUENCE) -> dict[str, bytes]:
+    return {"oaep": encode(tag, b"".join(parts))}
+
+
+DIGEST, MASK = encode(0xA0, _hash()), _mask(_hash())
+EMPTY = encode(ber.OCTET_STRING, b"")
+WELL_FORMED: dict[str, tuple[dict[str, bytes], str]] = {
+    "a label": (
+        oaep(DIGEST, MASK, _label(cms.P_SPECIFIED, encode(ber.OCTET_STRING, b"x"))),
+        "has a label",
+    ),
+    "a label of another kind": (
+        oaep(DIGEST, MASK, _label(cms.P_SPECIFIED, encode(ber.NULL, b""))),
+        "has a label",
+    ),
+    "a label from elsewhere": (oaep(DIGEST, MASK, _label(cms.MGF1, EMPTY)), "an empty label"),
+    "a label under another tag": (
+        oaep(DIGEST, MASK, _label(cms.P_SPECIFIED, EMPTY, tag=0xA3)),
+        "other parameters",
+    ),
+    "a label said twice": (
+        oaep(DIGEST, MASK, encode(0xA2, LABEL[2:] + LABEL[2:])),
+        "other parameters",
+    ),
+    "one parameter more": (oaep(DIGEST, MASK, LABEL, LABEL), "without its parameters"),
+    "parameters as a set": (oaep(DIGEST, MASK, tag=ber.SET), "without its parameters"),
+    "a digest under another tag": (oaep(encode(0xA3, _hash()), MASK), "other parameters"),
+    "a digest said twice": (oaep(encode(0xA0, _hash() + _hash()), MASK), "other parameters"),
+    "a mask under another tag": (
+        oaep(DIGEST, encode(0xA3, encode(ber.SEQUENCE, _oid(cms.MGF1) + _hash()))),
+        "other parameters",
+    ),
+    "a mask said twice": (oaep(DIGEST, encode(0xA1, MASK[2:] + MASK[2:])), "other parameters"),
+    "SHA-1 as the digest": (oaep(encode(0xA0, _hash(SHA_1_OID)), MASK), "not SHA-256"),
+    "SHA-1 in the mask": (oaep(DIGEST, _mask(_hash(SHA_1_OID))), "not SHA-256"),
+    "a digest as a set": (
+        oaep(encode(0xA0, encode(ber.SET, _oid(cms.SHA_256))), MASK),
+        "a digest's algorithm is none",
+    ),
+    "a digest with more parameters": (
+        oaep(
+            encode(0xA0, encode(ber.SEQUENCE, _oid(cms.SHA_256) + 2 * encode(ber.NULL, b""))), MASK
+        ),
+        "a digest's algorithm is none",
+    ),
+    "an octet string for NULL": ({"null": encode(ber.OCTET_STRING, b"")}, "SHA-256 has parameters"),
+    "a NULL with something in it": ({"null": encode(ber.NULL, b"x")}, "SHA-256 has parameters"),
+    "a recipient with a long name": (
+        {"identifier": encode(0x80, bytes(65))},
+        "not named by a key identifier",
+    ),
+    "a recipient under another tag": (
+        {"identifier": encode(0x81, bytes(20))},
+        "not named by a key identifier",
+    ),
+    "a lot of content in pieces": (
+        {"content": encode(0xA0, 2 * encode(ber.OCTET_STRING, bytes(9 * 1024)))},
+        "more than",
+    ),
+    "an initialisation vector of another kind": ({"iv": bytes(17)}, "initialisation vector"),
+}
+
+
+@pytest.mark.parametrize("name", WELL_FORMED)
+def test_what_is_well_formed_and_says_something_else(name: str) -> None:
+    """Each decodes as BER, so that the reason is the one that it is here for."""
+    changed, why = WELL_FORMED[name]
+    for good in (parts(), parts(**oaep(DIGEST, MASK)), parts(**oaep(DIGEST, MASK, LABEL))):
+        parse_enveloped_data(good)
+    made = parts(**changed)
+    ber.parse_ber(made)
+    with pytest.raises(MalformedError, match=why):
+        parse_enveloped_data(made)
+
+
+AES = _oid(cms.AES_256_CBC)
+KIND = _oid(cms.ENVELOPED_DATA)
+VERSION = encode(ber.INTEGER, b"\x02")
+IV = AES + bytes([ber.OCTET_STRING, 16])
+RETAGGED: dict[str, tuple[bytes, int, int, str]] = {
+    "its content under another tag": (KIND, len(KIND), 0xA1, "no content"),
+    "its version as octets": (VERSION, 0, ber.OCTET_STRING, "not of version 2"),
+    "its recipients as a sequence": (VERSION, len(VERSION), ber.SEQUENCE, "exactly one recipient"),
+    "an algorithm as a set": (IV, -2, ber.SET, "content's algorithm is not as expected"),
+    "an identifier as octets": (IV, 0, ber.OCTET_STRING, "not AES-256-CBC"),
+    "its initialisation vector as a number": (IV, len(AES), ber.INTEGER, "initialisation vector"),
+}
+"""By what stands before the tag, where the tag is from there, the other tag, and the reason."""
+
+
+@pytest.mark.parametrize("name", RETAGGED)
+def test_the_same_bytes_under_another_tag(name: str) -> None:
+    before, distance, tag, why = RETAGGED[name]
+    made = bytearray(parts())
+    parse_enveloped_data(bytes(made))
+    made[made.index(before) + distance] = tag
+    ber.parse_ber(bytes(made))
+    with pytest.raises(MalformedError, match=why):
+        parse_enveloped_data(bytes(made))
+
+
+def test_two_contents_are_refused() -> None:
+    good = parts()
+    start = good.index(KIND) + len(KIND) + 1
+    inner = good[start + 1 + (good[start] & 0x7F) :]
+    assert encode(ber.SEQUENCE, KIND + encode(0xA0, inner)) == good
+    with pytest.raises(MalformedError, match="no content"):
+        parse_enveloped_data(encode(ber.SEQUENCE, KIND + encode(0xA0, inner + inner)))
 
 
 def test_two_recipients_are_refused() -> None:
