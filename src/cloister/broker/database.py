@@ -16,21 +16,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from sqlalchemy import Connection as SqlalchemyConnection
 from sqlalchemy import (
-    Connection,
     Engine,
+    Table,
     bindparam,
     create_engine,
     event,
     insert,
+    inspect,
     select,
     update,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError as SqlalchemyOperationalError
 
 from cloister.broker import tables
 from cloister.broker.audit import Head, encode_entry, follow
+from cloister.broker.statements import Connection, Prepared
 from cloister.errors import ConfigurationError, FetchError
 from cloister.strictjson import JsonObject
 
@@ -38,14 +42,20 @@ BUSY_S: Final = 30.0
 """How long a change waits for another broker's on the same SQLite file."""
 _SQLITE: Final = "sqlite:///"
 
-# Built once: building a statement costs more than running it.
-_LOCK: Final = select(tables.store).with_for_update()
-_APPEND: Final = insert(tables.audit)
-_MOVE: Final = update(tables.store).values(
-    sequence=bindparam("to_sequence"),
-    digest=bindparam("to_digest"),
-    at=bindparam("to_at"),
-    rules=bindparam("to_rules"),
+_WRITING: Final = "READ COMMITTED"
+_READING: Final = "REPEATABLE READ"
+_COLUMNS: Final = tables.store.c
+_LOCK: Final = Prepared(
+    select(_COLUMNS.sequence, _COLUMNS.digest, _COLUMNS.at, _COLUMNS.rules).with_for_update()
+)
+_APPEND: Final = Prepared(insert(tables.audit))
+_MOVE: Final = Prepared(
+    update(tables.store).values(
+        sequence=bindparam("to_sequence"),
+        digest=bindparam("to_digest"),
+        at=bindparam("to_at"),
+        rules=bindparam("to_rules"),
+    )
 )
 
 
@@ -64,9 +74,8 @@ class Change:
         """Add an entry to the audit log. With `changes_rules`, open sessions end with it."""
         entry = encode_entry(self._head, at=self.at, event=event, detail=detail)
         self._head, _ = follow(self._head, entry)
-        self.connection.execute(
-            _APPEND,
-            {"sequence": self._head.sequence, "entry": entry, "digest": self._head.digest},
+        self.connection.run(
+            _APPEND, sequence=self._head.sequence, entry=entry, digest=self._head.digest
         )
         self._recorded += 1
         if changes_rules:
@@ -76,14 +85,12 @@ class Change:
         """Move the head. RuntimeError if nothing was recorded."""
         if not self._recorded:
             raise RuntimeError("a change of the store needs an entry in the audit log")
-        self.connection.execute(
+        self.connection.run(
             _MOVE,
-            {
-                "to_sequence": self._head.sequence,
-                "to_digest": self._head.digest,
-                "to_at": self.at,
-                "to_rules": self.rules,
-            },
+            to_sequence=self._head.sequence,
+            to_digest=self._head.digest,
+            to_at=self.at,
+            to_rules=self.rules,
         )
 
 
@@ -92,12 +99,11 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        on_postgres = engine.dialect.name == "postgresql"
-        # There each statement has a view of its own otherwise; in SQLite a transaction has one.
-        self._one_view = {"isolation_level": "REPEATABLE READ"} if on_postgres else {}
+        self._errors: Any = engine.dialect.loaded_dbapi
+        self._on_sqlite = engine.dialect.name == "sqlite"
         # SQLite has one change at a time, and who waits for another's sleeps and asks again:
         # threads of one broker take turns here, and are woken.
-        self._turn = contextlib.nullcontext() if on_postgres else threading.Lock()
+        self._turn = threading.Lock() if self._on_sqlite else contextlib.nullcontext()
 
     @classmethod
     def open(cls, address: str) -> Database:
@@ -125,13 +131,16 @@ class Database:
         """Close every connection."""
         self.engine.dispose()
 
+    def has(self, table: Table) -> bool:
+        """Whether `table` is there. FetchError as `change`."""
+        with self._converted():
+            return inspect(self.engine).has_table(table.name)
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection for reading, one consistent view."""
-        with _converted(), self.engine.connect() as connection:
-            reading = connection.execution_options(cloister_reads=True, **self._one_view)
-            with reading.begin():
-                yield reading
+        with self._transaction(writes=False) as connection:
+            yield connection
 
     @contextlib.contextmanager
     def change(self, *, at: float) -> Iterator[Change]:
@@ -141,31 +150,51 @@ class Database:
             ConfigurationError: there is no store here (``broker.no_store``).
             FetchError: the database cannot be reached, or stays busy (``broker.database``).
         """
-        with _converted(), self._turn, self.engine.begin() as connection:
-            row = connection.execute(_LOCK).one_or_none()
+        with self._turn, self._transaction(writes=True) as connection:
+            row = connection.first(_LOCK)
             if row is None:
                 raise no_store()
-            head = Head(sequence=row.sequence, digest=bytes(row.digest))
+            head = Head(sequence=row.sequence, digest=row.digest)
             change = Change(connection, head=head, at=max(int(at), row.at), rules=row.rules)
             yield change
             change.close()
 
+    @contextlib.contextmanager
+    def _transaction(self, *, writes: bool) -> Iterator[Connection]:
+        """Committed at the end, undone by any exception."""
+        dialect = self.engine.dialect
+        with self._converted(), contextlib.closing(self.engine.raw_connection()) as pooled:
+            driver: Any = pooled.dbapi_connection
+            if self._on_sqlite:
+                driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            else:
+                # Otherwise each statement that reads has a view of its own.
+                dialect.set_isolation_level(driver, _WRITING if writes else _READING)
+            try:
+                yield Connection(driver, dialect)
+                dialect.do_commit(driver)
+            except BaseException:
+                try:
+                    dialect.do_rollback(driver)
+                except self._errors.Error:  # the server closed it
+                    pooled.invalidate()
+                raise
 
-@contextlib.contextmanager
-def _converted() -> Iterator[None]:
-    """Their errors quote statements and parameters; ours do not."""
-    try:
-        yield
-    except OperationalError:
-        raise FetchError(
-            "the broker's database cannot be reached, is busy, or holds no store",
-            code="broker.database",
-        ) from None
-    except SQLAlchemyError as error:
-        raise FetchError(
-            f"the broker's database refused a statement ({type(error).__name__})",
-            code="broker.database",
-        ) from None
+    @contextlib.contextmanager
+    def _converted(self) -> Iterator[None]:
+        """Their errors quote statements and parameters; ours do not."""
+        try:
+            yield
+        except (self._errors.OperationalError, SqlalchemyOperationalError):
+            raise FetchError(
+                "the broker's database cannot be reached, is busy, or holds no store",
+                code="broker.database",
+            ) from None
+        except (self._errors.Error, SQLAlchemyError) as error:
+            raise FetchError(
+                f"the broker's database refused a statement ({type(error).__name__})",
+                code="broker.database",
+            ) from None
 
 
 def no_store() -> ConfigurationError:
@@ -189,7 +218,10 @@ def _sqlite(path: Path) -> Engine:
     finally:
         os.close(descriptor)
     engine = create_engine(
-        f"sqlite:///{path}", connect_args={"timeout": BUSY_S}, hide_parameters=True
+        f"sqlite:///{path}",
+        connect_args={"timeout": BUSY_S},
+        hide_parameters=True,
+        paramstyle="named",
     )
 
     @event.listens_for(engine, "connect")
@@ -201,9 +233,8 @@ def _sqlite(path: Path) -> Engine:
         cursor.close()
 
     @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("cloister_reads", False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    def begin(connection: SqlalchemyConnection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

@@ -13,14 +13,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection
-
 from cloister.broker import memory, session
 from cloister.broker.appraisal import Revocations, appraise_worker, utc
 from cloister.broker.database import Change
 from cloister.broker.denial import Denied
 from cloister.broker.policy import ResourcePolicy
 from cloister.broker.session import Challenge, Session
+from cloister.broker.statements import Connection
 from cloister.broker.stock import (
     Staple,
     StockEvidence,

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from cloister.broker import tables
 from cloister.broker.database import Change
 from cloister.broker.denial import Denied
 from cloister.broker.manifests import Terms
 from cloister.broker.policy import ResourcePolicy
+from cloister.broker.statements import Connection, Prepared
 from cloister.manifest.pin import Overlap, Remembered
 from cloister.strictjson import JsonObject
 from cloister.verifier.policy import Unchecked
+
+_REMEMBERED: Final = Prepared(
+    select(tables.manifests).where(tables.manifests.c.pin_id == bindparam("of_pin"))
+)
 
 
 def remembered(policy: ResourcePolicy, connection: Connection) -> Remembered | None:
     """The highest version accepted under the policy's pin, or None."""
     if isinstance(policy.manifest, Unchecked):
         return None
-    table = tables.manifests
-    row = connection.execute(
-        select(table).where(table.c.pin_id == policy.manifest.pin.pin_id)
-    ).one_or_none()
+    row = connection.first(_REMEMBERED, of_pin=policy.manifest.pin.pin_id)
     if row is None:
         return None
     overlap = None
@@ -56,7 +59,7 @@ def remember(change: Change, policy: ResourcePolicy, terms: Terms) -> None:
         "overlap_until": None if overlap is None else int(overlap.until.timestamp()),
     }
     if found is None:
-        change.connection.execute(insert(table).values(pin_id=pin_id, **row))
+        change.connection.run(insert(table).values(pin_id=pin_id, **row))
     else:
-        change.connection.execute(update(table).where(table.c.pin_id == pin_id).values(**row))
+        change.connection.run(update(table).where(table.c.pin_id == pin_id).values(**row))
     change.record("manifest.accepted", {"pin": pin_id, **values})

@@ -14,12 +14,13 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select
+from sqlalchemy import and_, bindparam, delete, insert, select
 
 from cloister.broker import tables
 from cloister.broker.database import Change
 from cloister.broker.denial import Denied
 from cloister.broker.master import MasterKey
+from cloister.broker.statements import Connection, Prepared, Row
 from cloister.channel.resource_uri import ResourceUri
 from cloister.errors import AuthenticationError, MalformedError
 from cloister.strictjson import JsonObject, canonical, parse_json_object
@@ -128,11 +129,10 @@ class Session:
     """Whether it was given the secret that it is looked up for."""
 
 
-# Built once: building a statement costs more than running it.
-_ANSWERED: Final = select(tables.sessions.c.expires).where(
-    tables.sessions.c.nonce == bindparam("of_nonce")
+_ANSWERED: Final = Prepared(
+    select(tables.sessions.c.expires).where(tables.sessions.c.nonce == bindparam("of_nonce"))
 )
-_ADD: Final = insert(tables.sessions)
+_ADD: Final = Prepared(insert(tables.sessions))
 _WITH_GIVEN: Final = select(tables.sessions, tables.releases.c.at.label("given")).outerjoin(
     tables.releases,
     and_(
@@ -140,17 +140,19 @@ _WITH_GIVEN: Final = select(tables.sessions, tables.releases.c.at.label("given")
         tables.releases.c.uri == bindparam("of_uri"),
     ),
 )
-_BY_TOKEN: Final = _WITH_GIVEN.where(tables.sessions.c.token_sha256 == bindparam("of_token"))
-_BY_NONCE: Final = _WITH_GIVEN.where(tables.sessions.c.nonce == bindparam("of_nonce"))
-_COLUMNS: Final = tuple(column.name for column in tables.sessions.c if column.name != "tag")
-_SPEND: Final = insert(tables.releases)
+_BY_TOKEN: Final = Prepared(
+    _WITH_GIVEN.where(tables.sessions.c.token_sha256 == bindparam("of_token"))
+)
+_BY_NONCE: Final = Prepared(_WITH_GIVEN.where(tables.sessions.c.nonce == bindparam("of_nonce")))
+_COLUMNS: Final = tuple(str(column.name) for column in tables.sessions.c if column.name != "tag")
+_SPEND: Final = Prepared(insert(tables.releases))
 FORGET_EVERY: Final = 256
 """Answers between two removals of old rows."""
 
 
 def is_answered(nonce: bytes, connection: Connection) -> bool:
     """Whether the challenge with this nonce was answered."""
-    return connection.execute(_ANSWERED, {"of_nonce": nonce}).first() is not None
+    return connection.first(_ANSWERED, of_nonce=nonce) is not None
 
 
 def add_session(change: Change, session: Session, token: str, master: MasterKey) -> None:
@@ -175,7 +177,7 @@ def add_session(change: Change, session: Session, token: str, master: MasterKey)
         "rules": session.rules,
         "expires": session.expires,
     }
-    change.connection.execute(_ADD, {**row, "tag": _tag(row, master)})
+    change.connection.run(_ADD, **row, tag=_tag(row, master))
 
 
 def replayed() -> Denied:
@@ -190,24 +192,21 @@ def find_by_token(
 
     AuthenticationError (``broker.store``) if it is not as a broker of this store wrote it.
     """
-    asked = {"of_token": token_digest(token), "of_uri": str(uri)}
-    return _session(connection.execute(_BY_TOKEN, asked).one_or_none(), master)
+    row = connection.first(_BY_TOKEN, of_token=token_digest(token), of_uri=str(uri))
+    return None if row is None else _session(row, master)
 
 
 def find_by_nonce(
     nonce: bytes, uri: ResourceUri, connection: Connection, master: MasterKey
 ) -> Session | None:
     """The session of a challenge; otherwise as `find_by_token`."""
-    asked = {"of_nonce": nonce, "of_uri": str(uri)}
-    return _session(connection.execute(_BY_NONCE, asked).one_or_none(), master)
+    row = connection.first(_BY_NONCE, of_nonce=nonce, of_uri=str(uri))
+    return None if row is None else _session(row, master)
 
 
 def spend(change: Change, session: Session, uri: ResourceUri, version: int) -> None:
     """Write down that the session is given this secret; the key of the row forbids it twice."""
-    change.connection.execute(
-        _SPEND,
-        {"nonce": session.nonce, "uri": str(uri), "version": version, "at": change.at},
-    )
+    change.connection.run(_SPEND, nonce=session.nonce, uri=str(uri), version=version, at=change.at)
 
 
 def facts_of(session: Session) -> JsonObject:
@@ -215,24 +214,23 @@ def facts_of(session: Session) -> JsonObject:
     return parse_json_object(session.facts, limit=64 * 1024, what="the facts of a session")
 
 
-def _session(row: Any, master: MasterKey) -> Session | None:
-    if row is None:
-        return None
-    columns = {name: row._mapping[name] for name in _COLUMNS}
-    if not hmac.compare_digest(bytes(row.tag), _tag(columns, master)):
+def _session(row: Row, master: MasterKey) -> Session:
+    columns = {name: getattr(row, name) for name in _COLUMNS}
+    columns["stock"] = bool(row.stock)  # SQLite has numbers only
+    if not hmac.compare_digest(row.tag, _tag(columns, master)):
         raise AuthenticationError(
             "a session of the store was not written by its brokers: the database was altered",
             code="broker.store",
         )
     return Session(
-        nonce=bytes(row.nonce),
-        stock=row.stock,
+        nonce=row.nonce,
+        stock=columns["stock"],
         uri=None if row.uri is None else ResourceUri.parse(row.uri),
         version=row.version,
-        wrapping_key=bytes(row.wrapping_key),
-        statement=bytes(row.statement),
-        facts=bytes(row.facts),
-        evidence=None if row.evidence is None else bytes(row.evidence),
+        wrapping_key=row.wrapping_key,
+        statement=row.statement,
+        facts=row.facts,
+        evidence=row.evidence,
         rules=row.rules,
         expires=row.expires,
         spent=row.given is not None,
@@ -242,8 +240,7 @@ def _session(row: Any, master: MasterKey) -> Session | None:
 def _tag(columns: dict[str, Any], master: MasterKey) -> bytes:
     """The MAC over a row. No cookie's payload, which is JSON, begins like this."""
     covered = {
-        name: bytes(value).hex() if isinstance(value, bytes | memoryview) else value
-        for name, value in columns.items()
+        name: value.hex() if isinstance(value, bytes) else value for name, value in columns.items()
     }
     return master.mac(b"row\0" + canonical(covered))
 
@@ -252,8 +249,8 @@ def _forget(change: Change) -> None:
     """Remove rows of sessions whose challenge nobody could answer any more."""
     old = tables.sessions.c.expires < change.at - KEEP_S
     gone = select(tables.sessions.c.nonce).where(old)
-    change.connection.execute(delete(tables.releases).where(tables.releases.c.nonce.in_(gone)))
-    change.connection.execute(delete(tables.sessions).where(old))
+    change.connection.run(delete(tables.releases).where(tables.releases.c.nonce.in_(gone)))
+    change.connection.run(delete(tables.sessions).where(old))
 
 
 def token_digest(token: str) -> bytes:

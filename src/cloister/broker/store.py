@@ -17,12 +17,12 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloister.broker import tables
 from cloister.broker.audit import NOTHING, encode_entry, follow
-from cloister.broker.database import Change, Database
+from cloister.broker.database import Change, Database, no_store
 from cloister.broker.master import (
     IDENTITY_PLACE,
     MASTER_SIZE,
@@ -33,7 +33,8 @@ from cloister.broker.master import (
 )
 from cloister.broker.policy import ResourcePolicy, load_json
 from cloister.broker.root_keys.protocol import RootKey
-from cloister.broker.store_row import StoreRow, find_row, read_row
+from cloister.broker.statements import Connection, Prepared, Row
+from cloister.broker.store_row import StoreRow, read_row
 from cloister.channel.key_release import MAX_SECRET_BYTES, BrokerIdentity
 from cloister.channel.resource_uri import ResourceUri
 from cloister.errors import AuthenticationError, ConfigurationError, FetchError
@@ -41,9 +42,10 @@ from cloister.errors import AuthenticationError, ConfigurationError, FetchError
 MAX_OVERLAP_S: Final = 10 * 366 * 24 * 3600
 _REVOKED: Final = re.compile(r"(sha256:)?[0-9a-f]{16,128}")
 
-# Built once: building a statement costs more than running it.
-_RESOURCE: Final = select(tables.resources).where(tables.resources.c.uri == bindparam("of_uri"))
-_STANDING: Final = (
+_RESOURCE: Final = Prepared(
+    select(tables.resources).where(tables.resources.c.uri == bindparam("of_uri"))
+)
+_STANDING: Final = Prepared(
     select(
         tables.store.c.rules,
         tables.sessions.c.expires.label("answered"),
@@ -55,12 +57,14 @@ _STANDING: Final = (
     .outerjoin(tables.sessions, tables.sessions.c.nonce == bindparam("of_nonce"))
     .outerjoin(tables.resources, tables.resources.c.uri == bindparam("of_uri"))
 )
-_VERSION: Final = select(tables.versions).where(
-    tables.versions.c.uri == bindparam("of_uri"),
-    tables.versions.c.version == bindparam("of_version"),
+_VERSION: Final = Prepared(
+    select(tables.versions).where(
+        tables.versions.c.uri == bindparam("of_uri"),
+        tables.versions.c.version == bindparam("of_version"),
+    )
 )
-_RULES: Final = select(tables.store.c.rules)
-_REVOCATIONS: Final = select(tables.revocations)
+_RULES: Final = Prepared(select(tables.store.c.rules))
+_REVOCATIONS: Final = Prepared(select(tables.revocations))
 
 Clock = Callable[[], float]
 Random = Callable[[int], bytes]
@@ -155,7 +159,7 @@ class Store:
         try:
             with database.engine.begin() as connection:
                 tables.metadata.create_all(connection)
-                if find_row(connection) is not None:
+                if connection.execute(select(tables.store.c.id)).first() is not None:
                     raise ConfigurationError(
                         "there is a store in this database already", code="broker.exists"
                     )
@@ -239,7 +243,7 @@ class Store:
                     f"{uri} exists; `cloister broker rotate` gives it a new version",
                     code="broker.secret_exists",
                 )
-            change.connection.execute(
+            change.connection.run(
                 insert(tables.resources).values(
                     uri=str(uri), current=1, policy=None, created=change.at
                 )
@@ -264,12 +268,12 @@ class Store:
             if before is None:
                 raise unknown(uri)
             until, version = change.at + overlap_s, before + 1
-            change.connection.execute(
+            change.connection.run(
                 update(tables.versions)
                 .where(tables.versions.c.uri == str(uri), tables.versions.c.version == before)
                 .values(not_after=until)
             )
-            change.connection.execute(
+            change.connection.run(
                 update(tables.resources)
                 .where(tables.resources.c.uri == str(uri))
                 .values(current=version)
@@ -291,7 +295,7 @@ class Store:
         with self.changing() as change:
             if self._current(change.connection, uri) is None:
                 raise unknown(uri)
-            change.connection.execute(
+            change.connection.run(
                 update(tables.resources)
                 .where(tables.resources.c.uri == str(uri))
                 .values(policy=sealed)
@@ -324,12 +328,12 @@ class Store:
             raise _revocation("needs a reason of 1 to 400 printable characters")
         with self.changing() as change:
             table = tables.revocations
-            found = change.connection.execute(
+            found = change.connection.first(
                 select(table.c.at).where(table.c.kind == kind.value, table.c.value == value)
-            ).first()
+            )
             if found is not None:
                 raise _revocation("names what is not revoked yet")
-            change.connection.execute(
+            change.connection.run(
                 insert(table).values(kind=kind.value, value=value, reason=reason, at=change.at)
             )
             change.record(
@@ -347,7 +351,7 @@ class Store:
         """As `rewrap`, for a master key that was recovered otherwise."""
         wrapped = new.wrap(master, master_context(store_id))
         with self.changing() as change:
-            change.connection.execute(
+            change.connection.run(
                 update(tables.store).values(wrapped_master=wrapped, root_name=new.name)
             )
             change.record("root_key.replaced", {"root_key": new.name})
@@ -363,7 +367,7 @@ class Store:
     def resources(self) -> tuple[Resource, ...]:
         """All secrets, without what is secret; AuthenticationError as `resource`."""
         with self.database.reading() as connection:
-            rows = connection.execute(select(tables.resources).order_by(tables.resources.c.uri))
+            rows = connection.each(select(tables.resources).order_by(tables.resources.c.uri))
             return tuple(self._resource(row) for row in rows)
 
     def resource(self, uri: ResourceUri, connection: Connection) -> Resource | None:
@@ -371,13 +375,14 @@ class Store:
 
         AuthenticationError (``broker.store``) if its policy is not what `set_policy` wrote here.
         """
-        row = connection.execute(_RESOURCE, {"of_uri": str(uri)}).one_or_none()
+        row = connection.first(_RESOURCE, of_uri=str(uri))
         return None if row is None else self._resource(row)
 
     def standing(self, uri: ResourceUri, nonce: bytes, connection: Connection) -> Standing:
         """What the answer to the challenge `nonce` meets that asks for `uri`; as `resource`."""
-        asked = {"of_uri": str(uri), "of_nonce": nonce}
-        row = connection.execute(_STANDING, asked).one()
+        row = connection.first(_STANDING, of_uri=str(uri), of_nonce=nonce)
+        if row is None:
+            raise no_store()
         return Standing(
             rules=row.rules,
             answered=row.answered is not None,
@@ -386,12 +391,12 @@ class Store:
 
     def version(self, uri: ResourceUri, number: int, connection: Connection) -> Version | None:
         """One version of a secret, sealed."""
-        row = connection.execute(_VERSION, {"of_uri": str(uri), "of_version": number}).one_or_none()
+        row = connection.first(_VERSION, of_uri=str(uri), of_version=number)
         if row is None:
             return None
         return Version(
             number=row.version,
-            sealed=bytes(row.sealed),
+            sealed=row.sealed,
             created=row.created,
             not_after=row.not_after,
         )
@@ -402,12 +407,15 @@ class Store:
 
     def revocations(self, connection: Connection) -> dict[tuple[Revoked, str], str]:
         """The reasons of all revocations."""
-        rows = connection.execute(_REVOCATIONS)
+        rows = connection.each(_REVOCATIONS)
         return {(Revoked(row.kind), row.value): row.reason for row in rows}
 
     def rules(self, connection: Connection) -> int:
         """The entry that changed policies or revocations last."""
-        return int(connection.execute(_RULES).scalar_one())
+        row = connection.first(_RULES)
+        if row is None:
+            raise no_store()
+        return int(row.rules)
 
     def audit_entries(self) -> Iterator[bytes]:
         """Every entry of the audit log, the oldest first, as one consistent view.
@@ -415,14 +423,13 @@ class Store:
         AuthenticationError (``audit.chain``) if the last one is not the one that was written last.
         """
         with self.database.reading() as connection:
-            head = bytes(connection.execute(select(tables.store.c.digest)).scalar_one())
+            head = connection.first(select(tables.store.c.digest))
             table = tables.audit
-            rows = connection.execute(select(table.c.entry).order_by(table.c.sequence))
             last = b""
-            for row in rows:
-                last = bytes(row.entry)
+            for row in connection.each(select(table.c.entry).order_by(table.c.sequence)):
+                last = row.entry
                 yield last
-        if hashlib.sha256(last).digest() != head:
+        if head is None or hashlib.sha256(last).digest() != head.digest:
             raise AuthenticationError(
                 "the audit log does not end with what was written last: entries were cut off its"
                 " end, or added",
@@ -433,10 +440,10 @@ class Store:
         """The last entries of the audit log, the oldest first."""
         with self.database.reading() as connection:
             column = tables.audit.c.sequence
-            rows = connection.execute(
+            rows = connection.each(
                 select(tables.audit.c.entry).order_by(column.desc()).limit(number)
             )
-            return tuple(reversed([bytes(row.entry) for row in rows]))
+            return tuple(reversed([row.entry for row in rows]))
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Change]:
@@ -444,13 +451,11 @@ class Store:
         with self.database.change(at=self.now()) as change:
             yield change
 
-    def _resource(self, row: object) -> Resource:
-        values = row._mapping  # type: ignore[attr-defined]  # SQLAlchemy's Row
-        uri, policy = values["uri"], values["policy"]
+    def _resource(self, row: Row) -> Resource:
         return Resource(
-            uri=ResourceUri.parse(uri),
-            current=values["current"],
-            policy=None if policy is None else self._opened(uri, bytes(policy)),
+            uri=ResourceUri.parse(row.uri),
+            current=row.current,
+            policy=None if row.policy is None else self._opened(row.uri, row.policy),
         )
 
     def _open_policy(self, uri: str, sealed: bytes) -> ResourcePolicy:
@@ -462,12 +467,12 @@ class Store:
 
     def _current(self, connection: Connection, uri: ResourceUri) -> int | None:
         table = tables.resources
-        row = connection.execute(select(table.c.current).where(table.c.uri == str(uri))).first()
+        row = connection.first(select(table.c.current).where(table.c.uri == str(uri)))
         return None if row is None else int(row.current)
 
     def _add_version(self, change: Change, uri: ResourceUri, number: int, secret: bytes) -> None:
         sealed = self.master.seal(secret, secret_place(str(uri), number), random=self._random)
-        change.connection.execute(
+        change.connection.run(
             insert(tables.versions).values(
                 uri=str(uri), version=number, sealed=sealed, created=change.at, not_after=None
             )

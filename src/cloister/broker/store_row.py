@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, inspect, select
+from sqlalchemy import select
 
 from cloister.broker import tables
 from cloister.broker.database import Database, no_store
@@ -27,19 +27,12 @@ class StoreRow:
 
 def read_row(database: Database) -> StoreRow:
     """Read it; ConfigurationError if there is no store, or one of another format."""
+    if not database.has(tables.store):
+        raise no_store()
     with database.reading() as connection:
-        there = inspect(connection).has_table(tables.store.name)
-        row = find_row(connection) if there else None
+        row = connection.first(select(tables.store))
     if row is None:
         raise no_store()
-    return row
-
-
-def find_row(connection: Connection) -> StoreRow | None:
-    """The same in a transaction that is open; None where there is no store."""
-    row = connection.execute(select(tables.store)).one_or_none()
-    if row is None:
-        return None
     if row.format != tables.FORMAT:
         raise ConfigurationError(
             "the store in this database is of another format than this version's",
@@ -48,8 +41,8 @@ def find_row(connection: Connection) -> StoreRow | None:
     return StoreRow(
         store_id=row.store_id,
         root_name=row.root_name,
-        wrapped_master=bytes(row.wrapped_master),
-        sealed_identity_key=bytes(row.sealed_identity_key),
-        identity=BrokerIdentity(bytes(row.identity)),
+        wrapped_master=row.wrapped_master,
+        sealed_identity_key=row.sealed_identity_key,
+        identity=BrokerIdentity(row.identity),
         at=row.at,
     )

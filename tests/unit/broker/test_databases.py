@@ -355,7 +355,7 @@ def test_reading_sees_one_state(at: Bench, address: str) -> None:
 
 def test_a_change_without_an_entry_is_undone(at: Bench) -> None:
     with pytest.raises(RuntimeError), at.store.changing() as change:
-        change.connection.execute(text("DELETE FROM broker_versions"))
+        change.connection.run(text("DELETE FROM broker_versions"))
     assert at.release().secret == SECRET
 
 
@@ -400,7 +400,7 @@ def test_every_connection_to_a_file_flushes_what_it_commits(tmp_path: Path) -> N
         for _ in range(3):
             connection = stack.enter_context(database.reading())
             found = [
-                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                (connection.first(text(f"PRAGMA {name}")) or (None,))[0]
                 for name in ("journal_mode", "synchronous")
             ]
             assert found == ["wal", 2]
@@ -430,8 +430,8 @@ def test_an_error_of_the_database_quotes_nothing(at: Bench) -> None:
     word = "what-stands-in-a-row"
     row = {"uri": word, "current": 1, "policy": None, "created": 1}
     with pytest.raises(FetchError) as refused, at.store.changing() as change:
-        change.connection.execute(insert(tables.resources).values(row))
-        change.connection.execute(insert(tables.resources).values(row))
+        change.connection.run(insert(tables.resources).values(row))
+        change.connection.run(insert(tables.resources).values(row))
     assert refused.value.code == "broker.database"
     assert word not in str(refused.value)
     assert refused.value.__cause__ is None

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from cloister.broker import audit
 from cloister.broker.database import Database
 from cloister.broker.denial import Denied
 from cloister.broker.desk import Desk
+from cloister.broker.statements import Connection, Prepared
 from cloister.broker.store import Store
 from support.broker import ROOT, SECRET, SOURCE, WEIGHTS, Attested, Clock, attested, bench
 
@@ -45,26 +45,37 @@ def at_commit(database: Database, *, after: bool) -> None:
         if wrote and after:
             die()
 
-    def noticed(*arguments: Any) -> None:
-        statement = str(arguments[2])
-        if statement.startswith(("INSERT", "UPDATE")):
+    def noticed(text: str) -> None:
+        if text.startswith(("INSERT", "UPDATE")):
             wrote.append(True)
 
-    event.listen(database.engine, "after_cursor_execute", noticed)
+    after_each(noticed)
 
     dialect.do_commit = counted  # type: ignore[method-assign,assignment]  # crashes
 
 
-def at_statement(database: Database, number: int) -> None:
+def at_statement(number: int) -> None:
     """Die after the statement with this number."""
     seen = {"statements": 0}
 
-    def counted(*_: Any) -> None:
+    def counted(_: str) -> None:
         seen["statements"] += 1
         if seen["statements"] == number:
             die()
 
-    event.listen(database.engine, "after_cursor_execute", counted)
+    after_each(counted)
+
+
+def after_each(hook: Callable[[str], None]) -> None:
+    """Call `hook` with every statement that ran. For a process that ends soon."""
+    run = Connection._run
+
+    def hooked(self: Connection, prepared: Prepared, values: dict[str, Any]) -> Any:
+        cursor = run(self, prepared, values)
+        hook(prepared.text(self._dialect)[0])
+        return cursor
+
+    Connection._run = hooked  # type: ignore[method-assign]  # crashes
 
 
 def in_child(path: Path, clock: Clock, crash: Callable[[Database], None], run: Any) -> int:
@@ -92,7 +103,7 @@ CRASHES: dict[str, Callable[[Database], None]] = {
     "before the commit": lambda database: at_commit(database, after=False),
     "after the commit": lambda database: at_commit(database, after=True),
     **{
-        f"after statement {number}": lambda database, number=number: at_statement(database, number)  # type: ignore[misc]  # a loop's value
+        f"after statement {number}": lambda _, number=number: at_statement(number)  # type: ignore[misc]  # a loop's value
         for number in range(1, 9)
     },
 }
