@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
@@ -135,16 +136,18 @@ class AppraisalPolicy:
     chip_ids: Checked[tuple[str, ...]]
     """Hexadecimal ids of the only processors accepted (AMD CHIP_ID, Intel PPID)."""
 
+    _policy_id: str = dataclasses.field(default="", init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         """Refuse a policy that is none: wrong types, empty sets, nothing checked. Sort the sets."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            _check_field(field.name, value)
+        for name in _names():
+            value = getattr(self, name)
+            _check_field(name, value)
             if isinstance(value, tuple):
                 # Sets in all but type: equal policies are equal values with equal digests.
-                object.__setattr__(self, field.name, tuple(sorted(set(value))))
+                object.__setattr__(self, name, tuple(sorted(set(value))))
             elif isinstance(value, Mapping):
-                object.__setattr__(self, field.name, _frozen(value))
+                object.__setattr__(self, name, _frozen(value))
         if (
             self.accept_development
             and self.accept_debug
@@ -168,13 +171,15 @@ class AppraisalPolicy:
     @property
     def policy_id(self) -> str:
         """``sha256:<hex>`` of the policy's canonical JSON."""
-        return "sha256:" + hashlib.sha256(canonical(self.to_json())).hexdigest()
+        policy_id = self._policy_id
+        if not policy_id:  # computed once: every result names it
+            policy_id = "sha256:" + hashlib.sha256(canonical(self.to_json())).hexdigest()
+            object.__setattr__(self, "_policy_id", policy_id)
+        return policy_id
 
     def to_json(self) -> JsonObject:
         """The policy as a JSON object."""
-        return {
-            field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
+        return {name: _to_json(getattr(self, name)) for name in _names()}
 
     def dump_json(self) -> str:
         """The policy as JSON text."""
@@ -183,6 +188,12 @@ class AppraisalPolicy:
     def dump_toml(self) -> str:
         """The policy as TOML; booleans, integers, strings and lists read alike in both."""
         return "".join(f"{name} = {_toml(value)}\n" for name, value in self.to_json().items())
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    """Of the fields that people write."""
+    return tuple(field.name for field in dataclasses.fields(AppraisalPolicy) if field.init)
 
 
 def strict() -> AppraisalPolicy:
@@ -266,7 +277,7 @@ def parse_fields(members: Mapping[str, object]) -> Mapping[str, object]:
     Raises:
         ConfigurationError: not fields of a policy (code ``policy.malformed``).
     """
-    known = {field.name for field in dataclasses.fields(AppraisalPolicy)}
+    known = set(_names())
     if not members.keys() <= known:
         raise _malformed("has fields that this version does not know")
     fields = {name: _from_value(name, members[name]) for name in sorted(members)}
@@ -328,7 +339,7 @@ _ADVISORY: Final = re.compile(r"[A-Z][A-Z0-9-]{3,63}")
 
 
 def _from_mapping(members: Mapping[str, object]) -> AppraisalPolicy:
-    names = [field.name for field in dataclasses.fields(AppraisalPolicy)]
+    names = _names()
     missing = [name for name in names if name not in members]
     if not members:
         raise ConfigurationError("the policy is empty", code="policy.empty")

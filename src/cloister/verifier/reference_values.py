@@ -17,8 +17,8 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from cloister.errors import ConfigurationError, MalformedError
 from cloister.evidence.component import Component, ComponentKind, parse_digest
@@ -69,6 +69,10 @@ class ReferenceComponent:
         }
 
 
+Named: TypeAlias = tuple[ComponentKind, str]
+Exact: TypeAlias = tuple[ComponentKind, str, str, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceValues:
     """The components that a worker must consist of, no more and no fewer.
@@ -80,6 +84,8 @@ class ReferenceValues:
     components: tuple[ReferenceComponent, ...] = ()
     platforms: tuple[PlatformReference, ...] = ()
     """Accepted states of hardware platforms, one of which must match whole."""
+    _named: frozenset[Named] | None = field(default=None, init=False, repr=False, compare=False)
+    _exact: frozenset[Exact] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def from_platforms(cls, *references: PlatformReference) -> ReferenceValues:
@@ -129,13 +135,29 @@ class ReferenceValues:
             (*self.components, *other.components), (*self.platforms, *other.platforms)
         )
 
-    def accepted(self) -> dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]]:
-        """The alternatives for every kind and name."""
-        groups: dict[tuple[ComponentKind, str], tuple[ReferenceComponent, ...]] = {}
-        for entry in self.components:
-            key = (entry.kind, entry.name)
-            groups[key] = (*groups.get(key, ()), entry)
-        return groups
+    # Both are made once: every worker is compared with them.
+
+    @property
+    def named(self) -> frozenset[Named]:
+        """Kind and name of every component that must have been measured."""
+        found = self._named
+        if found is None:
+            found = frozenset((entry.kind, entry.name) for entry in self.components)
+            object.__setattr__(self, "_named", found)
+        return found
+
+    @property
+    def exact(self) -> frozenset[Exact]:
+        """Kind, name, version and digest of everything that may have been measured."""
+        found = self._exact
+        if found is None:
+            found = frozenset(
+                (entry.kind, entry.name, entry.version, digest)
+                for entry in self.components
+                for digest in entry.digests
+            )
+            object.__setattr__(self, "_exact", found)
+        return found
 
     @property
     def images(self) -> tuple[ReferenceImage, ...]:

@@ -91,9 +91,10 @@ def statements_of(
     report: AttestationReport, keyset_digest: str, nonce: bytes, statement: StatementDigest
 ) -> StatementDigests:
     """The digests that evidence may carry, built from our own nonce and our own digest."""
+    expected, named = statement(keyset_digest, nonce), report.keyset_digest
     return StatementDigests(
-        expected=statement(keyset_digest, nonce),
-        named=statement(report.keyset_digest, nonce),
+        expected=expected,
+        named=expected if named == keyset_digest else statement(named, nonce),
         unchallenged=statement(keyset_digest, None),
     )
 

@@ -14,7 +14,7 @@ from cloister.verifier import policy
 from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-FIELDS = [field.name for field in dataclasses.fields(AppraisalPolicy)]
+FIELDS = [field.name for field in dataclasses.fields(AppraisalPolicy) if field.init]
 
 
 def loosest(**changes: object) -> AppraisalPolicy:

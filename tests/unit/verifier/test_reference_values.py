@@ -66,7 +66,10 @@ def test_merging_joins_digests_and_keeps_versions_apart() -> None:
             kind=ComponentKind.MODEL, name="demo", version="2.0", digests=(newer.digest,)
         ),
     )
-    assert merged.accepted() == {(ComponentKind.MODEL, "demo"): merged.components}
+    assert merged.named == {(ComponentKind.MODEL, "demo")}
+    assert {(version, digest) for _, _, version, digest in merged.exact} == {
+        (entry.version, digest) for entry in merged.components for digest in entry.digests
+    }
 
 
 def component(**changes: object) -> list[object]:

@@ -39,7 +39,7 @@ from cloister.verifier.authenticated import Authenticated
 from cloister.verifier.expected_manifest import ExpectedManifest
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.policy import AppraisalPolicy, Unchecked
-from cloister.verifier.reference_values import ReferenceComponent, ReferenceValues
+from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.result import Source
 
 MODEL: Final = "software.model"
@@ -125,18 +125,15 @@ def _components(
     ledger: Ledger,
 ) -> None:
     """Steps 1 to 6."""
-    accepted = reference_values.accepted()
-    changed: list[Component] = []
-    unexpected: list[Component] = []
-    for component in components:
-        alternatives = accepted.get((component.kind, component.name))
-        if alternatives is None:
-            unexpected.append(component)
-        elif not _is_among(component, alternatives):
-            changed.append(component)
-    measured = Counter((component.kind, component.name) for component in components)
+    exact, named = reference_values.exact, reference_values.named
+    wrong = [
+        one for one in components if (one.kind, one.name, one.version, one.digest) not in exact
+    ]
+    changed = [one for one in wrong if (one.kind, one.name) in named]
+    unexpected = [one for one in wrong if (one.kind, one.name) not in named]
+    measured = Counter([(one.kind, one.name) for one in components])
     twice = [_named(kind, name) for (kind, name), count in measured.items() if count > 1]
-    missing = [_named(kind, name) for kind, name in accepted if (kind, name) not in measured]
+    missing = [_named(kind, name) for kind, name in sorted(named - measured.keys())]
     _model(components, [*changed, *unexpected], policy, ledger)
     _unchanged(PACKAGES, "package_mismatch", "installed packages", changed, ledger)
     _unchanged(RUNTIME, "component_mismatch", "interpreter and native files", changed, ledger)
@@ -276,14 +273,6 @@ def _denied(
         code="denied",
         refused=f"Your policy denies {_some(found)}.",
     )
-
-
-def _is_among(component: Component, alternatives: tuple[ReferenceComponent, ...]) -> bool:
-    """Whether version and digest are those of one alternative."""
-    for entry in alternatives:
-        if entry.version == component.version and component.digest in entry.digests:
-            return True
-    return False
 
 
 def _named(kind: ComponentKind, name: str) -> str:
