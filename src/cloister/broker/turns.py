@@ -9,10 +9,12 @@ the order is that of arrival, and nobody is overtaken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 MAX_WAITING: Final = 4096
@@ -39,14 +41,22 @@ class Turns:
     def __init__(
         self, *, threads: int = 1, max_waiting: int = MAX_WAITING, max_bytes: int = MAX_BYTES
     ) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="cloister-broker")
+        # Not an executor: its futures, and the loop's around them, cost more than a challenge.
+        self._begun: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"cloister-broker-{number}", daemon=True)
+            for number in range(threads)
+        ]
         self._free = threads
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
         self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
         self._waiting = 0
         self._bytes = 0
-        self._running: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -75,9 +85,11 @@ class Turns:
             for waiting in line:
                 waiting.done.cancel()
         self._lines.clear()
-        if self._running:
-            await asyncio.wait(self._running)
-        self._executor.shutdown()
+        await self._idle.wait()
+        for _ in self._threads:
+            self._begun.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _next(self) -> None:
         while self._free and self._lines:
@@ -90,22 +102,29 @@ class Turns:
             if waiting.done.done():  # cancelled while it waited
                 continue
             self._free -= 1
-            task = asyncio.ensure_future(self._run(waiting))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._idle.clear()
+            self._begun.put(waiting)
 
-    async def _run(self, waiting: _Waiting) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            result = await loop.run_in_executor(self._executor, waiting.run)
-        except BaseException as error:
-            if not waiting.done.done():
-                waiting.done.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
+    def _work(self) -> None:
+        """In a thread: run what has its turn, until the end."""
+        while (waiting := self._begun.get()) is not None:
+            result, failed = None, None
+            try:
+                result = waiting.run()
+            except BaseException as error:
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the loop was closed without `aclose`
+                waiting.done.get_loop().call_soon_threadsafe(self._end, waiting, result, failed)
+            del waiting, result, failed  # what was decided is not kept until the next turn
+
+    def _end(self, waiting: _Waiting, result: Any, failed: BaseException | None) -> None:
+        self._free += 1
+        if self._free == len(self._threads):
+            self._idle.set()
+        self._next()
+        if waiting.done.done():  # the caller went away
+            return
+        if failed is None:
+            waiting.done.set_result(result)
         else:
-            if not waiting.done.done():
-                waiting.done.set_result(result)
-        finally:
-            self._free += 1
-            self._next()
+            waiting.done.set_exception(failed)
