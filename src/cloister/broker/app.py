@@ -21,7 +21,6 @@ import contextlib
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, TypeVar
 
 from cloister.broker.denial import UNAUTHENTICATED, Denied
@@ -283,12 +282,8 @@ def _cookie(scope: Scope) -> str | None:
     line = _header(scope, b"cookie")
     if line is None:
         return None
-    jar: SimpleCookie = SimpleCookie()
-    try:
-        jar.load(line)
-    except CookieError:
-        return None
-    return jar[rcar.COOKIE].value if rcar.COOKIE in jar else None
+    given = (pair.strip().partition("=") for pair in line.split(";"))
+    return {name: value for name, _, value in given}.get(rcar.COOKIE)
 
 
 def _set_cookie(cookie: str) -> bytes:

@@ -123,7 +123,9 @@ def _verified(
     denied = [value for _, value in revocations if value.startswith("sha256:")]
     listed = terms.appraisal.denied
     known = () if isinstance(listed, Unchecked) else listed
-    policy = dataclasses.replace(terms.appraisal, denied=(*known, *denied))
+    policy = terms.appraisal
+    if denied:
+        policy = dataclasses.replace(policy, denied=(*known, *denied))
     results = []
     for values in terms.alternatives:
         result = verify_report(

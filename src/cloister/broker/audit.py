@@ -40,6 +40,7 @@ from cloister.strictjson import (
 
 FIRST_PREVIOUS: Final = bytes(32)
 MAX_ENTRY_BYTES: Final = 16 * 1024
+_MAX_EVENT: Final = 64
 _SIGNED: Final = b"cloister.audit.checkpoint.v1\0"
 
 
@@ -53,6 +54,10 @@ class Head:
     def to_json(self) -> JsonObject:
         """As checkpoints write it."""
         return {"sequence": self.sequence, "digest": self.digest.hex()}
+
+    def after(self, entry: bytes) -> Head:
+        """How far it goes with `entry`, which was made to follow this."""
+        return Head(sequence=self.sequence + 1, digest=hashlib.sha256(entry).digest())
 
 
 NOTHING: Final = Head(sequence=0, digest=FIRST_PREVIOUS)
@@ -70,8 +75,8 @@ class Entry:
 
 
 def encode_entry(after: Head, *, at: int, event: str, detail: JsonObject) -> bytes:
-    """The bytes of the entry that follows `after`."""
-    return canonical(
+    """The bytes of the entry that follows `after`; MalformedError if `follow` would refuse it."""
+    entry = canonical(
         {
             "sequence": after.sequence + 1,
             "at": at,
@@ -80,6 +85,9 @@ def encode_entry(after: Head, *, at: int, event: str, detail: JsonObject) -> byt
             "previous": after.digest.hex(),
         }
     )
+    if len(entry) > MAX_ENTRY_BYTES or len(event) > _MAX_EVENT:
+        raise MalformedError("an entry of the audit log is larger than its readers accept")
+    return entry
 
 
 def follow(head: Head, entry: bytes) -> tuple[Head, Entry]:
@@ -93,7 +101,7 @@ def follow(head: Head, entry: bytes) -> tuple[Head, Entry]:
     read = Entry(
         sequence=expect_int(members["sequence"], "an entry's number"),
         at=expect_int(members["at"], "an entry's time"),
-        event=expect_str(members["event"], "an entry's event", limit=64),
+        event=expect_str(members["event"], "an entry's event", limit=_MAX_EVENT),
         detail=expect_object(members["detail"], "an entry's detail"),
         previous=expect_hex(members["previous"], "an entry's predecessor", size=32),
     )
@@ -103,7 +111,7 @@ def follow(head: Head, entry: bytes) -> tuple[Head, Entry]:
             " added or removed",
             code="audit.chain",
         )
-    return Head(sequence=read.sequence, digest=hashlib.sha256(entry).digest()), read
+    return head.after(entry), read
 
 
 def follow_all(entries: Iterable[bytes], start: Head = NOTHING) -> Head:

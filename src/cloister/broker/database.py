@@ -33,7 +33,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import OperationalError as SqlalchemyOperationalError
 
 from cloister.broker import tables
-from cloister.broker.audit import Head, encode_entry, follow
+from cloister.broker.audit import Head, encode_entry
 from cloister.broker.statements import Connection, Prepared
 from cloister.errors import ConfigurationError, FetchError
 from cloister.strictjson import JsonObject
@@ -73,7 +73,7 @@ class Change:
     def record(self, event: str, detail: JsonObject, *, changes_rules: bool = False) -> None:
         """Add an entry to the audit log. With `changes_rules`, open sessions end with it."""
         entry = encode_entry(self._head, at=self.at, event=event, detail=detail)
-        self._head, _ = follow(self._head, entry)
+        self._head = self._head.after(entry)
         self.connection.run(
             _APPEND, sequence=self._head.sequence, entry=entry, digest=self._head.digest
         )
@@ -123,7 +123,11 @@ class Database:
         url = url.set(drivername="postgresql+psycopg")
         try:
             # A connection that a restarted server closed is noticed before it is used.
-            return cls(create_engine(url, pool_pre_ping=True, hide_parameters=True))
+            return cls(
+                create_engine(
+                    url, pool_pre_ping=True, hide_parameters=True, pool_reset_on_return=None
+                )
+            )
         except ModuleNotFoundError:
             raise _refused("PostgreSQL needs the package psycopg: cloister[postgres]") from None
 
@@ -174,10 +178,7 @@ class Database:
                 yield Connection(driver, dialect)
                 dialect.do_commit(driver)
             except BaseException:
-                try:
-                    dialect.do_rollback(driver)
-                except self._errors.Error:  # the server closed it
-                    pooled.invalidate()
+                dialect.do_rollback(driver)
                 raise
 
     @contextlib.contextmanager
@@ -222,6 +223,7 @@ def _sqlite(path: Path) -> Engine:
         connect_args={"timeout": BUSY_S},
         hide_parameters=True,
         paramstyle="named",
+        pool_reset_on_return=None,  # each transaction is ended where it began
     )
 
     @event.listens_for(engine, "connect")

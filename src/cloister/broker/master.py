@@ -9,7 +9,6 @@ not open there.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Callable
 from typing import Final
@@ -73,7 +72,7 @@ class MasterKey:
 
     def mac(self, data: bytes) -> bytes:
         """HMAC-SHA256 for what others hold meanwhile, workers or the database: 32 bytes."""
-        return hmac.new(self._mac_key, data, hashlib.sha256).digest()
+        return hmac.digest(self._mac_key, data, "sha256")
 
     def identity_key(self, sealed: bytes) -> Ed25519PrivateKey:
         """The broker's identity key from its place in the database."""

@@ -21,7 +21,7 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloister.broker import tables
-from cloister.broker.audit import NOTHING, encode_entry, follow
+from cloister.broker.audit import NOTHING, encode_entry
 from cloister.broker.database import Change, Database, no_store
 from cloister.broker.master import (
     IDENTITY_PLACE,
@@ -155,7 +155,7 @@ class Store:
             event="store.created",
             detail={"store": store_id, "identity": str(identity), "root_key": root.name},
         )
-        head, _ = follow(NOTHING, entry)
+        head = NOTHING.after(entry)
         try:
             with database.engine.begin() as connection:
                 tables.metadata.create_all(connection)

@@ -165,14 +165,23 @@ def test_a_broken_chain_is_not_exported() -> None:
 
 
 def test_an_entry_is_bounded() -> None:
-    def entry(size: int) -> bytes:
+    """For who writes as for who reads: the log never holds what nobody could verify."""
+
+    def entry(size: int, event: str = "x") -> bytes:
         detail: JsonObject = {"reason": "r" * size}
-        return audit.encode_entry(audit.NOTHING, at=1, event="x", detail=detail)
+        return audit.encode_entry(audit.NOTHING, at=1, event=event, detail=detail)
 
     largest = audit.MAX_ENTRY_BYTES - len(entry(0))
-    audit.follow(audit.NOTHING, entry(largest))
-    with pytest.raises(MalformedError):
-        audit.follow(audit.NOTHING, entry(largest + 1))
+    longest = entry(largest)
+    audit.follow(audit.NOTHING, longest)
+    audit.follow(audit.NOTHING, entry(0, "x" * 64))
+    too_long = longest.replace(b"rr", b"rrr", 1)
+    too_wordy = entry(0).replace(b'"x"', b'"%s"' % (b"x" * 65))
+    for written, read in (((largest + 1,), too_long), ((0, "x" * 65), too_wordy)):
+        with pytest.raises(MalformedError):
+            entry(*written)
+        with pytest.raises(MalformedError):
+            audit.follow(audit.NOTHING, read)
 
 
 def test_a_checkpoint_is_bounded() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from cloister.broker import audit, session, tables
-from cloister.broker.database import Database
+from cloister.broker.database import Change, Database
 from cloister.broker.denial import Denied
 from cloister.broker.desk import Desk
 from cloister.broker.root_keys.development import MemoryRootKey
@@ -351,6 +351,24 @@ def test_reading_sees_one_state(at: Bench, address: str) -> None:
     with at.store.database.reading() as connection:
         assert len(at.store.revocations(connection)) == 1
     database.close()
+
+
+@pytest.mark.skipif(not HAVE_POSTGRES, reason=MISSING)
+def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
+    with postgres_database() as address, bench(address) as at:
+        assert at.release().secret == SECRET
+        other = Database.open(address)
+        for begin in (at.store.database.reading, lambda: at.store.database.change(at=0)):
+            with pytest.raises(FetchError) as refused, begin() as begun:
+                connection = begun.connection if isinstance(begun, Change) else begun
+                found = connection.first(text("SELECT pg_backend_pid() AS pid"))
+                assert found is not None
+                with other.reading() as killing:
+                    assert killing.first(text(f"SELECT pg_terminate_backend({found.pid})"))
+                at.store.rules(connection)
+            assert refused.value.code == "broker.database"
+            assert at.release().secret == SECRET
+        other.close()
 
 
 def test_a_change_without_an_entry_is_undone(at: Bench) -> None:
