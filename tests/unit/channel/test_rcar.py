@@ -9,6 +9,7 @@ import pytest
 from cloister.channel import rcar
 from cloister.channel.resource_uri import ResourceUri
 from cloister.errors import MalformedError
+from cloister.strictjson import Json
 
 RESOURCE = ResourceUri(repository="acme", type="weights", tag="v1")
 EVIDENCE = rcar.WorkerEvidence(
@@ -72,3 +73,18 @@ def test_messages_are_bounded() -> None:
         rcar.parse_request(b" " * (rcar.MAX_REQUEST_BYTES + 1))
     with pytest.raises(MalformedError):
         rcar.parse_attestation(b" " * (rcar.MAX_ATTESTATION_BYTES + 1))
+
+
+def test_a_report_stands_as_its_text_and_is_bounded() -> None:
+    def evidence(report: Json) -> bytes:
+        data = rcar.encode_attestation(nonce=bytes(32), tee_pubkey={}, evidence=EVIDENCE)
+        own = rcar.parse_attestation(data).evidence
+        own["cloister"]["report"] = report  # type: ignore[index,call-overload]  # an object in it
+        return rcar.parse_worker_evidence(own).report
+
+    text = '{"say":"\\"\u00e9\n"}'
+    assert evidence(text) == text.encode()
+    assert len(evidence("x" * rcar.MAX_REPORT_BYTES)) == rcar.MAX_REPORT_BYTES
+    for wrong in ("x" * (rcar.MAX_REPORT_BYTES + 1), "\u00e9" * rcar.MAX_REPORT_BYTES, 1, None):
+        with pytest.raises(MalformedError):
+            evidence(wrong)
