@@ -6,6 +6,7 @@ is wrong at once. A step that needed the failed one is listed too, as not decide
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from cloister.verifier.result import Claim, Finding, Source
@@ -208,12 +209,4 @@ class Ledger:
 def _on_the_word_of(source: Source, claim: Claim) -> Claim:
     if claim.source is not Source.HARDWARE_PROVEN:
         return claim
-    return Claim(
-        name=claim.name,
-        finding=claim.finding,
-        source=source,
-        explanation=claim.explanation,
-        code=claim.code,
-        device=claim.device,
-        value=claim.value,
-    )
+    return dataclasses.replace(claim, source=source)

@@ -233,3 +233,12 @@ def test_a_minimum_cannot_be_changed_behind_the_policys_back() -> None:
 def test_recorded_evidence_is_judged_on_what_it_contains_and_on_all_of_that() -> None:
     loose, tight = policy.as_captured(policy.strict()).to_json(), policy.strict().to_json()
     assert {name for name in tight if tight[name] != loose[name]} == {"require_endorsements"}
+
+
+def test_a_policy_made_from_another_has_a_digest_of_its_own() -> None:
+    """Also where the other's was asked for already, and is kept."""
+    kept = policy.strict()
+    assert kept.policy_id == policy.strict().policy_id
+    changed = dataclasses.replace(kept, accept_debug=True)
+    assert changed.policy_id == dataclasses.replace(policy.strict(), accept_debug=True).policy_id
+    assert changed.policy_id != kept.policy_id

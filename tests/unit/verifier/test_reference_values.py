@@ -240,3 +240,16 @@ def test_an_image_that_does_not_say_what_it_is(image: object) -> None:
     reference_values.load_json(platforms(reference(image=IMAGE)))
     with pytest.raises(ConfigurationError):
         reference_values.load_json(platforms(reference(image=image)))
+
+
+def test_values_made_from_others_are_compared_with_their_own_components() -> None:
+    """Also where the others were compared with already, and what that needs is kept."""
+    one, other = (made_up(ComponentKind.MODEL, name) for name in ("one", "other"))
+    first = ReferenceValues.from_components((one,))
+    named = {(ComponentKind.MODEL, "one")}
+    exact = {(ComponentKind.MODEL, "one", one.version, one.digest)}
+    assert (first.named, first.exact) == (named, exact)
+    second = ReferenceValues.from_components((other,))
+    changed = dataclasses.replace(first, components=second.components)
+    assert (changed.named, changed.exact) == (second.named, second.exact)
+    assert changed.named == {(ComponentKind.MODEL, "other")}
