@@ -258,6 +258,7 @@ def _verify_alone(
             remembered=None,
             identities=None,
             roots=worker.roots,
+            identities=None,
             at=datetime.now(UTC),
         ),
     )

@@ -248,7 +248,8 @@ def test_values_made_from_others_are_compared_with_their_own_components() -> Non
     first = ReferenceValues.from_components((one,))
     named = {(ComponentKind.MODEL, "one")}
     exact = {(ComponentKind.MODEL, "one", one.version, one.digest)}
-    assert (first.named, first.exact) == (named, exact)
+    assert first.named == named
+    assert first.exact == exact
     second = ReferenceValues.from_components((other,))
     changed = dataclasses.replace(first, components=second.components)
     assert (changed.named, changed.exact) == (second.named, second.exact)
