@@ -258,7 +258,6 @@ def _verify_alone(
             remembered=None,
             identities=None,
             roots=worker.roots,
-            identities=None,
             at=datetime.now(UTC),
         ),
     )
