@@ -36,9 +36,18 @@ from cloister.attester.device_tpm import (
     open_tpm,
     read_boot_log,
 )
-from cloister.attester.guest_port import decoded, encoded, find_port, serve_port
+from cloister.attester.guest_port import (
+    Answer,
+    decoded,
+    encoded,
+    find_port,
+    listen_vsock,
+    serve_connections,
+    serve_port,
+)
 from cloister.attester.handover import Evidence, Handover, MeasuredFile
 from cloister.attester.memory import FOLDER, WorkerMemory, make_memory
+from cloister.attester.nsm import Nsm, fix_manifest
 from cloister.attester.quote import EndorsementKey, find_endorsement_key
 from cloister.attester.tpm import Tpm
 from cloister.endorsements.certificates import parse_certificate
@@ -50,7 +59,7 @@ from cloister.errors import (
     UnsupportedError,
 )
 from cloister.evidence.component import CONFIGURATION_BROKER, CONFIGURATION_MANIFEST
-from cloister.evidence.items import TEE_TYPE_TPM_BOOT
+from cloister.evidence.items import TEE_TYPE_NITRO, TEE_TYPE_TPM_BOOT
 from cloister.evidence.tpm import parse_public
 from cloister.model_digest import Role
 from cloister.strictjson import (
@@ -99,6 +108,10 @@ class Surroundings:
     open_tpm: Callable[[], Tpm] = open_tpm
     open_port: Callable[[], int | None] = _open_port
     """The operator's port; None on a machine that has none."""
+    open_listener: Callable[[], socket.socket] = listen_vsock
+    """Where an enclave's parent connects to instead."""
+    open_nsm: Callable[[], Nsm] = Nsm
+    """An enclave's security module."""
     open_machine: Callable[[str], Evidence] = _open_machine
     """What makes evidence on a platform other than a measured boot."""
     meminfo: Path = Path("/proc/meminfo")
@@ -167,15 +180,18 @@ def _run(around: Surroundings) -> int:
     configuration, operator = settings.configuration, {**settings.operator}
     operator["api_keys"] = str(around.api_keys)
     module, _, function = ENTRY.partition(":")
-    port, bundle = around.open_port(), None
-    if port is not None:
+    serve, bundle = _operators_port(settings.platform, around), None
+    if serve is not None:
         certifiable = None
         if isinstance(evidence, DeviceTpmAttester):
             certifiable = Certifiable.open(evidence, around.open_tpm())
         questions = Questions(certifiable, state, boot_log=around.boot_log)
-        _in_background("operator", lambda: serve_port(port, questions))
+        _in_background("operator", lambda: serve(questions))
         bundle = state.wait_for_start()
-    if not isinstance(evidence, DeviceTpmAttester):
+    if settings.platform == TEE_TYPE_NITRO:
+        digest = None if bundle is None else bytes.fromhex(digest_of(bundle))
+        fix_manifest(around.open_nsm(), digest)
+    elif not isinstance(evidence, DeviceTpmAttester):
         require_manifest(evidence, bundle)
     elif bundle is not None:
         measure_manifest(around.open_tpm(), bundle)
@@ -183,7 +199,7 @@ def _run(around: Surroundings) -> int:
         configuration = {**configuration, CONFIGURATION_MANIFEST: digest_of(bundle)}
         operator["manifest"] = str(_written(around.manifest, bundle))
     importlib.import_module(module)  # takes seconds, in which the key is certified
-    if port is not None and settings.takes_keys and isinstance(evidence, DeviceTpmAttester):
+    if serve is not None and settings.takes_keys and isinstance(evidence, DeviceTpmAttester):
         evidence.wait_for_chain()
     _in_background("ready", lambda: state.hear(theirs))
     handover = Handover(
@@ -200,6 +216,15 @@ def _run(around: Surroundings) -> int:
     )
     status = getattr(importlib.import_module(module), function)(handover)
     return status if isinstance(status, int) else 0
+
+
+def _operators_port(platform: str, around: Surroundings) -> Callable[[Answer], None] | None:
+    """What answers the operator's questions for ever; None on a machine without a way to ask."""
+    if platform == TEE_TYPE_NITRO:
+        listener = around.open_listener()
+        return lambda answer: serve_connections(listener, answer)
+    port = around.open_port()
+    return None if port is None else lambda answer: serve_port(port, answer)
 
 
 def _memory(needed: WorkerMemory, around: Surroundings) -> Path:

@@ -1,5 +1,7 @@
 """The operator's port of a booted guest: a virtio-serial port, so that enrolment needs no network.
 
+In an enclave, which has no such ports, it is a vsock port that the parent connects to.
+
 The operator's machine asks and the guest answers, each time one line that holds a JSON object.
 Before the guest runs, its firmware may have read from the port or written to it (newer OVMF has a
 driver), whole lines or pieces of them. So each question has an ``id`` of its own, which its answer
@@ -30,16 +32,20 @@ import binascii
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from cloister.errors import CloisterError, MalformedError
+from cloister.errors import CloisterError, MalformedError, UnsupportedError
 from cloister.strictjson import Json, JsonObject, expect_str, parse_json_object
 
 PORT_NAME: Final = "cloister.operator"
 PORTS: Final = Path("/sys/class/virtio-ports")
+
+VSOCK_PORT: Final = 8441
+"""In an enclave. Its parent is all that can reach it there (AWS Nitro Enclaves user guide)."""
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 MAX_ID: Final = 64
@@ -77,6 +83,37 @@ def serve_port(
         except OSError:
             lines.forget()
             pause(IDLE_S)
+
+
+def listen_vsock(port: int = VSOCK_PORT) -> socket.socket:
+    """A listening socket for an enclave's parent; UnsupportedError where there is no vsock."""
+    try:
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        listener.bind((socket.VMADDR_CID_ANY, port))
+        listener.listen(1)
+    except OSError as error:
+        raise UnsupportedError(
+            f"this machine has no vsock for its operator (errno {error.errno})",
+            code="guest.no_vsock",
+        ) from None
+    return listener
+
+
+def serve_connections(
+    listener: socket.socket, answer: Answer, *, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Answer messages of one connection after the other, for ever."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            pause(IDLE_S)
+            continue
+        lines = Lines(MAX_MESSAGE_BYTES)
+        with connection, contextlib.suppress(OSError):
+            while piece := connection.recv(_PIECE_BYTES):
+                for line in lines.take(piece):
+                    _send(connection.fileno(), _answered(line, answer))
 
 
 class Lines:

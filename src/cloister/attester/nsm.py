@@ -33,7 +33,7 @@ from cloister.attester.devices import (
     opened,
     system_ioctl,
 )
-from cloister.errors import FetchError, MalformedError
+from cloister.errors import AuthenticationError, FetchError, MalformedError
 from cloister.evidence.cbor import parse_cbor
 from cloister.evidence.items import ITEM_NITRO_DOCUMENT, MEDIA_TYPE_NITRO_DOCUMENT
 from cloister.evidence.report import EvidenceItem
@@ -49,6 +49,8 @@ MAX_USER_DATA_BYTES: Final = 512
 MAX_PUBLIC_KEY_BYTES: Final = 1024
 REGISTERS: Final = 32
 MAX_ATTEMPTS: Final = 5
+MANIFEST_REGISTER: Final = 16
+"""The first that is the application's own."""
 
 _WHAT: Final = "the Nitro secure module"
 
@@ -151,6 +153,27 @@ class Nsm:
                 raise answer_error(_WHAT, f"is longer than {MAX_RESPONSE_BYTES} bytes")
             return received.raw[:size]
         raise busy(_WHAT)
+
+
+def fix_manifest(nsm: Nsm, digest: bytes | None) -> None:
+    """Extend `MANIFEST_REGISTER` with a manifest's digest (None: with nothing), and lock it.
+
+    The digest itself, not its hash, as `cloister.verifier.appraise.worker` computes it. Once it is
+    locked the register is in every document, and nobody can change it.
+
+    Raises:
+        AuthenticationError: somebody wrote to it before (code ``attester.manifest``).
+        UnsupportedError, FetchError: as `Nsm`.
+    """
+    before = nsm.describe_pcr(MANIFEST_REGISTER)
+    if before.locked or any(before.value):
+        raise AuthenticationError(
+            "the register for the manifest is not as an enclave begins with it",
+            code="attester.manifest",
+        )
+    if digest is not None:
+        nsm.extend_pcr(MANIFEST_REGISTER, digest)
+    nsm.lock_pcr(MANIFEST_REGISTER)
 
 
 class NitroAttester:

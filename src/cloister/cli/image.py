@@ -67,6 +67,7 @@ def build(
 
     Equal inputs give equal bytes, signature included. Exit 0 written, 1 a part is unusable.
     """
+    from cloister.image.eif_image import measurements_of
     from cloister.image.eif_write import EifParts, write_eif
 
     parts = EifParts(
@@ -80,7 +81,7 @@ def build(
         signer=_signer(signing_certificate, private_key),
     )
     written = write_eif(parts, output)
-    typer.echo(json.dumps({"Measurements": _registers(_measurements(written))}, indent=2))
+    typer.echo(json.dumps({"Measurements": _registers(measurements_of(written))}, indent=2))
 
 
 @eif.command("from-image")
@@ -95,19 +96,19 @@ def from_image(
         Path | None, typer.Option("--private-key", help="PEM, the certificate's key.")
     ] = None,
 ) -> None:
-    """Write an enclave image from an image's parts, and print its registers.
+    """Sign the enclave image in a folder that `cloister image build` made.
 
-    Unproven: no enclave was started from one. Exit 0 written, 1 a part is unusable.
+    Exit 0 written, 1 a part is unusable, 2 the folder has none.
     """
     import tempfile
 
-    from cloister.image.eif_image import enclave_parts
+    from cloister.image.eif_image import measurements_of, signed_parts
     from cloister.image.eif_write import write_eif
 
     with tempfile.TemporaryDirectory(prefix="cloister-eif-") as work:
         signer = _signer(signing_certificate, private_key)
-        written = write_eif(enclave_parts(directory, Path(work), signer=signer), output)
-    typer.echo(json.dumps({"Measurements": _registers(_measurements(written))}, indent=2))
+        written = write_eif(signed_parts(directory, Path(work), signer), output)
+    typer.echo(json.dumps({"Measurements": _registers(measurements_of(written))}, indent=2))
 
 
 @eif.command()
@@ -126,6 +127,7 @@ def describe(
     Exit 0 for a whole image whose signature, if it has one, holds; 1 otherwise.
     """
     from cloister.image.eif import read_eif
+    from cloister.image.eif_image import measurements_of
 
     try:
         with file.open("rb") as opened:
@@ -134,7 +136,7 @@ def describe(
         raise ConfigurationError(
             f"{file} cannot be read: {error.strerror}", code="image.eif_file"
         ) from None
-    measurements = _measurements(found)
+    measurements = measurements_of(found)
     described, holds = _described(found, measurements)
     typer.echo(json.dumps(described, indent=2))  # in ASCII, which no terminal obeys
     if not holds:
@@ -144,15 +146,6 @@ def describe(
         )
     if reference_values is not None:
         _write_references(found, measurements, reference_values)
-
-
-def _measurements(found: Eif) -> EifMeasurements:
-    from cloister.image.eif_signature import parse_image_signature
-
-    if found.signature is None:
-        return found.content.measurements(None)
-    certificate = parse_image_signature(found.signature).certificate_der
-    return found.content.measurements(certificate)
 
 
 def _registers(measurements: EifMeasurements) -> JsonObject:

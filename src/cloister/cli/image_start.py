@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from cloister.cli.asking import plain
 from cloister.errors import ConfigurationError, EngineError
+
+if TYPE_CHECKING:
+    from cloister.image.operator_link import OperatorLink
 
 LOOK_S: Final = 0.2
 
@@ -25,8 +30,13 @@ Timeout = Annotated[
 
 
 def start(
-    socket: Annotated[
-        Path, typer.Argument(help="The host's end of the port cloister.operator: a Unix socket.")
+    port: Annotated[
+        str,
+        typer.Argument(
+            metavar="PORT",
+            help="The host's end of the port cloister.operator: the path of a Unix socket; of an"
+            " enclave, vsock://CID:8441.",
+        ),
     ],
     *,
     api_keys: Annotated[Path, typer.Option("--api-keys", help="Who is served (cloister keys).")],
@@ -37,8 +47,6 @@ def start(
 
     The guest ends unless it was launched for this manifest. `cloister image boot` does this itself.
     """
-    from cloister.image.operator_link import OperatorLink
-
     table = read_api_keys(api_keys)
     bundle = None if manifest is None else read_manifest(manifest)
     until = time.monotonic() + timeout
@@ -46,12 +54,12 @@ def start(
     def waiting() -> None:
         if time.monotonic() > until:
             raise EngineError(
-                f"the guest behind {socket} is not ready after {timeout:g} seconds; its console"
+                f"the guest behind {port} is not ready after {timeout:g} seconds; its console"
                 " says how far it came",
                 code="guest.not_ready",
             )
 
-    link = OperatorLink.connect(socket.expanduser(), waiting=waiting)
+    link = _link(port, waiting)
     with contextlib.closing(link):
         link.ask("api_keys", table=_text(table))
         link.ask("start", **({} if bundle is None else {"manifest": _text(bundle)}))
@@ -59,6 +67,23 @@ def start(
             waiting()
             time.sleep(LOOK_S)
     typer.echo(plain(f"The worker listens on {ready.get('address')}, as its guest sees it."))
+
+
+def _link(port: str, waiting: Callable[[], None]) -> OperatorLink:
+    """The connection to the guest; ConfigurationError for an address that leads to none."""
+    from cloister.image.operator_link import OperatorLink
+    from cloister.streams.address import UnixAddress, VsockAddress, is_address, parse_address
+
+    if not is_address(port):
+        return OperatorLink.connect(Path(port).expanduser(), waiting=waiting)
+    match parse_address(port):
+        case UnixAddress(path=path):
+            return OperatorLink.connect(Path(path), waiting=waiting)
+        case VsockAddress(cid=cid, port=number):
+            return OperatorLink.dial(socket.AF_VSOCK, (cid, number), waiting=waiting)
+    raise ConfigurationError(
+        "a guest's port is a Unix socket's path, or vsock://CID:PORT", code="image.operator_port"
+    )
 
 
 def read_api_keys(path: Path) -> bytes:

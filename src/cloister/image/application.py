@@ -23,14 +23,17 @@ from typing import Final
 from cloister.attester.memory import WorkerMemory
 from cloister.evidence.component import CONFIGURATION_EGRESS
 from cloister.image.configuration import ImageConfiguration
-from cloister.image.network import compile_rules
+from cloister.image.network import CARD, compile_rules
 from cloister.image.python_tree import INTERPRETER
 from cloister.image.tree import Tree
 from cloister.strictjson import JsonObject, canonical
 
 CONFIGURATION_FORMAT: Final = "cloister/image-configuration/1"
 COMMAND: Final = (INTERPRETER, "-I", "-B", "-m", "cloister.attester.guest")
+APPLICATION_FOLDER: Final = "/application"
 MODEL_FOLDER: Final = "/model"
+ENCLAVE_REQUESTS: Final = "vsock://any:8440"
+"""Where the worker of an enclave listens: its parent is all that can reach it there."""
 BROKER_FOLDER: Final = "broker"
 """Of the application disk, which is mounted at ``/application``."""
 
@@ -76,6 +79,7 @@ def effective_configuration(
         "version": configuration.version,
         "debug": configuration.debug,
         "flavour": configuration.flavour,
+        **_platform(configuration),
         "network": configuration.network.to_json(),
         "broker": None if configuration.broker is None else configuration.broker.peer,
         "models": [model.to_json() for model in models],
@@ -95,12 +99,14 @@ def operator_settings(configuration: ImageConfiguration) -> JsonObject:
     }
     if configuration.network.ipv6 and ports:
         settings["host"] = "::"
+    if configuration.is_enclave:
+        settings["listen"] = ENCLAVE_REQUESTS
     if configuration.limits.threads is not None:
         settings["threads"] = configuration.limits.threads
     if configuration.broker is not None:
         settings["broker"] = configuration.broker_address
         if configuration.broker.kit is not None:
-            settings["broker_kit"] = f"/application/{BROKER_FOLDER}"
+            settings["broker_kit"] = f"{APPLICATION_FOLDER}/{BROKER_FOLDER}"
     return settings
 
 
@@ -123,12 +129,15 @@ def application_tree(
         "configuration": effective["worker"],
         "operator": effective["operator"],
         "models": _guest_models(models),
+        **_platform(configuration),
         **_memory(models),
     }
+    card = None if configuration.is_enclave else CARD
+    rules = compile_rules(configuration.network, card=card)
     files: Mapping[str, tuple[bytes, str]] = {
         "configuration.json": (canonical(effective), "what this image is"),
         "worker.json": (canonical(settings), "what the worker does"),
-        "nftables.conf": (compile_rules(configuration.network).encode(), "what may pass the card"),
+        "nftables.conf": (rules.encode(), "what may pass the card"),
         "command": ("".join(f"{word}\n" for word in COMMAND).encode(), "how the worker starts"),
     }
     for path, (content, why) in files.items():
@@ -139,6 +148,11 @@ def application_tree(
     for name, text in broker_kit.items():
         tree.text(f"{BROKER_FOLDER}/{name}", text, why="what the broker has to be")
     return tree
+
+
+def _platform(configuration: ImageConfiguration) -> JsonObject:
+    """What makes the evidence, where it is not a TPM."""
+    return {"platform": configuration.platform} if configuration.is_enclave else {}
 
 
 def _guest_models(models: Sequence[GuestModel]) -> JsonObject:

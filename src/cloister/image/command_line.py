@@ -14,6 +14,8 @@ from cloister.image.footer import DiskFooter
 
 MEASURED: Final = "measured"
 NONE: Final = "none"
+RAMDISK: Final = "ramdisk"
+"""In an enclave: files that PCR0 and PCR2 cover, and no disk at all."""
 
 MAX_BYTES: Final = 2047
 """x86 kernels take 2048 bytes with the ending zero (``COMMAND_LINE_SIZE``)."""
@@ -37,6 +39,15 @@ KERNEL: Final = (
     "efi=noruntime",
 )
 
+ENCLAVE: Final = (
+    # As AWS' own images: an enclave ends by a reset through the keyboard controller.
+    "reboot=k",
+    # Of tmpfs there is half the memory only, and the model lies in it.
+    "rootfstype=ramfs",
+    "cloister.platform=nitro",
+)
+"""What a Nitro enclave's has besides."""
+
 
 def command_line(
     *,
@@ -55,9 +66,10 @@ def command_line(
     arguments = [*KERNEL, *more, f"cloister.root={root.argument()}"]
     for kind, disk in (("application", application), ("model", model)):
         value = disk.argument() if isinstance(disk, DiskFooter) else disk
-        if isinstance(disk, str) and disk not in {MEASURED, NONE}:
+        if isinstance(disk, str) and disk not in {MEASURED, NONE, RAMDISK}:
             raise BuildError(
-                f"a disk is {MEASURED}, {NONE}, or named by its footer", code="image.command_line"
+                f"a disk is {MEASURED}, {NONE}, {RAMDISK}, or named by its footer",
+                code="image.command_line",
             )
         arguments.append(f"cloister.{kind}={value}")
     if debug:

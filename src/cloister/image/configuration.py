@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloister.errors import ConfigurationError
+from cloister.evidence.items import TEE_TYPE_NITRO, TEE_TYPE_TPM_BOOT
 from cloister.image.network import NetworkPolicy, Peer
 from cloister.image.table import Table
 
@@ -31,6 +32,7 @@ _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _IDENTITY: Final = re.compile(r"ed25519:[0-9a-f]{64}")
 FLAVOURS: Final = ("cpu",)
+PLATFORMS: Final = (TEE_TYPE_TPM_BOOT, TEE_TYPE_NITRO)
 _Address = TypeVar("_Address")
 
 
@@ -100,6 +102,8 @@ class ImageConfiguration:
     debug: bool = False
     """A product of its own, which clients refuse unless their policy says otherwise."""
     flavour: str = "cpu"
+    platform: str = TEE_TYPE_TPM_BOOT
+    """A machine with a TPM, or a Nitro enclave."""
     models: tuple[ModelSource, ...]
     engine: EngineSource = EngineSource()
     network: NetworkPolicy
@@ -109,6 +113,11 @@ class ImageConfiguration:
     broker: BrokerSource | None = None
     folder: Path
     """What relative paths are relative to."""
+
+    @property
+    def is_enclave(self) -> bool:
+        """Whether it is to be a Nitro enclave, which has a vsock and neither disks nor a card."""
+        return self.platform == TEE_TYPE_NITRO
 
     def path(self, written: str | Path) -> Path:
         """A path as it was written, from where it was written."""
@@ -156,6 +165,9 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         raise _refused(
             "`flavour` is cpu; an image for GPUs is planned (docs/how-to/images.md) and not built"
         )
+    platform = top.text("platform", default=TEE_TYPE_TPM_BOOT)
+    if platform not in PLATFORMS:
+        raise _refused(f"`platform` is one of {', '.join(PLATFORMS)}")
     models = tuple(_model(one) for one in top.tables("model"))
     if not models:
         raise _refused("there is no [[model]]")
@@ -166,9 +178,10 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         version=top.matching("version", _VERSION),
         debug=top.boolean("debug", default=False),
         flavour=flavour,
+        platform=platform,
         models=models,
         engine=_engine(top.table("engine")),
-        network=_network(top.table("network")),
+        network=_network(top, platform),
         separation=_separation(top.table("separation")),
         limits=_limits(top.table("limits")),
         compat=tuple(sorted(top.texts("compat"))),
@@ -222,7 +235,15 @@ def _engine(one: Table) -> EngineSource:
     return engine
 
 
-def _network(one: Table) -> NetworkPolicy:
+def _network(top: Table, platform: str) -> NetworkPolicy:
+    if platform == TEE_TYPE_NITRO:
+        if top.optional_table("network") is not None:
+            raise _refused(
+                "an enclave has no network card, so there is no [network]: it is reached through"
+                " its parent (cloister forward)"
+            )
+        return NetworkPolicy()
+    one = top.table("network")
     peers = tuple(_peer(peer) for peer in one.tables("allow_out"))
     addresses = one.texts("address", default=DEFAULT_ADDRESS)
     if any(":" in address for address in addresses):

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from cloister.errors import MalformedError, UnsupportedError
+from cloister.strictjson import JsonObject, parse_json_object
 
 MAGIC: Final = b".eif"
 VERSION: Final = 4
@@ -105,6 +106,14 @@ class Eif:
     """The signature section's data (`cloister.image.eif_signature`)."""
     crc32: int
     content: ContentDigests
+
+    @property
+    def described(self) -> JsonObject:
+        """The metadata decoded; empty where they are no JSON object."""
+        try:
+            return parse_json_object(self.metadata, limit=MAX_SMALL_BYTES, what="the metadata")
+        except MalformedError:
+            return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,15 +101,19 @@ def read_image(directory: Path) -> ImageFiles:
 def image_name(kernel: UnifiedKernel) -> ImageName:
     """Name and version by os-release(5); see `ImageFiles.name`."""
     text = (kernel.file.content(".osrel") or b"").decode("utf-8", "replace")
+    told = any(word.startswith(_DEBUG_ARGUMENT) for word in kernel.command_line.split(" "))
+    return name_and_version(text, debug=told)
+
+
+def name_and_version(text: str, *, debug: bool) -> ImageName:
+    """Name and version in an os-release text; see `ImageFiles.name`."""
     pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     name, version = (pairs.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID"))
     if not name or not version:
         raise MalformedError(
             "the unified kernel image does not say its ID and VERSION_ID", code="image.uki"
         )
-    told = any(word.startswith(_DEBUG_ARGUMENT) for word in kernel.command_line.split(" "))
-    debug = told or name.endswith(_DEBUG_SUFFIX)
-    return ImageName(name=name, version=version, debug=debug)
+    return ImageName(name=name, version=version, debug=debug or name.endswith(_DEBUG_SUFFIX))
 
 
 def _beginning(path: Path, size: int) -> bytes:

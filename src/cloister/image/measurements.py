@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from cloister.evidence.tpm import Alg
+from cloister.image.eif_image import ENCLAVE_IMAGE, measurements_of, read_enclave_image
 from cloister.image.golden import Golden
-from cloister.image.image_files import read_image
+from cloister.image.image_files import ImageName, read_image
 from cloister.image.pcrs import Prediction, predict
-from cloister.image.references import tpm_references
+from cloister.image.references import nitro_reference, tpm_references
 from cloister.strictjson import JsonObject
 from cloister.verifier.reference_values import ReferenceValues
 
@@ -37,6 +38,21 @@ def write_measurements(folder: Path, golden: Sequence[Golden] = ()) -> tuple[str
     if not references:
         return (MEASUREMENTS,)
     values = ReferenceValues.from_platforms(*references)
+    (folder / REFERENCE_VALUES).write_text(values.dump_json(), encoding="utf-8")
+    return (MEASUREMENTS, REFERENCE_VALUES)
+
+
+def write_enclave_measurements(folder: Path, name: ImageName) -> tuple[str, ...]:
+    """The same for the enclave image in `folder`, whose registers need no golden values.
+
+    Raises:
+        ConfigurationError, MalformedError, UnsupportedError: as `read_enclave_image`.
+    """
+    measurements = measurements_of(read_enclave_image(folder / ENCLAVE_IMAGE))
+    reference = nitro_reference(measurements, name)
+    told = {register: {"value": values[0]} for register, values in reference.registers.items()}
+    (folder / MEASUREMENTS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    values = ReferenceValues.from_platforms(reference)
     (folder / REFERENCE_VALUES).write_text(values.dump_json(), encoding="utf-8")
     return (MEASUREMENTS, REFERENCE_VALUES)
 

@@ -48,6 +48,21 @@ GUEST_MODULES: Final = (
 """Those that a kernel lacks are built in, or not made for it: a guest that needs one and does not
 have it finds no disk, and stops."""
 
+ENCLAVE_MODULES: Final = (
+    # An enclave's only devices: the parent's vsock and the security module.
+    "virtio_mmio",
+    "vmw_vsock_virtio_transport",
+    "nsm",
+    # The root is a file of the ramdisk.
+    "loop",
+    "dm_verity",
+    "squashfs",
+    "nf_tables",
+    "nft_ct",
+    "nft_reject_inet",
+)
+"""Those of a Nitro enclave (`cloister.image.eif_image`)."""
+
 MODULE_SUFFIXES: Final = (".ko", ".ko.xz")
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 

@@ -106,16 +106,19 @@ class NetworkPolicy:
         return "".join(f"{line}\n" for line in [*lines, *(f"gateway {g}" for g in self.gateways)])
 
 
-def compile_rules(policy: NetworkPolicy, *, card: str = CARD) -> str:
-    """The ruleset that holds `policy`, for ``nft -f``. Equal policies give equal text."""
-    return (
+def compile_rules(policy: NetworkPolicy, *, card: str | None = CARD) -> str:
+    """The ruleset that holds `policy`, for ``nft -f``. Equal policies give equal text.
+
+    `card` is None for a machine that has none: rules that name one would not load there.
+    """
+    rules = (
         "# Written by `cloister image build` from the block [network]. Nothing passes that is not"
         " named here.\n"
-        "flush ruleset\n\n"
-        + _table("inet cloister", (_input(policy), _forward(), _output(policy)))
-        + "\n"
-        + _table("netdev cloister", (_egress(policy, card),))
+        "flush ruleset\n\n" + _table("inet cloister", (_input(policy), _forward(), _output(policy)))
     )
+    if card is None:
+        return rules
+    return rules + "\n" + _table("netdev cloister", (_egress(policy, card),))
 
 
 def _input(policy: NetworkPolicy) -> str:

@@ -45,10 +45,17 @@ class OperatorLink:
     @classmethod
     def connect(cls, path: Path, *, waiting: Callable[[], None]) -> OperatorLink:
         """Connect to the machine's socket, as soon as it is there."""
+        return cls.dial(socket.AF_UNIX, str(path), waiting=waiting)
+
+    @classmethod
+    def dial(
+        cls, family: int, address: str | tuple[int, int], *, waiting: Callable[[], None]
+    ) -> OperatorLink:
+        """The same for a socket of any family, such as an enclave's vsock."""
         while True:
-            connection = socket.socket(socket.AF_UNIX)
+            connection = socket.socket(family)
             try:
-                connection.connect(str(path))
+                connection.connect(address)
                 return cls(connection, waiting=waiting)
             except OSError:
                 connection.close()

@@ -13,9 +13,11 @@ from cloister.errors import BuildError
 from cloister.image.bill import bill_of_materials, provenance
 from cloister.image.downloads import file_digest
 from cloister.image.golden import Golden
-from cloister.image.measurements import write_measurements
+from cloister.image.image_files import ImageName, name_and_version
+from cloister.image.measurements import write_enclave_measurements, write_measurements
 from cloister.image.operations import Build
 from cloister.image.plan import Ingredients, Plan, source_digest
+from cloister.image.uki import os_release
 from cloister.image.verity import read_footer
 from cloister.strictjson import JsonObject, canonical
 
@@ -48,14 +50,27 @@ def write_outputs(
     _write(out / BILL, _bill(ingredients, out))
     digests = _digests(out, [*plan.artefacts, CONFIGURATION, BILL])
     _write(out / RECORD, _record(ingredients, out, digests))
-    digests |= _digests(out, [RECORD, *write_measurements(out, golden)])
+    if ingredients.configuration.is_enclave:
+        measured = write_enclave_measurements(out, _name(ingredients))
+    else:
+        measured = write_measurements(out, golden)
+    digests |= _digests(out, [RECORD, *measured])
     _write(out / PROVENANCE, _provenance(ingredients, digests))
     return {**digests, **_digests(out, [PROVENANCE])}
 
 
+def _name(ingredients: Ingredients) -> ImageName:
+    """As the boot image of other platforms says it of itself."""
+    configuration = ingredients.configuration
+    return name_and_version(
+        os_release(version=configuration.version, debug=configuration.debug),
+        debug=configuration.debug,
+    )
+
+
 def refuse_too_large(out: Path) -> None:
     """Raise BuildError if boot image and root are more than `MAX_BOOT_AND_ROOT`."""
-    size = sum((out / name).stat().st_size for name in BOOT_AND_ROOT)
+    size = sum(path.stat().st_size for path in _present(out, BOOT_AND_ROOT))
     if size > MAX_BOOT_AND_ROOT:
         raise BuildError(
             f"boot image and root take {size:,} bytes, more than {MAX_BOOT_AND_ROOT:,}; "
@@ -95,8 +110,15 @@ def _record(ingredients: Ingredients, out: Path, digests: Mapping[str, str]) -> 
             name: {"sha256": digest, "size": (out / name).stat().st_size}
             for name, digest in digests.items()
         },
-        "disks": {name: read_footer(out / name).line().decode().strip() for name in DISKS},
+        "disks": {
+            path.name: read_footer(path).line().decode().strip() for path in _present(out, DISKS)
+        },
     }
+
+
+def _present(out: Path, names: Sequence[str]) -> list[Path]:
+    """Those that this kind of image has."""
+    return [out / name for name in names if (out / name).exists()]
 
 
 def _digests(out: Path, names: list[str]) -> dict[str, str]:

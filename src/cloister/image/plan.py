@@ -15,10 +15,12 @@ from typing import Final
 from cloister.errors import BuildError
 from cloister.image import packages, python_tree, system_tree
 from cloister.image.application import GuestModel, application_tree
-from cloister.image.command_line import KERNEL, command_line
+from cloister.image.command_line import ENCLAVE, KERNEL, command_line
 from cloister.image.configuration import ImageConfiguration
 from cloister.image.disks import FileSystem, make_disk
 from cloister.image.downloads import MIRRORS, Fetcher, Store, fetch_debian, fetch_wheels
+from cloister.image.eif_image import ENCLAVE_IMAGE, EnclaveFiles, enclave_parts
+from cloister.image.eif_write import write_eif
 from cloister.image.esp import write_esp
 from cloister.image.init_program import COMPILERS, Run, compile_command, compile_init
 from cloister.image.initrd import build_initrd
@@ -26,7 +28,7 @@ from cloister.image.initrd_pack import COMMANDS as PACK_COMMANDS
 from cloister.image.initrd_pack import SOURCE as PACK_SOURCE
 from cloister.image.initrd_pack import pack_initrd
 from cloister.image.lock import ImageLock, Use
-from cloister.image.modules import GUEST_MODULES, select_modules
+from cloister.image.modules import ENCLAVE_MODULES, GUEST_MODULES, select_modules
 from cloister.image.operations import Made, Operation, outside
 from cloister.image.toolbox import MOUNT_POINTS, Toolbox
 from cloister.image.tree import FILE_MODE, Tree, contents_json, normalise
@@ -85,6 +87,17 @@ def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
     root = _root_disk(tree, tools)
     boot = _boot_tree(ingredients, supplies)
     init = _init(tools)
+    if ingredients.configuration.is_enclave:
+        enclave = _enclave(ingredients, boot=boot, init=init, root=root)
+        return Plan(
+            operations=(tools, tree, root, boot, init, enclave),
+            artefacts={
+                ENCLAVE_IMAGE: enclave.made(ENCLAVE_IMAGE),
+                "root.img": root.made("root.img"),
+                "contents.json": tree.made("contents.json"),
+            },
+            tools=tools.made("tree"),
+        )
     initrd = _initrd(boot=boot, init=init, tools=tools)
     uki = _uki(ingredients, boot=boot, initrd=initrd, root=root)
     esp = _esp(uki, tools)
@@ -308,14 +321,72 @@ def _in_folder(tools: Toolbox) -> Run:
     return run
 
 
-def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
-    tree = application_tree(
+def _enclave(
+    ingredients: Ingredients, *, boot: Operation, init: Operation, root: Operation
+) -> Operation:
+    configuration = ingredients.configuration
+    contents = _contents(_application_tree(ingredients))
+    models = {model.file: path for model, path in ingredients.models}
+
+    def execute(reads: Paths, target: Path) -> None:
+        boot_files = packages.BootFiles.find(reads["boot"])
+        files = EnclaveFiles(
+            kernel=boot_files.kernel,
+            init=reads["init"].read_bytes(),
+            modules=select_modules(boot_files.modules, ENCLAVE_MODULES),
+            root=reads["root"],
+            application=contents,
+            models={file: reads[file] for file in models},
+            name=configuration.name,
+            version=configuration.version,
+            debug=configuration.debug,
+        )
+        with tempfile.TemporaryDirectory(prefix=".ramdisks-", dir=target) as work:
+            write_eif(enclave_parts(files, Path(work)), target / ENCLAVE_IMAGE)
+
+    return Operation(
+        name="enclave",
+        title="Assemble the enclave image: kernel, init, and ramdisks that hold the rest",
+        reads={
+            "boot": boot.made("tree"),
+            "init": init.made("init"),
+            "root": root.made("root.img"),
+            **{file: outside(path) for file, path in models.items()},
+        },
+        parameters={
+            "plan": PLAN_VERSION,
+            "name": configuration.name,
+            "version": configuration.version,
+            "debug": configuration.debug,
+            "modules": list(ENCLAVE_MODULES),
+            "kernel": [*KERNEL, *ENCLAVE],
+            "files": _digests(contents),
+        },
+        writes=(ENCLAVE_IMAGE,),
+        execute=execute,
+    )
+
+
+def _application_tree(ingredients: Ingredients) -> Tree:
+    return application_tree(
         ingredients.configuration,
         ingredients.effective,
         models=[model for model, _ in ingredients.models],
         broker_kit=ingredients.broker_kit,
     )
-    contents = {path: item.content for path, item in tree.items.items()}
+
+
+def _contents(tree: Tree) -> Mapping[str, bytes]:
+    return {path: item.content for path, item in tree.items.items()}
+
+
+def _digests(contents: Mapping[str, bytes]) -> JsonObject:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+
+
+def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
+    tree = _application_tree(ingredients)
+    contents = _contents(tree)
 
     def execute(reads: Paths, target: Path) -> None:
         tree.write(target / "tree")
@@ -333,7 +404,7 @@ def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
         reads={"tools": tools.made("tree")},
         parameters={
             "plan": PLAN_VERSION,
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+            "files": _digests(contents),
         },
         writes=("application.img",),
         execute=execute,

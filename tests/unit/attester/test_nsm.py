@@ -13,8 +13,8 @@ import cbor2
 import pytest
 
 from cloister.attester import nsm
-from cloister.attester.nsm import NSM_IOCTL, NitroAttester, Nsm
-from cloister.errors import FetchError, UnsupportedError
+from cloister.attester.nsm import NSM_IOCTL, NitroAttester, Nsm, fix_manifest
+from cloister.errors import AuthenticationError, FetchError, UnsupportedError
 from cloister.evidence.items import ITEM_NITRO_DOCUMENT
 
 DIGEST = bytes(range(32))
@@ -60,7 +60,8 @@ class Module:
             case "ExtendPCR":
                 if fields["index"] in self.locked:
                     return {"Error": "ReadOnlyIndex"}
-                return {name: {"data": fields["data"].ljust(48, b"\0")}}
+                self.registers[fields["index"]] = fields["data"].ljust(48, b"\0")
+                return {name: {"data": self.registers[fields["index"]]}}
             case "LockPCR":
                 self.locked.add(fields["index"])
                 return name
@@ -193,3 +194,28 @@ def test_outside_an_enclave_there_is_no_module(tmp_path: Path) -> None:
 def test_a_digest_has_32_bytes(opened: Open) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         NitroAttester(opened(Module())).quote(bytes(64))
+
+
+@pytest.mark.parametrize("digest", [DIGEST, None])
+def test_the_register_for_the_manifest_is_written_once(opened: Open, digest: bytes | None) -> None:
+    module = Module()
+    device = opened(module)
+    fix_manifest(device, digest)
+    assert module.registers[16] == (digest or b"").ljust(48, b"\0")
+    assert module.locked == {16}
+    with pytest.raises(FetchError, match="ReadOnlyIndex"):
+        device.extend_pcr(16, DIGEST)
+
+
+@pytest.mark.parametrize("found", ["locked", "written to"])
+def test_a_register_that_somebody_had_before_is_refused(opened: Open, found: str) -> None:
+    fix_manifest(opened(Module()), DIGEST)
+    module = Module()
+    if found == "locked":
+        module.locked = {16}
+    else:
+        module.registers[16] = b"x".ljust(48, b"\0")
+    with pytest.raises(AuthenticationError) as caught:
+        fix_manifest(opened(module), DIGEST)
+    assert caught.value.code == "attester.manifest"
+    assert [next(iter(asked)) for asked in module.requests] == ["DescribePCR"]

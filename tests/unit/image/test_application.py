@@ -174,3 +174,18 @@ def test_a_file_is_sealed_or_says_nothing_of_it(word: object, folder: Path) -> N
     good["models"]["secret"]["model"]["sealed"] = word
     with pytest.raises(ConfigurationError):
         read_settings(json.dumps(good).encode())
+
+
+def test_an_enclave_listens_on_vsock_and_lets_nothing_pass(folder: Path) -> None:
+    head = IMAGE[: IMAGE.index("[[model]]")]
+    text = head + 'platform = "nitro"\n[[model]]\nname = "open"\nfile = "demo"\n'
+    files = disk(folder, text)
+    settings = read_settings(files["worker.json"])
+    assert settings.platform == "nitro"
+    assert settings.operator["listen"] == "vsock://any:8440"
+    assert json.loads(files["configuration.json"])["platform"] == "nitro"
+    rules = files["nftables.conf"].decode()
+    assert "policy drop" in rules
+    assert "netdev" not in rules  # they name a card, and would not load without one
+    assert "interface.conf" not in files
+    assert "platform" not in json.loads(disk(folder)["worker.json"])

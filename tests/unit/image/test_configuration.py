@@ -103,3 +103,26 @@ def test_what_is_mistaken_is_refused_by_name(before: str, after: str, said: str)
     assert before in WHOLE
     with pytest.raises(ConfigurationError, match=said):
         parsed(WHOLE.replace(before, after))
+
+
+ENCLAVE = """
+configuration = 1
+name = "demo"
+version = "1.0"
+platform = "nitro"
+
+[[model]]
+name = "demo"
+file = "demo"
+"""
+
+
+def test_an_enclave_has_no_network() -> None:
+    found = parsed(ENCLAVE)
+    assert found.is_enclave
+    assert not parsed(WHOLE).is_enclave
+    assert (found.network.listen, found.network.addresses) == ((), ())
+    with pytest.raises(ConfigurationError, match="no network card"):
+        parsed(ENCLAVE + "[network]\nlisten = [8440]\n")
+    with pytest.raises(ConfigurationError, match="one of tpm-boot, nitro"):
+        parsed(ENCLAVE.replace('"nitro"', '"sgx"'))

@@ -278,3 +278,74 @@ def test_two_disks_of_one_kind_are_none(finder: Path, tmp_path: Path) -> None:
     (devices / "vda1").write_bytes((devices / "vda").read_bytes())
     both = subprocess.run(command, capture_output=True, check=False)
     assert (both.returncode, both.stderr) == (3, b"two disks of one kind")
+
+
+COMPARER = r"""
+#include "init.h"
+int main(int count, char **arguments)
+{
+	return count == 3 && same_command_line(arguments[1], arguments[2]) ? 0 : 4;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def comparer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The init's own comparison of command lines; all of it but where it begins."""
+    folder = tmp_path_factory.mktemp("comparer")
+    (folder / "harness.c").write_text(COMPARER)
+    assert COMPILER is not None
+    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
+    flags = ("-std=c11", "-static", f"-I{SOURCE}", *headers)
+    run((COMPILER, *flags, "-Dmain=init_main", "-c", str(SOURCE / "init.c")), folder)
+    others = [str(SOURCE / name) for name in SOURCES if name != "init.c"]
+    run((COMPILER, *flags, "-o", "comparer", "harness.c", "init.o", *others), folder)
+    return folder / "comparer"
+
+
+MEASURED_LINE = "console=ttyS0 panic=-1 cloister.root=a:b"
+DEVICE = " virtio_mmio.device=4K@0xd0000000:5"
+
+
+def compared(comparer: Path, found: str) -> bool:
+    done = subprocess.run([comparer, MEASURED_LINE, found], capture_output=True, check=False)
+    assert done.returncode in {0, 4}
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "more", ["", DEVICE, DEVICE + " virtio_mmio.device=512@0xfeb00e00:12", " " + DEVICE]
+)
+def test_a_hypervisor_may_say_where_its_devices_are(comparer: Path, more: str) -> None:
+    assert compared(comparer, MEASURED_LINE + more)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "",
+        MEASURED_LINE[:-1],
+        MEASURED_LINE[1:],
+        DEVICE[1:] + " " + MEASURED_LINE,
+        MEASURED_LINE + "c",
+        MEASURED_LINE + " ",
+        MEASURED_LINE + DEVICE[1:],
+        MEASURED_LINE + " init=/bin/sh",
+        MEASURED_LINE + " lockdown=none" + DEVICE,
+        MEASURED_LINE + DEVICE + " lockdown=none",
+        MEASURED_LINE + DEVICE + ",lockdown=none",
+        MEASURED_LINE + DEVICE + "\tlockdown=none",
+        MEASURED_LINE + DEVICE + DEVICE[1:],
+        MEASURED_LINE + DEVICE + ":6",
+        MEASURED_LINE + " virtio_mmio.device=@0xd0000000:5",
+        MEASURED_LINE + " virtio_mmio.device=4K@:5",
+        MEASURED_LINE + " virtio_mmio.device=4K@0xd0000000:",
+        MEASURED_LINE + " virtio_mmio.device=4K@0xd0000000",
+        MEASURED_LINE + " virtio_mmio.device=4K",
+        MEASURED_LINE + ' virtio_mmio.device="4K init=/x"@0xd0000000:5',
+    ],
+)
+def test_any_other_command_line_is_not_the_measured_one(comparer: Path, found: str) -> None:
+    assert compared(comparer, MEASURED_LINE)
+    assert compared(comparer, MEASURED_LINE + DEVICE)
+    assert not compared(comparer, found)

@@ -3,9 +3,12 @@
    In this order, and no step is left out when one fails: the machine powers off instead.
      1. proc, sysfs, devtmpfs, securityfs; everything writable is memory.
      2. The kernel's modules from the initrd (signed: lockdown sees to it), then no more modules.
-     3. The root disk that the measured command line names, under dm-verity.
+	In a Nitro enclave, random numbers of its module, and word to the parent.
+     3. The root disk that the measured command line names, under dm-verity; an enclave's is a
+	file of its ramdisk.
      4. Application and model disk: measured into PCR 14 and 15 by their footers, then closed with
-	a separator, and only then opened under dm-verity and mounted.
+	a separator, and only then opened under dm-verity and mounted. An enclave's are folders of
+	its ramdisk, which its registers cover.
      5. Network rules, and after them the network.
      6. The worker, as an ordinary user. Its end is the machine's.
 
@@ -61,7 +64,8 @@ _Noreturn void halt(const char *why)
 {
 	say("power off: %s (errno %d)", why, errno);
 	sleep(1); /* for the console to be read */
-	reboot(RB_POWER_OFF);
+	/* Nobody can switch an enclave off; one that restarts has ended. */
+	reboot(is_enclave() ? RB_AUTOBOOT : RB_POWER_OFF);
 	for (;;)
 		pause();
 }
@@ -112,7 +116,44 @@ static void mount_kernel(void)
 	attach("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755,size=25%");
 }
 
-/* Where no register covers the length of the command line (Nitro), the initrd has a copy. */
+/* The place of a virtio device, as microvms are told of it: virtio_mmio.device=SIZE@ADDRESS:IRQ
+   with nothing else in it (Linux drivers/virtio/virtio_mmio.c). The number of bytes, or 0. */
+static size_t device_argument(const char *word)
+{
+	static const char name[] = "virtio_mmio.device=";
+	static const char plain[] = "0123456789abcdefxKM";
+	if (strncmp(word, name, sizeof name - 1))
+		return 0;
+	const char *at = word + sizeof name - 1;
+	size_t size = strspn(at, plain);
+	if (!size || at[size] != '@')
+		return 0;
+	at += size + 1;
+	size = strspn(at, plain);
+	if (!size || at[size] != ':')
+		return 0;
+	at += size + 1;
+	size = strspn(at, "0123456789");
+	return size && (!at[size] || at[size] == ' ') ? (size_t)(at + size - word) : 0;
+}
+
+/* Whether FOUND is the MEASURED line; a hypervisor may have said behind it where devices are. */
+int same_command_line(const char *measured, const char *found)
+{
+	size_t length = strlen(measured);
+	if (strncmp(measured, found, length))
+		return 0;
+	for (const char *at = found + length; *at;) {
+		size_t spaces = strspn(at, " "), word = device_argument(at + spaces);
+		if (!spaces || !word)
+			return 0;
+		at += spaces + word;
+	}
+	return 1;
+}
+
+/* Where no register covers the length of the command line (Nitro), the initrd has a copy, and
+   from then on only the copy counts. */
 static void check_command_line(void)
 {
 	static char copy[sizeof command_line];
@@ -120,8 +161,9 @@ static void check_command_line(void)
 	if (access("/etc/cmdline", F_OK))
 		return;
 	read_text("/etc/cmdline", copy, sizeof copy);
-	if (strcmp(copy, command_line))
+	if (!same_command_line(copy, command_line))
 		halt("the command line is not the measured one");
+	strcpy(command_line, copy);
 }
 
 /* The value of NAME=VALUE. A name that is there twice is nobody's: which would count? */
@@ -182,6 +224,13 @@ static void mount_measured(const char *kind, unsigned pcr, const char *where)
 			measure(pcr, "\0\0\0\0", 4);
 		return;
 	}
+	if (!strcmp(value, "ramdisk")) {
+		if (tpm)
+			halt("a ramdisk's registers are a Nitro enclave's");
+		mount_from_ramdisk(kind, where, READ_ONLY | MS_NOEXEC);
+		say("%s from the ramdisk", kind);
+		return;
+	}
 	if (!strcmp(value, "measured")) {
 		if (!tpm)
 			halt("no TPM to measure a disk into, and no disk named");
@@ -200,13 +249,15 @@ static void mount_measured(const char *kind, unsigned pcr, const char *where)
 	say("%s %.16s... on %s", kind, disk.root_hash, device);
 }
 
-static void mount_root(void)
+static void mount_root(int enclave)
 {
 	char value[SPEC_TEXT], device[64];
 	struct disk disk;
 	if (!argument("cloister.root", value, sizeof value))
 		halt("the command line names no root");
 	parse_spec("root", value, &disk);
+	if (enclave)
+		attach_ramdisk("root.img");
 	find_pinned(&disk, device, sizeof device);
 	mkdir("/sysroot", 0755);
 	mount_verified(&disk, device, "/sysroot", READ_ONLY);
@@ -244,7 +295,7 @@ static void load_network_rules(void)
 
 int main(void)
 {
-	char debug[SPEC_TEXT];
+	char debug[SPEC_TEXT], platform[SPEC_TEXT];
 	if (getpid() != 1)
 		return 1;
 	umask(022);
@@ -252,8 +303,15 @@ int main(void)
 	say("start");
 	check_command_line();
 	load_modules();
+	int enclave = argument("cloister.platform", platform, sizeof platform);
+	if (enclave) {
+		if (strcmp(platform, "nitro") || !is_enclave())
+			halt("this machine has no Nitro security module");
+		add_entropy();
+		tell_parent();
+	}
 	protect_block_devices();
-	mount_root();
+	mount_root(enclave);
 	mount_measured("application", APPLICATION_REGISTER, "/sysroot/application");
 	mount_measured("model", MODEL_REGISTER, "/sysroot/model");
 	switch_root();

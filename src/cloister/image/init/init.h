@@ -23,6 +23,7 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void halt(const char *why);
 size_t read_text(const char *path, char *text, size_t size);
 void write_text(const char *path, const char *text);
+int same_command_line(const char *measured, const char *found);
 
 /* disk.c */
 void parse_spec(const char *kind, const char *text, struct disk *disk);
@@ -38,6 +39,13 @@ void mount_verified(const struct disk *disk, const char *device, const char *whe
 /* tpm.c */
 int has_tpm(void);
 void measure(unsigned pcr, const void *data, size_t size);
+
+/* enclave.c */
+int is_enclave(void);
+void tell_parent(void);
+void add_entropy(void);
+void attach_ramdisk(const char *file);
+void mount_from_ramdisk(const char *name, const char *where, unsigned long flags);
 
 /* net.c */
 void configure_interfaces(const char *path);

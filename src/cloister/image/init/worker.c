@@ -188,6 +188,7 @@ _Noreturn void run_worker(void)
 	give("/dev/tpmrm0");
 	give("/dev/sev-guest");
 	give("/dev/tdx_guest");
+	give("/dev/nsm");
 	give(TDX_LOG);
 	give_report_entry();
 	give_ports();
