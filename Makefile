@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean image-check run-vm boot-sample boot-matrix deploy-check
+.PHONY: help setup run test lint types check bench fuzz mutate soak soak-sample lock clean image-check run-vm boot-sample boot-matrix deploy-check eif-boot
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -92,6 +92,16 @@ boot-matrix: $(BOOT_IMAGE)/esp.img  ## Boot it with every change and attack ther
 deploy-check: setup  ## Compare the recipes with the newest QEMU's and libvirt's own descriptions
 	@scripts/setup platforms
 	@$(BIN)/python -m pytest -m platforms tests/platforms
+
+ENCLAVE_IMAGE ?= build/enclave-image
+NITRO_QEMU ?= build/nitro-qemu
+ENCLAVE_TESTS = CLOISTER_ENCLAVE_IMAGE=$(abspath $(ENCLAVE_IMAGE)) \
+    CLOISTER_NITRO_QEMU=$(abspath $(NITRO_QEMU))/qemu-system-x86_64 $(BIN)/python -m pytest
+
+eif-boot: setup  ## Build an enclave image, and the emulator that starts it (half an hour at first)
+	@scripts/nitro-qemu $(NITRO_QEMU)
+	@$(BIN)/cloister image build tests/boot/enclave.toml --out $(ENCLAVE_IMAGE)
+	@$(ENCLAVE_TESTS) -m boot tests/boot/test_enclave.py
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -100,9 +100,9 @@ class Guest:
 
 
 @contextlib.contextmanager
-def guest(platform: str, launched_for: str | None) -> Iterator[Guest]:
+def guest(platform: str, launched_for: str | None, *, program: str = GUEST) -> Iterator[Guest]:
     """A guest on hardware whose register holds the digest `launched_for`, or zeros."""
-    field, size = FIELDS[platform]
+    field, size = FIELDS.get(platform, ("", 48))
     value = "" if launched_for is None else bytes.fromhex(launched_for).ljust(size, b"\0").hex()
     # Not pytest's folder: the path of a socket holds 107 bytes.
     with TemporaryDirectory(prefix="guest-") as name, socket.socket(socket.AF_UNIX) as listening:
@@ -114,9 +114,11 @@ def guest(platform: str, launched_for: str | None) -> Iterator[Guest]:
         listening.bind(str(folder / "port"))
         listening.listen(1)
         words = [platform, field, value, str(listening.fileno()), str(folder)]
+        if program == ENCLAVE:
+            words = [str(listening.fileno()), value or bytes(size).hex(), str(folder)]
         with (folder / "errors").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-c", GUEST, *words],
+                [sys.executable, "-c", program, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -171,6 +173,72 @@ def test_without_a_manifest_it_starts_only_where_it_was_launched_for_none(
     with guest(platform, manifest.digest) as at:
         assert at.start(None).exit_code == 1
         assert at.reason == "attester.manifest"
+
+
+ENCLAVE = """
+import os, pathlib, socket, sys
+from cloister.attester import guest
+from cloister.attester.nsm import Register
+
+listening, found, folder = sys.argv[1:]
+folder = pathlib.Path(folder)
+sys.path.insert(0, str(folder))
+guest.ENTRY = "stand_in:main"
+
+class Module:
+    value, locked = bytes.fromhex(found), False
+    def describe_pcr(self, index):
+        assert index == 16
+        return Register(value=self.value, locked=self.locked)
+    def extend_pcr(self, index, data):
+        assert (index, self.locked) == (16, False)
+        (folder / "extended").write_bytes(data)
+    def lock_pcr(self, index):
+        assert index == 16
+        self.locked = True
+        (folder / "locked").touch()
+
+class Evidence:
+    def quote(self, digest):
+        raise AssertionError("nobody asked")
+
+sys.exit(guest.main(guest.Surroundings(
+    settings=folder / "worker.json",
+    run=folder,
+    open_machine=lambda named: Evidence(),
+    open_port=lambda: sys.exit("an enclave has no virtio port"),
+    open_listener=lambda: socket.socket(fileno=int(listening)),
+    open_nsm=Module,
+)))
+"""
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["a manifest", "none"])
+def test_an_enclave_puts_the_manifest_into_a_register_and_locks_it(
+    manifest: SignedManifest, named: bool
+) -> None:
+    with guest("nitro", None, program=ENCLAVE) as at:
+        # A connection that ends in the middle of a question leaves the port to the next one.
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(at.folder / "port"))
+            other.sendall(b"\0\0\0")
+        said = at.start(manifest if named else None)
+        assert said.exit_code == 0, said.output
+        assert at.process.wait(WITHIN_S) == 0
+        assert (at.folder / "locked").exists()
+        assert (at.folder / "extended").exists() is named
+        if named:
+            digest = bytes.fromhex(manifest.digest)
+            assert (at.folder / "extended").read_bytes() == digest
+
+
+def test_an_enclave_ends_whose_register_somebody_wrote_to(manifest: SignedManifest) -> None:
+    with guest("nitro", None, program=ENCLAVE) as at:
+        assert at.start(manifest).exit_code == 0
+    with guest("nitro", "ab", program=ENCLAVE) as at:
+        assert at.start(manifest).exit_code == 1
+        assert at.reason == "attester.manifest"
+        assert not (at.folder / "extended").exists()
 
 
 def test_what_the_operator_names_wrongly(manifest: SignedManifest) -> None:

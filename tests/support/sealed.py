@@ -100,7 +100,11 @@ class Sealed:
             b"message/ohttp-chunked-res",
             b"message/ohttp-res",
         )
-        pieces = self.open(outer.body)
+        return self.opened_body(outer.body)
+
+    def opened_body(self, body: bytes) -> Inner:
+        """The same from the body alone, of whatever brought it."""
+        pieces = self.open(body)
         decoder = ResponseDecoder()
         head: ResponseHead | None = None
         content: list[bytes] = []

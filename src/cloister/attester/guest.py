@@ -5,6 +5,9 @@ starts it as an ordinary user, when the disks are measured and the network's rul
 the worker does stands in ``worker.json`` of the same measured disk; nothing else in the guest
 changes it.
 
+In an enclave the operator's port is a vsock port, and the manifest's digest goes into a register of
+the security module.
+
 Weights that lie sealed on the model disk are opened into a folder in memory, which is made before
 the process has a second thread. Their key comes from the broker that ``worker.json`` names, to
 evidence with the certificate of this machine's key: so where there is a broker, the worker waits
@@ -25,7 +28,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.attester import link
 from cloister.attester.device_tpm import (
@@ -47,7 +50,6 @@ from cloister.attester.guest_port import (
 )
 from cloister.attester.handover import Evidence, Handover, MeasuredFile
 from cloister.attester.memory import FOLDER, WorkerMemory, make_memory
-from cloister.attester.nsm import Nsm, fix_manifest
 from cloister.attester.quote import EndorsementKey, find_endorsement_key
 from cloister.attester.tpm import Tpm
 from cloister.endorsements.certificates import parse_certificate
@@ -72,6 +74,9 @@ from cloister.strictjson import (
     expect_str,
     parse_json_object,
 )
+
+if TYPE_CHECKING:
+    from cloister.attester.nsm import Nsm
 
 SETTINGS: Final = Path("/application/worker.json")
 RUN: Final = Path("/run/cloister")
@@ -99,6 +104,12 @@ def _open_machine(platform: str) -> Evidence:
     return open_attester(platform)
 
 
+def _open_nsm() -> Nsm:
+    from cloister.attester.nsm import Nsm  # no other guest needs CBOR
+
+    return Nsm()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Where a guest's worker finds what its machine and its init give it."""
@@ -110,7 +121,7 @@ class Surroundings:
     """The operator's port; None on a machine that has none."""
     open_listener: Callable[[], socket.socket] = listen_vsock
     """Where an enclave's parent connects to instead."""
-    open_nsm: Callable[[], Nsm] = Nsm
+    open_nsm: Callable[[], Nsm] = _open_nsm
     """An enclave's security module."""
     open_machine: Callable[[str], Evidence] = _open_machine
     """What makes evidence on a platform other than a measured boot."""
@@ -189,8 +200,7 @@ def _run(around: Surroundings) -> int:
         _in_background("operator", lambda: serve(questions))
         bundle = state.wait_for_start()
     if settings.platform == TEE_TYPE_NITRO:
-        digest = None if bundle is None else bytes.fromhex(digest_of(bundle))
-        fix_manifest(around.open_nsm(), digest)
+        fix_enclaves_manifest(around.open_nsm(), bundle)
     elif not isinstance(evidence, DeviceTpmAttester):
         require_manifest(evidence, bundle)
     elif bundle is not None:
@@ -348,6 +358,18 @@ def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
     digest = bytes.fromhex(digest_of(bundle))
     tpm.extend(MANIFEST_REGISTER, digest)
     return digest
+
+
+def fix_enclaves_manifest(nsm: Nsm, bundle: bytes | None) -> None:
+    """Write the digest of the manifest in `bundle` (None: nothing) where it cannot be changed.
+
+    Raises:
+        MalformedError: it is no manifest's bundle.
+        AuthenticationError, FetchError: as `cloister.attester.nsm.fix_manifest`.
+    """
+    from cloister.attester.nsm import fix_manifest
+
+    fix_manifest(nsm, None if bundle is None else bytes.fromhex(digest_of(bundle)))
 
 
 def require_manifest(evidence: Evidence, bundle: bytes | None) -> None:

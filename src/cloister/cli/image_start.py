@@ -49,24 +49,57 @@ def start(
     """
     table = read_api_keys(api_keys)
     bundle = None if manifest is None else read_manifest(manifest)
-    until = time.monotonic() + timeout
+    patience = _Patience(port, timeout)
+    link = _asked_first(port, patience, api_keys=_text(table))
+    with contextlib.closing(link):
+        link.ask("start", **({} if bundle is None else {"manifest": _text(bundle)}))
+        while not isinstance(ready := link.ask("ready")["ready"], dict):
+            patience()
+            time.sleep(LOOK_S)
+    typer.echo(plain(f"The worker listens on {ready.get('address')}, as its guest sees it."))
 
-    def waiting() -> None:
-        if time.monotonic() > until:
+
+class _Patience:
+    """Called while there is nothing to do but wait; raises where that is no use."""
+
+    def __init__(self, port: str, timeout: float) -> None:
+        self._port = port
+        self._timeout = timeout
+        self._until = time.monotonic() + timeout
+        self.gone: EngineError | None = None
+        """Raised at once, where it is set."""
+
+    def __call__(self) -> None:
+        if self.gone is not None:
+            raise self.gone
+        if time.monotonic() > self._until:
             raise EngineError(
-                f"the guest behind {port} is not ready after {timeout:g} seconds; its console"
-                " says how far it came",
+                f"the guest behind {self._port} is not ready after {self._timeout:g} seconds; its"
+                " console says how far it came",
                 code="guest.not_ready",
             )
 
-    link = _link(port, waiting)
-    with contextlib.closing(link):
-        link.ask("api_keys", table=_text(table))
-        link.ask("start", **({} if bundle is None else {"manifest": _text(bundle)}))
-        while not isinstance(ready := link.ask("ready")["ready"], dict):
-            waiting()
-            time.sleep(LOOK_S)
-    typer.echo(plain(f"The worker listens on {ready.get('address')}, as its guest sees it."))
+
+def _asked_first(port: str, patience: _Patience, *, api_keys: str) -> OperatorLink:
+    """A connection on which the guest has taken the table of API keys.
+
+    Who forwards to a guest takes connections before the guest does, and lets go of them: so as long
+    as somebody takes them, they are made again.
+    """
+    link = _link(port, patience)
+    while True:
+        try:
+            link.ask("api_keys", table=api_keys)
+        except EngineError as error:
+            link.close()
+            if error.code != "guest.ended":
+                raise
+            patience.gone = error
+            link = _link(port, patience)
+            patience.gone = None
+            patience()
+        else:
+            return link
 
 
 def _link(port: str, waiting: Callable[[], None]) -> OperatorLink:

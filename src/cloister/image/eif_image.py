@@ -31,7 +31,7 @@ from cloister.image.initrd import Entry, build_initrd, write_archive
 from cloister.image.modules import Module
 from cloister.image.verity import read_footer
 
-ENCLAVE_IMAGE: Final = "enclave.eif"
+ENCLAVE_IMAGE: Final = "image.eif"
 ROOT: Final = "root.img"
 RAMDISK_FOLDER: Final = "ramdisk"
 

@@ -231,17 +231,17 @@ def test_enclave_images(folder: Path) -> None:
     for part in ("kernel", "first", "second"):
         (folder / part).write_bytes(part.encode())
     parts = ("--kernel", folder / "kernel", "--ramdisk", folder / "first")
-    built = ("eif", "build", *parts, "--ramdisk", folder / "second", "-o", folder / "enclave.eif")
+    built = ("eif", "build", *parts, "--ramdisk", folder / "second", "-o", folder / "image.eif")
     printed = json.loads(run(*built).stdout)["Measurements"]
     (nitro,) = load_json(
-        run("measure", folder, "--eif", folder / "enclave.eif").stdout.encode()
+        run("measure", folder, "--eif", folder / "image.eif").stdout.encode()
     ).platforms
     assert nitro.registers["pcr0"] == (printed["PCR0"],)
     assert nitro.image is not None
     assert nitro.image.version == "7"
     signed = run("eif", "from-image", folder, "-o", folder / "again.eif")
     assert json.loads(signed.stdout)["Measurements"] == printed
-    (folder / "enclave.eif").unlink()
+    (folder / "image.eif").unlink()
     refused = run("eif", "from-image", folder, "-o", folder / "again.eif").exception
     assert isinstance(refused, ConfigurationError)
     assert refused.code == "image.folder"
