@@ -23,8 +23,9 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -96,11 +97,24 @@ class Packet:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A piece of the guest's memory."""
+
+    guest: int
+    user: int
+    """The address that QEMU has it at."""
+    size: int
+    offset: int
+    """In `view`."""
+    view: mmap.mmap
+
+
 class Memory:
     """The guest's memory, by its own addresses and by QEMU's."""
 
     def __init__(self) -> None:
-        self._regions: list[tuple[int, int, int, int, mmap.mmap]] = []
+        self._regions: list[Region] = []
 
     def map(self, table: bytes, descriptors: list[int]) -> None:
         """Follow SET_MEM_TABLE."""
@@ -109,21 +123,22 @@ class Memory:
             guest, size, user, offset = REGION.unpack_from(table, 8 + number * REGION.size)
             view = mmap.mmap(descriptor, size + offset)
             os.close(descriptor)
-            self._regions.append((guest, user, size, offset, view))
+            region = Region(guest=guest, user=user, size=size, offset=offset, view=view)
+            self._regions.append(region)
 
     def at_guest(self, address: int, size: int) -> tuple[mmap.mmap, int]:
         """Where `size` bytes at a guest's address lie."""
-        return self._at(address, size, which=0)
+        return self._at(address, size, lambda region: region.guest)
 
     def at_user(self, address: int, size: int) -> tuple[mmap.mmap, int]:
         """Where they lie by an address of QEMU's."""
-        return self._at(address, size, which=1)
+        return self._at(address, size, lambda region: region.user)
 
-    def _at(self, address: int, size: int, *, which: int) -> tuple[mmap.mmap, int]:
+    def _at(self, address: int, size: int, begin: Callable[[Region], int]) -> tuple[mmap.mmap, int]:
         for region in self._regions:
-            begin, length, offset, view = region[which], *region[2:]
-            if begin <= address and address + size <= begin + length:
-                return view, offset + address - begin
+            at = address - begin(region)
+            if at >= 0 and at + size <= region.size:
+                return region.view, region.offset + at
         raise ValueError("an address that is in no memory of the guest")
 
 
@@ -225,6 +240,7 @@ class Parent:
         self._waiting: deque[bytes] = deque()
         self._connections: dict[tuple[tuple[int, int], tuple[int, int]], Connection] = {}
         self._next_port = 1 << 20
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- vhost-user ---
 
@@ -418,8 +434,10 @@ class Parent:
         for task in (self._to_guest(connection), self._to_host(connection)):
             connection.tasks.append(self._spawn(task))
 
-    def _spawn(self, work: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def _to_guest(self, connection: Connection) -> None:
@@ -485,8 +503,7 @@ async def run(folder: Path, cid: int, ports: list[int]) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for port in ports:
             server = await asyncio.start_unix_server(
-                lambda reader, writer, port=port: parent.from_host(port, reader, writer),
-                str(folder / f"guest-{port}.sock"),
+                partial(parent.from_host, port), str(folder / f"guest-{port}.sock")
             )
             stack.callback(server.close)
         with socket.socket(socket.AF_UNIX) as listener:
