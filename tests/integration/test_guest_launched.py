@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cloister.cli.main import build_app
+from cloister.errors import ConfigurationError, EngineError
 from cloister.manifest import SignedManifest
 from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
 from cloister.worker.api_keys import ApiKeyFile
@@ -241,11 +243,71 @@ def test_an_enclave_ends_whose_register_somebody_wrote_to(manifest: SignedManife
         assert not (at.folder / "extended").exists()
 
 
+def test_a_forwarder_that_listens_before_its_guest_is_asked_again(
+    manifest: SignedManifest,
+) -> None:
+    """Whoever forwards to a vsock lets go of the first connection, for nobody is there yet."""
+
+    def forward(front: socket.socket, behind: Path) -> None:
+        front.accept()[0].close()
+        near, _ = front.accept()
+        with near, socket.socket(socket.AF_UNIX) as far:
+            far.connect(str(behind))
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=carry, args=(source, target), daemon=True).start()
+            gone.wait(WITHIN_S)
+
+    def carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+
+    gone = threading.Event()
+    with guest("nitro", None, program=ENCLAVE) as at, socket.socket(socket.AF_UNIX) as front:
+        behind = (at.folder / "port").rename(at.folder / "behind")
+        front.bind(str(at.folder / "port"))
+        front.listen(1)
+        thread = threading.Thread(target=forward, args=(front, behind))
+        thread.start()
+        said = at.start(manifest)
+        gone.set()
+        thread.join()
+        assert said.exit_code == 0, said.output
+        assert at.process.wait(WITHIN_S) == 0
+
+
+def test_one_that_is_gone_for_good_is_not_waited_for() -> None:
+    with guest("nitro", None, program=ENCLAVE) as at:
+        assert at.start(None).exit_code == 0
+    # The same command, to a forwarder that is gone when it is looked for again.
+    with TemporaryDirectory(prefix="guest-") as name, socket.socket(socket.AF_UNIX) as front:
+        front.bind(f"{name}/port")
+        front.listen(1)
+
+        def leave() -> None:
+            connection, _ = front.accept()
+            (Path(name) / "port").unlink()
+            connection.close()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        process = Guest(process=at.process, folder=Path(name))
+        said = process.start(None)
+        thread.join()
+        assert isinstance(said.exception, EngineError)
+        assert said.exception.code == "guest.ended"
+
+
 def test_what_the_operator_names_wrongly(manifest: SignedManifest) -> None:
     with guest("snp", manifest.digest) as at:
         app = build_app(["image"])
         words = ["image", "start", str(at.folder / "port"), "--api-keys"]
         absent = CliRunner().invoke(app, [*words, str(at.folder / "none.json")])
         assert absent.exit_code != 0
+        elsewhere = [*words[:2], "tcp://127.0.0.1:1", "--api-keys", str(at.folder / "keys.json")]
+        ApiKeyFile(at.folder / "keys.json").add("test", at=1)
+        refused = CliRunner().invoke(app, elsewhere).exception
+        assert isinstance(refused, ConfigurationError)
+        assert refused.code == "image.operator_port"
         assert "does not exist" in absent.output + str(absent.exception)
         assert at.start(manifest).exit_code == 0
