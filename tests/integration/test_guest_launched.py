@@ -267,12 +267,12 @@ def test_a_forwarder_that_listens_before_its_guest_is_asked_again(
         behind = (at.folder / "port").rename(at.folder / "behind")
         front.bind(str(at.folder / "port"))
         front.listen(1)
-        thread = threading.Thread(target=forward, args=(front, behind))
+        thread = threading.Thread(target=forward, args=(front, behind), daemon=True)
         thread.start()
         said = at.start(manifest)
         gone.set()
-        thread.join()
         assert said.exit_code == 0, said.output
+        thread.join()
         assert at.process.wait(WITHIN_S) == 0
 
 

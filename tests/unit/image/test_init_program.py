@@ -326,6 +326,8 @@ def test_a_hypervisor_may_say_where_its_devices_are(comparer: Path, more: str) -
         "",
         MEASURED_LINE[:-1],
         MEASURED_LINE[1:],
+        MEASURED_LINE.replace("panic=-1", "panic=-2"),
+        MEASURED_LINE.replace("panic=-1", "panic=-2") + DEVICE,
         DEVICE[1:] + " " + MEASURED_LINE,
         MEASURED_LINE + "c",
         MEASURED_LINE + " ",

@@ -134,7 +134,7 @@ static size_t device_argument(const char *word)
 		return 0;
 	at += size + 1;
 	size = strspn(at, "0123456789");
-	return size && (!at[size] || at[size] == ' ') ? (size_t)(at + size - word) : 0;
+	return size ? (size_t)(at + size - word) : 0;
 }
 
 /* Whether FOUND is the MEASURED line; a hypervisor may have said behind it where devices are. */
