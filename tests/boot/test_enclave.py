@@ -32,6 +32,7 @@ from cloister.channel.keyset import Keyset, parse_keyset
 from cloister.channel.ohttp import KeyConfig
 from cloister.cli.main import build_app
 from cloister.endorsements.pinned import pinned_roots
+from cloister.endorsements.roots import Roots
 from cloister.errors import AppraisalError, MalformedError
 from cloister.evidence.items import ITEM_NITRO_DOCUMENT
 from cloister.evidence.nitro import NitroDocument, parse_document
@@ -41,10 +42,12 @@ from cloister.image.eif_image import measurements_of, signed_parts
 from cloister.image.eif_write import write_eif
 from cloister.image.image_files import ImageName
 from cloister.image.references import nitro_reference
+from cloister.testing.simulated_nitro import SimulatedNitro
 from cloister.verifier import policy as policies
 from cloister.verifier.policy import AppraisalPolicy
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import verify_report
+from cloister.verifier.result import AttestationResult
 from cloister.worker.api_keys import ApiKeyFile
 from support.enclaves import Enclave, emulated_image, started
 from support.guests import LIMIT_S, free_port
@@ -215,24 +218,37 @@ def test_the_worker_answers_what_is_sealed_and_whom_it_knows(seen: Seen) -> None
     "policy", [policies.strict(), policies.development()], ids=["strict", "development"]
 )
 def test_nobody_accepts_the_emulators_document(seen: Seen, policy: AppraisalPolicy) -> None:
-    """Neither as it is, which is no document, nor with a signature of the right length."""
-    reference = nitro_reference(
-        seen.predicted, ImageName(name="cloister", version="1", debug=False)
-    )
-    values = ReferenceValues.from_platforms(reference)
+    """Neither as it is, which is no document, nor with a signature of the right length.
+
+    The same registers and keys under a simulated vendor's signature are affirmed, by whoever names
+    that vendor: so it is the signature that is missed, and nothing else about this worker.
+    """
+    now = datetime.now(UTC)
+    vendor = SimulatedNitro(now=now)
+    twin = vendor.document(pcrs=seen.document.pcrs, user_data=seen.document.user_data)
+    affirmed = judged(seen, twin, policies.development(), vendor.roots, now)
+    assert affirmed.require_affirming().development
     with pytest.raises(MalformedError, match="signature of 64 bytes"):
         parse_document(seen.raw)
     for document in (seen.raw, with_signature(seen.raw)):
-        result = verify_report(
-            with_document(seen.report, document),
-            nonce=seen.nonce,
-            policy=policy,
-            reference_values=values,
-            roots=pinned_roots(),
-            at=datetime.now(UTC),
-        )
-        with pytest.raises(AppraisalError):
-            result.require_affirming()
+        for roots in (pinned_roots(), vendor.roots):
+            with pytest.raises(AppraisalError):
+                judged(seen, document, policy, roots, now).require_affirming()
+
+
+def judged(
+    seen: Seen, document: bytes, policy: AppraisalPolicy, roots: Roots, at: datetime
+) -> AttestationResult:
+    """What a client makes of the enclave's report with that document in it."""
+    named = ImageName(name="cloister", version="1", debug=False)
+    return verify_report(
+        with_document(seen.report, document),
+        nonce=seen.nonce,
+        policy=policy,
+        reference_values=ReferenceValues.from_platforms(nitro_reference(seen.predicted, named)),
+        roots=roots,
+        at=at,
+    )
 
 
 def with_document(report: bytes, document: bytes) -> bytes:
