@@ -25,6 +25,10 @@ class Transit:
         self.heeds_context = True
         self.status = 200
         self.coding: str | None = None
+        self.content: bytes | None = None
+        """In place of what it would answer."""
+        self.plaintext: bytes | None = None
+        """In place of what it opens."""
         self.requests: list[httpx2.Request] = []
         self.transport = httpx2.MockTransport(self._answer)
 
@@ -40,6 +44,8 @@ class Transit:
             return httpx2.Response(self.status, json={"errors": ["simulated"]})
         if request.headers.get("x-vault-token") != TOKEN:
             return httpx2.Response(403, json={"errors": ["permission denied"]})
+        if self.content is not None:
+            return httpx2.Response(200, content=self.content)
         members = json.loads(request.content)
         context = base64.b64decode(members["associated_data"]) if self.heeds_context else b""
         match request.url.path:
@@ -58,6 +64,7 @@ class Transit:
                 except (InvalidTag, IndexError, ValueError):
                     errors = ["cipher: message authentication failed"]
                     return httpx2.Response(400, json={"errors": errors})
+                plaintext = plaintext if self.plaintext is None else self.plaintext
                 return _data({"plaintext": base64.b64encode(plaintext).decode()})
             case _:
                 return httpx2.Response(404, json={"errors": []})

@@ -278,6 +278,97 @@ def test_the_engines_answers_are_told_apart(tmp_path: Path) -> None:
         refused(lambda: root.unwrap(wrapped, CONTEXT), code)
 
 
+NO_DATA = [b"", b"[]", b"{}", b'{"data": []}', b'{"data": {}}', b'{"data": {}} x']
+NO_CIPHERTEXT = [
+    *NO_DATA,
+    b'{"data": {"ciphertext": 1}}',
+    b'{"data": {"ciphertext": "v1:AAAA"}}',
+    b'{"data": {"ciphertext": "vault:v1:*"}}',
+    b'{"data": {"ciphertext": "vault:v1:AAAA"}, "more": "%s"}' % (b"x" * (1 << 20)),
+]
+NO_PLAINTEXT = [
+    *NO_DATA,
+    b'{"data": {"plaintext": 1}}',
+    b'{"data": {"plaintext": "*"}}',
+    b'{"data": {"plaintext": "AAAA"}, "more": "%s"}' % (b"x" * (1 << 20)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(NO_CIPHERTEXT)))
+def test_what_is_no_ciphertext_is_not_kept(tmp_path: Path, number: int) -> None:
+    transit = Transit()
+    root = vault.open_key(transit_name(tmp_path), transport=transit.transport)
+    transit.content = b'{"data": {"ciphertext": "vault:v1:AAAA"}}'
+    assert root.wrap(MASTER, CONTEXT) == b"vault:v1:AAAA"
+    transit.content = NO_CIPHERTEXT[number]
+    refused(lambda: root.wrap(MASTER, CONTEXT), "root_key.unreachable")
+
+
+@pytest.mark.parametrize("number", range(len(NO_PLAINTEXT)))
+def test_what_is_no_plaintext_is_not_used(tmp_path: Path, number: int) -> None:
+    transit = Transit()
+    root = vault.open_key(transit_name(tmp_path), transport=transit.transport)
+    wrapped = root.wrap(MASTER, CONTEXT)
+    transit.content = b'{"data": {"plaintext": "AAAA"}}'
+    assert root.unwrap(wrapped, CONTEXT) == bytes(3)
+    transit.content = NO_PLAINTEXT[number]
+    refused(lambda: root.unwrap(wrapped, CONTEXT), "root_key.unreachable")
+
+
+@pytest.mark.parametrize(
+    "wrapped", [b"", b"x", b"vault:v1:", b"vault:1:AAAA", b"vault:v1:*\n", b"\xff"]
+)
+def test_an_engine_is_not_asked_about_what_is_not_its(tmp_path: Path, wrapped: bytes) -> None:
+    transit = Transit()
+    root = vault.open_key(transit_name(tmp_path), transport=transit.transport)
+    assert root.unwrap(root.wrap(MASTER, CONTEXT), CONTEXT) == MASTER
+    asked = len(transit.requests)
+    refused(lambda: root.unwrap(wrapped, CONTEXT), "root_key.refused")
+    assert len(transit.requests) == asked
+
+
+def test_an_engine_that_opens_something_else_is_refused(tmp_path: Path) -> None:
+    transit = Transit()
+    vault.open_key(transit_name(tmp_path), transport=transit.transport)
+    transit.plaintext = bytes(32)
+    refused(
+        lambda: vault.open_key(transit_name(tmp_path), transport=transit.transport),
+        "root_key.unreachable",
+    )
+
+
+def test_only_a_refused_ciphertext_is_somebody_elses(tmp_path: Path) -> None:
+    """Status 400 to a request to encrypt says that the request is wrong, not the ciphertext."""
+    transit = Transit()
+    root = vault.open_key(transit_name(tmp_path), transport=transit.transport)
+    wrapped = root.wrap(MASTER, CONTEXT)
+    transit.status = 400
+    refused(lambda: root.unwrap(wrapped, CONTEXT), "root_key.refused")
+    refused(lambda: root.wrap(MASTER, CONTEXT), "root_key.unreachable")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https:///transit/root",
+        "https://user@vault.test:8200/transit/root",
+        "https://vault.test:8200/root",
+        "https://vault.test:8200/transit/a%20b",
+        "https://vault.test:8200/tran//root",
+        "https://vault.test:8200",
+        "vault.test/transit/root",
+    ],
+)
+def test_an_address_that_is_none_is_not_asked(tmp_path: Path, address: str) -> None:
+    transit = Transit()
+    good = transit_name(tmp_path)
+    vault.open_key(good, transport=transit.transport)
+    asked = len(transit.requests)
+    name = f"{address}?{good.partition('?')[2]}"
+    refused(lambda: vault.open_key(name, transport=transit.transport), "root_key.kind")
+    assert len(transit.requests) == asked
+
+
 def test_an_engines_compressed_answer_is_not_unpacked(tmp_path: Path) -> None:
     transit = Transit()
     root = vault.open_key(transit_name(tmp_path), transport=transit.transport)
