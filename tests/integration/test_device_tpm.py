@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from cloister.attester.device_tpm import DeviceTpmAttester, find_attestation_key
 from cloister.attester.tpm import AK_ATTRIBUTES, Tpm, signing_template
@@ -19,39 +13,18 @@ from cloister.errors import FetchError
 from cloister.evidence.items import ITEM_TPM_PCRS
 from cloister.evidence.pcrs import parse_pcrs_json
 from cloister.evidence.report import ITEM_QUOTE
-from cloister.evidence.tpm import Alg, EccPublic, ObjectAttribute, parse_public, parse_quote
-from support.software_tpm import software_tpm
+from cloister.evidence.tpm import Alg, ObjectAttribute, parse_quote
+from support.software_tpm import ak_certificate, software_tpm
 
 pytestmark = pytest.mark.tpm
 
 DIGEST = bytes(range(32))
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def tpm() -> Iterator[Tpm]:
     with software_tpm() as (running, _):
         yield running.tpm
-
-
-def certificate(public: bytes) -> bytes:
-    key = parse_public(public).key
-    assert isinstance(key, EccPublic)
-    point = ec.EllipticCurvePublicNumbers(
-        int.from_bytes(key.x, "big"), int.from_bytes(key.y, "big"), ec.SECP256R1()
-    ).public_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "AK")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(point)
-        .serial_number(1)
-        .not_valid_before(NOW)
-        .not_valid_after(NOW + timedelta(days=1))
-        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-    )
-    return made.public_bytes(Encoding.DER)
 
 
 def test_a_made_key_quotes_every_register(tpm: Tpm) -> None:
@@ -65,7 +38,7 @@ def test_a_made_key_quotes_every_register(tpm: Tpm) -> None:
 
 def test_a_provided_key_is_found_in_nv_memory(tpm: Tpm) -> None:
     ak = tpm.create_primary(signing_template())
-    der = certificate(ak.public)
+    der = ak_certificate(ak.public)
     for index, content in ((0x01C10002, der + bytes(20)), (0x01C10003, signing_template())):
         tpm.nv_define(index, len(content))
         tpm.nv_write(index, content)
@@ -76,7 +49,7 @@ def test_a_provided_key_is_found_in_nv_memory(tpm: Tpm) -> None:
 
 def test_a_certificate_for_another_key_is_refused(tpm: Tpm) -> None:
     other = tpm.create_primary(signing_template(AK_ATTRIBUTES & ~ObjectAttribute.RESTRICTED))
-    der = certificate(other.public)
+    der = ak_certificate(other.public)
     for index, content in ((0x01C10002, der), (0x01C10003, signing_template())):
         tpm.nv_define(index, len(content))
         tpm.nv_write(index, content)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,14 +33,16 @@ from cloister.attester.guest_port import (
     framed,
     serve_port,
 )
+from cloister.attester.start_disk import Start
 from cloister.attester.swtpm import Manufactured
+from cloister.attester.tpm import signing_template
 from cloister.errors import AuthenticationError, EngineError, FetchError, MalformedError
 from cloister.evidence.report import ITEM_QUOTE
 from cloister.image.boot import enrol_guest
 from cloister.image.operator_link import MAX_ANSWER_BYTES, OperatorLink, bytes_of
 from cloister.testing.signed_manifests import ManifestOwner, make_manifest, sign_first
 from cloister.verifier.appraise.worker import manifest_register
-from support.software_tpm import software_tpm
+from support.software_tpm import ak_certificate, software_tpm
 
 pytestmark = pytest.mark.tpm
 
@@ -317,6 +321,70 @@ def test_a_manifest_is_measured_as_the_verifier_computes_it() -> None:
         (value,) = running.tpm.read_pcrs([MANIFEST_REGISTER]).values()
     assert digest.hex() == signed.digest
     assert value == manifest_register("tpm", digest)
+
+
+GUEST = """
+import sys
+from pathlib import Path
+
+from cloister.attester import guest
+from cloister.attester.tpm import Tpm
+from cloister.attester.transport import SocketTransport
+
+tpm, folder = Tpm(SocketTransport.from_fd(int(sys.argv[1]))), Path(sys.argv[2])
+sys.path.insert(0, str(folder))
+guest.ENTRY = "certified_worker:main"
+settings = folder / "worker.json"
+sys.exit(guest.main(guest.Surroundings(
+    settings=settings, run=folder, open_tpm=lambda: tpm, open_port=lambda: None
+)))
+"""
+WORKER = """
+def main(handover):
+    assert handover.attester.certified
+    return 0
+"""
+
+
+@pytest.mark.parametrize("provided", [True, False])
+def test_without_a_port_the_tpm_has_to_bring_its_own_certificate(
+    tmp_path: Path, *, provided: bool
+) -> None:
+    """As Google's does; nobody could send another one, so the guest ends and says so."""
+    (tmp_path / "certified_worker.py").write_text(WORKER)
+    settings: dict[str, object] = {"configuration": {}, "operator": {}, "models": {}}
+    (tmp_path / "worker.json").write_text(json.dumps(settings))
+    (tmp_path / "start").write_bytes(Start(api_keys=b"table").encode())
+    with software_tpm() as (running, _):
+        tpm = running.tpm
+        if provided:
+            der = ak_certificate(tpm.create_primary(signing_template()).public)
+            for index, content in ((0x01C10002, der), (0x01C10003, signing_template())):
+                tpm.nv_define(index, len(content))
+                tpm.nv_write(index, content)
+        descriptor = tpm.transport.fileno()
+        done = subprocess.run(
+            [sys.executable, "-c", GUEST, str(descriptor), str(tmp_path)],
+            pass_fds=(descriptor,),
+            capture_output=True,
+            check=False,
+        )
+    if provided:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["code"] == "guest.no_certificate"
+
+
+def test_a_certificate_is_not_waited_for_without_end() -> None:
+    with software_tpm() as (running, _):
+        attester = DeviceTpmAttester(running.tpm, find_attestation_key(running.tpm, provided=()))
+        assert not attester.certified
+        with pytest.raises(FetchError) as caught:
+            attester.wait_for_chain(0.01)
+        assert caught.value.code == "device.timeout"
+        attester.replace_chain((b"certificate",))
+        attester.wait_for_chain(0.01)
 
 
 def test_what_is_no_manifest_is_not_measured() -> None:

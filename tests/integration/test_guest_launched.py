@@ -1,7 +1,8 @@
 """The guest's program on hardware that names the manifest it was launched for, and its operator.
 
 The hardware is simulated, the worker is a stand-in that says what it was given; the program, the
-port and ``cloister image start`` are real.
+port, ``cloister image start`` and ``cloister image start-disk`` are real. What the init copies of a
+start disk is copied here by the test (tests/unit/image/test_init_start.py has the init's own code).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from typer.testing import CliRunner, Result
 
+from cloister.attester.start_disk import DISK_BYTES, parse_disk
 from cloister.cli.main import build_app
-from cloister.errors import ConfigurationError, EngineError
+from cloister.errors import CloisterError, ConfigurationError, EngineError
 from cloister.manifest import SignedManifest
 from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
 from cloister.worker.api_keys import ApiKeyFile
@@ -57,8 +59,8 @@ from pathlib import Path
 from cloister.attester import guest
 from cloister.testing.simulated_hardware import SimulatedHardware
 
-platform, field, value, listening, folder = sys.argv[1:]
-folder = Path(folder)
+platform, field, value, listening, patience_s, folder = sys.argv[1:]
+folder, listening = Path(folder), int(listening)
 sys.path.insert(0, str(folder))
 guest.ENTRY = "stand_in:main"
 hardware = SimulatedHardware.make(
@@ -73,7 +75,10 @@ sys.exit(guest.main(guest.Surroundings(
     settings=folder / "worker.json",
     run=folder,
     open_machine=lambda named: Evidence(),
-    open_port=lambda: socket.socket(fileno=int(listening)).accept()[0].detach(),
+    open_port=lambda: (
+        None if listening < 0 else socket.socket(fileno=listening).accept()[0].detach()
+    ),
+    patience_s=float(patience_s),
 )))
 """
 
@@ -85,9 +90,13 @@ class Guest:
     process: subprocess.Popen[bytes]
     folder: Path
 
-    def start(self, manifest: SignedManifest | None) -> Result:
+    def start(self, manifest: SignedManifest | None, *, keys: bytes | None = None) -> Result:
         """What the operator runs, and what it says."""
-        ApiKeyFile(self.folder / "keys.json").add("test", at=1)
+        if keys is None:
+            ApiKeyFile(self.folder / "keys.json").add("test", at=1)
+        else:
+            (self.folder / "keys.json").write_bytes(keys)
+            (self.folder / "keys.json").chmod(0o600)
         words = [str(self.folder / "port"), "--api-keys", str(self.folder / "keys.json")]
         if manifest is not None:
             (self.folder / "bundle.json").write_bytes(manifest.encode())
@@ -102,8 +111,19 @@ class Guest:
 
 
 @contextlib.contextmanager
-def guest(platform: str, launched_for: str | None, *, program: str = GUEST) -> Iterator[Guest]:
-    """A guest on hardware whose register holds the digest `launched_for`, or zeros."""
+def guest(
+    platform: str,
+    launched_for: str | None,
+    *,
+    disk: bytes | None = None,
+    port: bool = True,
+    patience_s: float = WITHIN_S,
+    program: str = GUEST,
+) -> Iterator[Guest]:
+    """A guest on hardware whose register holds the digest `launched_for`, or zeros.
+
+    `disk` is what the init copies of its start disk, `port` whether it has an operator's port.
+    """
     field, size = FIELDS.get(platform, ("", 48))
     value = "" if launched_for is None else bytes.fromhex(launched_for).ljust(size, b"\0").hex()
     # Not pytest's folder: the path of a socket holds 107 bytes.
@@ -115,7 +135,10 @@ def guest(platform: str, launched_for: str | None, *, program: str = GUEST) -> I
         )
         listening.bind(str(folder / "port"))
         listening.listen(1)
-        words = [platform, field, value, str(listening.fileno()), str(folder)]
+        if disk is not None:
+            (folder / "start").write_bytes(disk)
+        end = listening.fileno() if port else -1
+        words = [platform, field, value, str(end), str(patience_s), str(folder)]
         if program == ENCLAVE:
             words = [str(listening.fileno()), value or bytes(size).hex(), str(folder)]
         with (folder / "errors").open("wb") as errors:
@@ -296,6 +319,121 @@ def test_one_that_is_gone_for_good_is_not_waited_for() -> None:
         thread.join()
         assert isinstance(said.exception, EngineError)
         assert said.exception.code == "guest.ended"
+
+
+def start_disk(folder: Path, manifest: SignedManifest | None) -> bytes:
+    """Header and document of a start disk, made by the command."""
+    keys, disk = folder / "keys.json", folder / "start.img"
+    if not keys.exists():
+        ApiKeyFile(keys).add("test", at=1)
+    words = ["--api-keys", str(keys), "-o", str(disk)]
+    if manifest is not None:
+        (folder / "bundle.json").write_bytes(manifest.encode())
+        words += ["--manifest", str(folder / "bundle.json")]
+    done = CliRunner().invoke(build_app(["image"]), ["image", "start-disk", *words])
+    assert done.exit_code == 0, done.output
+    assert disk.stat().st_mode & 0o777 == 0o600
+    written = disk.read_bytes()
+    assert len(written) == DISK_BYTES
+    return parse_disk(written).encode()
+
+
+@pytest.mark.parametrize("platform", FIELDS)
+def test_a_start_disk_brings_what_the_port_brings(
+    platform: str, manifest: SignedManifest, tmp_path: Path
+) -> None:
+    disk = start_disk(tmp_path, manifest)
+    with guest(platform, manifest.digest, disk=disk, port=False) as at:
+        assert at.process.wait(WITHIN_S) == 0, (at.folder / "errors").read_text()
+        assert (at.folder / "manifest.json").read_bytes() == manifest.encode()
+        written = at.folder / "api-keys.json"
+        assert written.read_bytes() == (tmp_path / "keys.json").read_bytes()
+        assert written.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("platform", FIELDS)
+def test_a_start_disk_with_another_manifest_ends_the_guest(
+    platform: str, manifest: SignedManifest, tmp_path: Path
+) -> None:
+    disk = start_disk(tmp_path, manifest)
+    with guest(platform, manifest.digest, disk=disk, port=False) as at:
+        assert at.process.wait(WITHIN_S) == 0
+    for launched_for in (sign_update(manifest, ALICE).digest, None):
+        with guest(platform, launched_for, disk=disk, port=False) as at:
+            assert at.reason == "attester.manifest"
+            assert not (at.folder / "manifest.json").exists()
+    without = start_disk(tmp_path, None)
+    with guest(platform, manifest.digest, disk=without, port=False) as at:
+        assert at.reason == "attester.manifest"
+    with guest(platform, None, disk=without, port=False) as at:
+        assert at.process.wait(WITHIN_S) == 0
+
+
+def test_a_guest_that_nobody_starts_ends(manifest: SignedManifest, tmp_path: Path) -> None:
+    disk = start_disk(tmp_path, manifest)
+    with guest("snp", manifest.digest, disk=disk, port=False) as at:
+        assert at.process.wait(WITHIN_S) == 0
+    with guest("snp", manifest.digest, port=False) as at:
+        assert at.reason == "guest.no_start"
+        assert "start disk" in (at.folder / "errors").read_text()
+    with (
+        guest("snp", manifest.digest, patience_s=0.1) as at,
+        socket.socket(socket.AF_UNIX) as silent,
+    ):
+        silent.connect(str(at.folder / "port"))
+        assert at.reason == "guest.no_start"
+
+
+def test_a_start_disk_that_does_not_decode_ends_the_guest(
+    manifest: SignedManifest, tmp_path: Path
+) -> None:
+    disk = start_disk(tmp_path, manifest)
+    with guest("snp", manifest.digest, disk=disk, port=False) as at:
+        assert at.process.wait(WITHIN_S) == 0
+    for port in (False, True):
+        for damaged in (disk[:-1], disk + b"\0", disk[:-3] + bytes([disk[-3] ^ 1]) + disk[-2:]):
+            with guest("snp", manifest.digest, disk=damaged, port=port) as at:
+                assert at.reason == "guest.start_disk"
+                assert not (at.folder / "api-keys.json").exists()
+
+
+def test_a_port_may_repeat_the_start_disk_and_not_contradict_it(
+    manifest: SignedManifest, tmp_path: Path
+) -> None:
+    disk = start_disk(tmp_path, manifest)
+    keys = (tmp_path / "keys.json").read_bytes()
+    with guest("snp", manifest.digest, disk=disk) as at:
+        assert at.start(manifest, keys=keys).exit_code == 0
+        assert at.process.wait(WITHIN_S) == 0
+    for other in (None, sign_update(manifest, ALICE)):
+        with guest("snp", manifest.digest, disk=disk) as at:
+            assert "refuses the question for its start" in str(at.start(other, keys=keys).exception)
+            assert at.process.wait(WITHIN_S) == 0
+            assert (at.folder / "manifest.json").read_bytes() == manifest.encode()
+    with guest("snp", manifest.digest, disk=disk) as at:
+        assert "refuses the question for its api_keys" in str(at.start(manifest).exception)
+        assert at.process.wait(WITHIN_S) == 0
+        assert (at.folder / "api-keys.json").read_bytes() == keys
+
+
+def test_inputs_of_a_start_disk(manifest: SignedManifest, tmp_path: Path) -> None:
+    start_disk(tmp_path, manifest)
+    app, (keys, bundle) = build_app(["image"]), (tmp_path / "keys.json", tmp_path / "bundle.json")
+    good = {"--api-keys": str(keys), "--manifest": str(bundle), "-o": str(tmp_path / "new.img")}
+    for option, value, code in (
+        ("--api-keys", str(tmp_path / "none.json"), "image.api_keys"),
+        ("--api-keys", str(bundle), "keys.permissions"),
+        ("--manifest", str(tmp_path / "none.json"), "image.manifest"),
+        ("--manifest", str(keys), "image.manifest"),
+        ("-o", str(tmp_path / "none" / "new.img"), "image.start_disk"),
+    ):
+        words = [word for pair in (good | {option: value}).items() for word in pair]
+        refused = CliRunner().invoke(app, ["image", "start-disk", *words])
+        assert isinstance(refused.exception, CloisterError), refused.output
+        assert refused.exception.code == code
+        assert not (tmp_path / "new.img").exists()
+    words = [word for pair in good.items() for word in pair]
+    assert CliRunner().invoke(app, ["image", "start-disk", *words]).exit_code == 0
 
 
 def test_what_the_operator_names_wrongly(manifest: SignedManifest) -> None:

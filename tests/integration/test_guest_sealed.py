@@ -116,9 +116,9 @@ class Shared(SocketTransport):
 waits = DeviceTpmAttester.wait_for_chain
 
 
-def waits_aloud(self):
+def waits_aloud(self, within_s):
     print("waiting for the certificate", flush=True)
-    waits(self)
+    waits(self, within_s)
 
 
 DeviceTpmAttester.wait_for_chain = waits_aloud

@@ -173,7 +173,9 @@ def _told(found: list[Listening], ready: threading.Event) -> Callable[[Listening
     return listening
 
 
-def ask_knowing_alice(url: str, api_key: str, roots: Roots, *, timeout: float = 60) -> Any:
+def ask_knowing_alice(
+    url: str, api_key: str, roots: Roots, *, timeout: float = 60, model: str = MODEL
+) -> Any:
     """What a client makes of one answer that knows Alice's public key, and of images nothing."""
     options: dict[str, Any] = {
         "development": True,
@@ -186,7 +188,7 @@ def ask_knowing_alice(url: str, api_key: str, roots: Roots, *, timeout: float = 
             "/v1/chat/completions",
             headers={"authorization": f"Bearer {api_key}"},
             json={
-                "model": MODEL,
+                "model": model,
                 "messages": [{"role": "user", "content": "What is a TEE?"}],
                 "max_tokens": 4,
             },

@@ -247,9 +247,22 @@ class DeviceTpmAttester:
             self._key = replace(self._key, chain=tuple(chain))
         self._chained.set()
 
-    def wait_for_chain(self) -> None:
-        """Wait until certificates vouch for the key, as those whom it proves itself to ask."""
-        self._chained.wait()
+    @property
+    def certified(self) -> bool:
+        """Whether certificates vouch for the key."""
+        return self._chained.is_set()
+
+    def wait_for_chain(self, within_s: float) -> None:
+        """Wait until certificates vouch for the key, as those whom it proves itself to ask.
+
+        Raises:
+            FetchError: none come in time (code ``device.timeout``).
+        """
+        if not self._chained.wait(within_s):
+            raise FetchError(
+                f"nobody certified this machine's attestation key within {within_s:g} seconds",
+                code="device.timeout",
+            )
 
     def close(self) -> None:
         """Let go of the TPM."""

@@ -13,6 +13,10 @@ the process has a second thread. Their key comes from the broker that ``worker.j
 evidence with the certificate of this machine's key: so where there is a broker, the worker waits
 for the certificate.
 
+Who is served, and under which manifest, comes through the operator's port or stands on a start disk
+(`cloister.attester.start_disk`); a guest that has neither ends. Where there is no port, nobody can
+certify a TPM's key, so its provider has to have done so.
+
 One process, for a second interpreter would cost seconds where instructions are emulated. The thread
 that answers the operator's port (`cloister.attester.guest_port`) has a TPM connection of its own.
 """
@@ -32,6 +36,7 @@ from typing import TYPE_CHECKING, Final
 
 from cloister.attester import link
 from cloister.attester.device_tpm import (
+    GOOGLE_KEYS,
     AttestationKey,
     DeviceTpmAttester,
     find_attestation_key,
@@ -51,6 +56,7 @@ from cloister.attester.guest_port import (
 from cloister.attester.handover import Evidence, Handover, MeasuredFile
 from cloister.attester.memory import FOLDER, WorkerMemory, make_memory
 from cloister.attester.quote import EndorsementKey, find_endorsement_key
+from cloister.attester.start_disk import BLOCK, MAX_DOCUMENT_BYTES, Start, parse_start
 from cloister.attester.tpm import Tpm
 from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import (
@@ -91,6 +97,8 @@ MAX_CHAIN: Final = 4
 MAX_MEMORY_BYTES: Final = 1 << 50
 MAX_MEMORY_FILES: Final = 1 << 20
 MIB: Final = 1024 * 1024
+PATIENCE_S: Final = 3600.0
+"""How long a guest waits for its operator. One that nobody starts holds its machine for nothing."""
 
 
 def _open_port() -> int | None:
@@ -126,11 +134,17 @@ class Surroundings:
     open_machine: Callable[[str], Evidence] = _open_machine
     """What makes evidence on a platform other than a measured boot."""
     meminfo: Path = Path("/proc/meminfo")
+    patience_s: float = PATIENCE_S
 
     @property
     def boot_log(self) -> Path:
         """The init's copy of the firmware's log, which the kernel shows to root alone."""
         return self.run / "boot-log"
+
+    @property
+    def start_disk(self) -> Path:
+        """The init's copy of the start disk; not there where the machine has none."""
+        return self.run / "start"
 
     @property
     def directory(self) -> Path:
@@ -183,22 +197,31 @@ def main(around: Surroundings | None = None) -> int:
 
 def _run(around: Surroundings) -> int:
     settings = read_settings(around.settings.read_bytes())
+    given = read_start(around.start_disk)
+    serve = _operators_port(settings.platform, around)
+    if given is None and serve is None:
+        raise ConfigurationError(
+            "nobody says who is served: this machine has neither an operator's port"
+            " (cloister.operator) nor a start disk (cloister image start-disk)",
+            code="guest.no_start",
+        )
     around.directory.mkdir(mode=0o700)
     memory = None if settings.memory is None else _memory(settings.memory, around)
-    evidence = _evidence(settings.platform, around)
+    evidence = _evidence(settings.platform, around, () if serve is not None else GOOGLE_KEYS)
+    if serve is None:
+        require_certificate(evidence)
     ours, theirs = socket.socketpair()
-    state = OperatorState(api_keys=around.api_keys)
+    state = OperatorState(api_keys=around.api_keys, given=given)
     configuration, operator = settings.configuration, {**settings.operator}
     operator["api_keys"] = str(around.api_keys)
     module, _, function = ENTRY.partition(":")
-    serve, bundle = _operators_port(settings.platform, around), None
     if serve is not None:
         certifiable = None
         if isinstance(evidence, DeviceTpmAttester):
             certifiable = Certifiable.open(evidence, around.open_tpm())
         questions = Questions(certifiable, state, boot_log=around.boot_log)
         _in_background("operator", lambda: serve(questions))
-        bundle = state.wait_for_start()
+    bundle = state.wait_for_start(around.patience_s)
     if settings.platform == TEE_TYPE_NITRO:
         fix_enclaves_manifest(around.open_nsm(), bundle)
     elif not isinstance(evidence, DeviceTpmAttester):
@@ -210,7 +233,7 @@ def _run(around: Surroundings) -> int:
         operator["manifest"] = str(_written(around.manifest, bundle))
     importlib.import_module(module)  # takes seconds, in which the key is certified
     if serve is not None and settings.takes_keys and isinstance(evidence, DeviceTpmAttester):
-        evidence.wait_for_chain()
+        evidence.wait_for_chain(around.patience_s)
     _in_background("ready", lambda: state.hear(theirs))
     handover = Handover(
         configuration=configuration,
@@ -331,11 +354,39 @@ def _file(name: str, value: Json) -> MeasuredFile:
     )
 
 
-def _evidence(platform: str, around: Surroundings) -> Evidence:
+def read_start(path: Path) -> Start | None:
+    """What the start disk says, from the init's copy; None where there is none.
+
+    Raises:
+        MalformedError: it is no start disk (code ``guest.start_disk``).
+    """
+    try:
+        with path.open("rb") as copied:
+            return parse_start(copied.read(BLOCK + MAX_DOCUMENT_BYTES + 1))
+    except FileNotFoundError:
+        return None
+
+
+def require_certificate(evidence: Evidence) -> None:
+    """Return only if evidence of a TPM has a certificate, where no port can bring one.
+
+    Raises:
+        ConfigurationError: it has none, so that nobody would accept it (``guest.no_certificate``).
+    """
+    if isinstance(evidence, DeviceTpmAttester) and not evidence.certified:
+        raise ConfigurationError(
+            "this machine's TPM brings no certificate for an attestation key, and without an"
+            " operator's port none can follow: no client would accept its evidence",
+            code="guest.no_certificate",
+        )
+
+
+def _evidence(platform: str, around: Surroundings, provided: Sequence[tuple[int, int]]) -> Evidence:
+    """`provided` names keys of the machine's provider, for who gets no other certificate."""
     if platform != TEE_TYPE_TPM_BOOT:
         return around.open_machine(platform)
     tpm = around.open_tpm()
-    key = find_attestation_key(tpm, provided=())
+    key = find_attestation_key(tpm, provided=provided)
     return DeviceTpmAttester(tpm, key, event_log=read_boot_log(around.boot_log))
 
 
@@ -399,13 +450,19 @@ def _written(path: Path, content: bytes) -> Path:
 
 
 class OperatorState:
-    """What the operator's port stores and tells, beside certificates."""
+    """What the operator's port stores and tells, beside certificates; or the start disk."""
 
-    def __init__(self, *, api_keys: Path) -> None:
+    def __init__(self, *, api_keys: Path, given: Start | None = None) -> None:
+        """`given` is what the start disk says: the worker may start, and the port may repeat it."""
         self._api_keys = api_keys
+        self._given = given
         self._started = threading.Event()
         self._manifest: bytes | None = None
         self.ready: JsonObject | None = None
+        if given is not None:
+            _written(api_keys, given.api_keys)
+            self._manifest = given.manifest
+            self._started.set()
 
     def start(self, manifest: bytes | None) -> None:
         """Let the worker start, under `manifest` if there is one.
@@ -414,14 +471,25 @@ class OperatorState:
             AuthenticationError: it was started already, and nothing about that can be changed
                 (code ``guest.started``).
         """
+        if self._given is not None and manifest == self._given.manifest:
+            return
         if self._started.is_set():
             raise AuthenticationError("the worker was started already", code="guest.started")
         self._manifest = manifest
         self._started.set()
 
-    def wait_for_start(self) -> bytes | None:
-        """The manifest's bundle, once the operator has said that the worker may start."""
-        self._started.wait()
+    def wait_for_start(self, within_s: float = PATIENCE_S) -> bytes | None:
+        """The manifest's bundle, once the operator has said that the worker may start.
+
+        Raises:
+            ConfigurationError: nobody says so in time (code ``guest.no_start``).
+        """
+        if not self._started.wait(within_s):
+            raise ConfigurationError(
+                f"nobody started this guest's worker within {within_s:g} seconds (cloister image"
+                " start)",
+                code="guest.no_start",
+            )
         return self._manifest
 
     def hear(self, connection: socket.socket) -> None:
@@ -431,7 +499,16 @@ class OperatorState:
             self.ready = message["ready"]
 
     def store_api_keys(self, table: bytes) -> None:
-        """Replace the table of API keys; the worker judges whether it is one."""
+        """Replace the table of API keys; the worker judges whether it is one.
+
+        Raises:
+            AuthenticationError: a start disk brought another one, and two who say different things
+                are not chosen between (code ``guest.started``).
+        """
+        if self._given is not None:
+            if table != self._given.api_keys:
+                raise AuthenticationError("a start disk says who is served", code="guest.started")
+            return
         _written(self._api_keys, table)
 
 

@@ -14,6 +14,7 @@ from cloister.cli.image_boot import boot
 from cloister.cli.image_measure import corim, golden, measure, sgx_manifest
 from cloister.cli.image_secure_boot import enrol, sign
 from cloister.cli.image_start import start
+from cloister.cli.image_start_disk import start_disk
 from cloister.errors import AuthenticationError, ConfigurationError
 from cloister.strictjson import JsonObject
 
@@ -32,6 +33,7 @@ image.command()(measure)
 image.command()(golden)
 image.command()(boot)
 image.command()(start)
+image.command("start-disk")(start_disk)
 image.command()(corim)
 image.command("sgx-manifest")(sgx_manifest)
 image.command()(sign)

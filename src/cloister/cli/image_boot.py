@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.image_start import Bundle, Timeout, read_api_keys, read_manifest
+from cloister.cli.image_start_disk import read_start_disk
 from cloister.cli.operation_options import State, state_directory
 from cloister.errors import ConfigurationError
 
@@ -82,6 +83,14 @@ def boot(
         ),
     ] = None,
     manifest: Bundle = None,
+    start_disk: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-disk",
+            help="API keys and manifest on a disk, as clouds attach one (cloister image"
+            " start-disk), instead of --api-keys and --manifest.",
+        ),
+    ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -127,7 +136,14 @@ def boot(
     from cloister.cli.asking import plain
     from cloister.image.boot import BootedGuest
 
-    if ask is not None and (no_network or api_keys is not None):
+    if start_disk is not None:
+        if api_keys is not None or manifest is not None:
+            raise ConfigurationError(
+                "a start disk brings API keys and manifest: leave --api-keys and --manifest out",
+                code="image.start_disk",
+            )
+        read_start_disk(start_disk)
+    if ask is not None and (no_network or api_keys is not None or start_disk is not None):
         raise ConfigurationError(
             "--ask goes with a network and with the key that is made for this boot",
             code="image.ask",
@@ -142,8 +158,9 @@ def boot(
         guest_port=guest_port,
         firmware=chosen_firmware(code, variables, own, secured),
         peers=carried_peers(directory, peer or ()),
+        start_disk=start_disk,
     )
-    table, api_key = _api_keys(api_keys)
+    table, api_key = (None, None) if start_disk is not None else _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
     typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
@@ -178,6 +195,7 @@ def _machine(
     guest_port: int,
     firmware: Firmware,
     peers: tuple[Carried, ...] = (),
+    start_disk: Path | None = None,
 ) -> Machine:
     from cloister.image.machine import Machine, can_accelerate
 
@@ -196,6 +214,7 @@ def _machine(
         port=port,
         guest_port=guest_port,
         peers=peers,
+        start_disk=None if start_disk is None else start_disk.expanduser(),
         accelerated=can_accelerate(),
     )
 
@@ -331,7 +350,7 @@ def _api_keys(path: Path | None) -> tuple[bytes, str | None]:
         return file.read_bytes(), api_key
 
 
-def _plan(machine: Machine, state: Path, table: bytes, manifest: Path | None) -> BootPlan:
+def _plan(machine: Machine, state: Path, table: bytes | None, manifest: Path | None) -> BootPlan:
     from cloister.attester.enrolment import EnrolmentCa
     from cloister.attester.swtpm import manufacture
     from cloister.image.boot import BootPlan

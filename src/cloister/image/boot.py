@@ -56,7 +56,8 @@ class BootPlan:
     tpm: Manufactured
     ca: EnrolmentCa
     api_keys: bytes | None = field(default=None, repr=False)
-    """The table that `cloister keys` writes; without one the worker serves nobody."""
+    """The table that `cloister keys` writes; without one, and without a start disk, the worker
+    serves nobody."""
     manifest: bytes | None = None
     """The bundle of the manifest that the worker is to run under; the guest measures its digest."""
 
@@ -131,7 +132,8 @@ class BootedGuest:
         link = OperatorLink.connect(self.sockets.operator, waiting=waiting)
         with contextlib.closing(link):
             manifest = self._plan.manifest
-            link.ask("start", **({} if manifest is None else {"manifest": _text(manifest)}))
+            if self._plan.machine.start_disk is None:
+                link.ask("start", **({} if manifest is None else {"manifest": _text(manifest)}))
             enrol_guest(link, self._plan.ca, issuer=self._plan.tpm.issuer, at=self._now())
             self.note("certified", "the guest's attestation key is certified")
             self.boot_log = bytes_of(link.ask("boot_log"), "log")

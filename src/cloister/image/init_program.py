@@ -17,7 +17,16 @@ Run = Callable[[Sequence[str], Path], None]
 """Runs a program in a folder, to which all paths in its arguments are relative. Raises BuildError
 where it fails."""
 
-SOURCES: Final = ("init.c", "disk.c", "verity.c", "tpm.c", "net.c", "worker.c", "enclave.c")
+SOURCES: Final = (
+    "init.c",
+    "disk.c",
+    "verity.c",
+    "tpm.c",
+    "net.c",
+    "start.c",
+    "worker.c",
+    "enclave.c",
+)
 HEADER: Final = "init.h"
 PROGRAM: Final = "init"
 

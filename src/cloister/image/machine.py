@@ -102,6 +102,8 @@ class Machine:
     esp: Path
     disks: tuple[Path, ...]
     """Root, application, model; found by what they are, not by their order."""
+    start_disk: Path | None = None
+    """What is given to guests elsewhere by the operator's port, which this machine has as well."""
     memory_mib: int = 1024
     cpus: int = 1
     accelerated: bool = False
@@ -124,7 +126,7 @@ class Machine:
                 "a machine has 256 MiB of memory or more, and 1 to 255 processors",
                 code="image.machine",
             )
-        for path in (self.firmware.program, self.firmware.variables, self.esp, *self.disks):
+        for path in (self.firmware.program, self.firmware.variables, *self.all_disks):
             if "," in str(path):
                 raise ConfigurationError(
                     f"QEMU takes no comma in a path: {path}", code="image.machine"
@@ -138,6 +140,12 @@ class Machine:
             raise ConfigurationError(
                 "a machine without a network card calls nobody", code="image.machine"
             )
+
+    @property
+    def all_disks(self) -> tuple[Path, ...]:
+        """The one that it starts from, and those behind it."""
+        start = () if self.start_disk is None else (self.start_disk,)
+        return (self.esp, *self.disks, *start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +199,8 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
     ]
     for disk in machine.disks:
         command += _disk(machine.disk_device, disk, "")
+    if machine.start_disk is not None:
+        command += _disk(machine.disk_device, machine.start_disk, "", name="start")
     command += [
         *("-device", "virtio-rng-pci"),
         *("-device", "virtio-serial-pci"),
@@ -224,8 +234,8 @@ def _port(name: str, path: Path) -> tuple[str, ...]:
     )
 
 
-def _disk(device: str, path: Path, options: str) -> tuple[str, ...]:
-    name = path.stem
+def _disk(device: str, path: Path, options: str, name: str = "") -> tuple[str, ...]:
+    name = name or path.stem
     return (
         *("-drive", f"if=none,id={name},format=raw,readonly=on,file={path}"),
         *("-device", f"{device},drive={name},serial={name}{options}"),

@@ -78,6 +78,17 @@ def test_disks_can_show_as_nvme() -> None:
     assert "virtio-blk" not in other
 
 
+def test_a_start_disk_is_one_more_read_only_disk() -> None:
+    assert "start" not in words(MACHINE)
+    disk = Path("/operator/root.img")
+    for device in ("virtio-blk-pci", "nvme"):
+        machine = dataclasses.replace(MACHINE, start_disk=disk, disk_device=device)
+        assert f"id=start,format=raw,readonly=on,file={disk} " in words(machine)
+        assert f"-device {device},drive=start,serial=start " in words(machine)
+    with pytest.raises(ConfigurationError, match="no comma"):
+        dataclasses.replace(MACHINE, start_disk=Path("/a,b"))
+
+
 def test_the_network_lets_nothing_out_and_listens_on_loopback() -> None:
     command = words(MACHINE)
     assert "restrict=on" in command

@@ -15,7 +15,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WAIT_TRIES 3000 /* of 10 ms: half a minute for slow buses on slow machines */
 #define MAX_BLOCKS (1ULL << 40)
 
 static int is_hex(const char *text, size_t length)
@@ -27,7 +26,7 @@ static int is_hex(const char *text, size_t length)
 }
 
 /* A number as it is written without signs, spaces or leading zeros. */
-static int number(const char *text, unsigned long long *value)
+int read_number(const char *text, unsigned long long *value)
 {
 	char again[24], *end;
 	if (!isdigit((unsigned char)text[0]))
@@ -50,7 +49,8 @@ static int read_fields(const char *text, const char *separator, struct disk *dis
 			return 0;
 	if (rest || (strcmp(field[0], "squashfs") && strcmp(field[0], "erofs")))
 		return 0;
-	if (!number(field[1], &disk->data_blocks) || !number(field[2], &disk->hash_start))
+	if (!read_number(field[1], &disk->data_blocks) ||
+	    !read_number(field[2], &disk->hash_start))
 		return 0;
 	if (!disk->data_blocks || disk->hash_start < disk->data_blocks)
 		return 0;
@@ -104,7 +104,7 @@ int footer_of(const char *device, struct disk *disk, char *line, size_t size)
 }
 
 /* Calls VISIT with the path of every block device, partitions included; counts the trues. */
-static int each_device(int (*visit)(const char *device, void *state), void *state)
+int each_device(int (*visit)(const char *device, void *state), void *state)
 {
 	int hits = 0;
 	DIR *directory = opendir("/sys/class/block");

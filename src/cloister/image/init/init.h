@@ -6,6 +6,7 @@
 
 #define BLOCK 4096
 #define SPEC_TEXT 256
+#define WAIT_TRIES 3000 /* of 10 ms: half a minute for slow buses on slow machines */
 
 /* One read-only disk under dm-verity, as its footer or the command line describes it.
    src/cloister/image/footer.py writes the line and says what each field is. */
@@ -26,6 +27,8 @@ void write_text(const char *path, const char *text);
 int same_command_line(const char *measured, const char *found);
 
 /* disk.c */
+int read_number(const char *text, unsigned long long *value);
+int each_device(int (*visit)(const char *device, void *state), void *state);
 void parse_spec(const char *kind, const char *text, struct disk *disk);
 int footer_of(const char *device, struct disk *disk, char *line, size_t size);
 void protect_block_devices(void);
@@ -49,6 +52,9 @@ void mount_from_ramdisk(const char *name, const char *where, unsigned long flags
 
 /* net.c */
 void configure_interfaces(const char *path);
+
+/* start.c */
+int copy_start_disk(const char *where, int has_port);
 
 /* worker.c */
 void harden_kernel(void);

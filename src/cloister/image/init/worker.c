@@ -20,6 +20,7 @@
 #define MAX_ARGUMENTS 32
 #define BOOT_LOG "/sys/kernel/security/tpm0/binary_bios_measurements"
 #define PRIVATE_DIRECTORY "/run/cloister"
+#define START PRIVATE_DIRECTORY "/start"
 #define TDX_LOG "/sys/firmware/acpi/tables/data/CCEL"
 #define CONFIGFS "/sys/kernel/config"
 #define REPORT CONFIGFS "/tsm/report/cloister" /* the entry that cloister.attester knows */
@@ -192,6 +193,8 @@ _Noreturn void run_worker(void)
 	give(TDX_LOG);
 	give_report_entry();
 	give_ports();
+	if (!is_enclave() && copy_start_disk(START, !access(PORTS "/cloister.operator", F_OK)))
+		give(START);
 	say("worker");
 	pid_t worker = fork(), ended;
 	if (worker == 0)
