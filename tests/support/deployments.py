@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloister.attester.start_disk import Start
 from cloister.deploy.apply import Effects
-from cloister.deploy.deployment import Deployment, describe, read_image
+from cloister.deploy.deployment import Deployment, describe, hash_file, read_image
 from cloister.deploy.tools import Finished
 from support.boot_parts import uki
 
@@ -70,12 +71,26 @@ def tiny_disk(esp: bytes) -> bytes:
     return start.ljust(2048 * 512, b"\0") + esp + bytes(33 * 512)
 
 
-def deployment(folder: Path, *, name: str = "web") -> Deployment:
+def deployment(folder: Path, *, name: str = "web", start_disk: bool = True) -> Deployment:
     """A deployment of such an image, in a folder of its own below `folder`."""
     image = folder / "image"
     if not image.exists():
         write_image(image)
-    return describe(name, read_image(image, debug_accepted=False), folder / "deployment")
+    start = write_start_disk(folder)
+    return describe(
+        name,
+        read_image(image, debug_accepted=False),
+        folder / "deployment",
+        start_disk=hash_file(start) if start_disk else None,
+    )
+
+
+def write_start_disk(folder: Path) -> Path:
+    """A start disk in `folder`."""
+    start = folder / "start.img"
+    if not start.exists():
+        start.write_bytes(Start(api_keys=b"table", manifest=b"bundle").disk())
+    return start
 
 
 @dataclass

@@ -13,10 +13,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from cloister.deploy import words
-from cloister.deploy.cloud import IPV4, disk_step, image_name, resource_name
+from cloister.deploy.cloud import (
+    IPV4,
+    NO_CERTIFICATE,
+    disk_step,
+    image_name,
+    inputs,
+    resource_name,
+    start_name,
+)
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.deploy.plan import (
@@ -38,6 +47,8 @@ AWS: Final = Tool(
 )
 _TASK: Final = Captured(name="task")
 _SNAPSHOT: Final = Captured(name="snapshot")
+_START_TASK: Final = Captured(name="start-task")
+_START: Final = Captured(name="start-snapshot")
 _AMI: Final = Captured(name="ami")
 _GROUP: Final = Captured(name="group")
 _INSTANCE: Final = Captured(name="instance")
@@ -51,14 +62,13 @@ class Protection(StrEnum):
     NITROTPM = "nitrotpm"
 
 
-NVME: Final = (
-    "Instances of today show disks as NVMe, for which the image has no kernel module yet: they "
-    "find no root and stop."
+ENDS: Final = NO_CERTIFICATE.format(
+    "a NitroTPM brings no certificate. The guest ends and says so (guest.no_certificate)."
 )
 NOTES: Final = {
     Protection.SNP: (
         "Never tried on AWS. Parameters were checked against the API's own model.",
-        NVME,
+        ENDS,
         "SEV-SNP is there on some machine types (m6a, c6a, r6a) in some regions only.",
         "The launch digest covers AWS's firmware and nothing of this image. Only a NitroTPM's "
         "registers do, so that a client has to compare both; Cloister's verifier has no platform "
@@ -66,7 +76,7 @@ NOTES: Final = {
     ),
     Protection.NITROTPM: (
         "Never tried on AWS. Parameters were checked against the API's own model.",
-        NVME,
+        ENDS,
         "A NitroTPM measures software; memory is AWS's word. Its document is AWS's signature.",
     ),
 }
@@ -110,8 +120,14 @@ def aws_machine_plan(
         name=deployment.name,
         folder=deployment.folder,
         tools=(AWS,),
-        inputs=deployment.image.boot_disk_parts(),
-        steps=(*make.snapshot(), *make.ami(), *make.group(), *make.instance()),
+        inputs=inputs(deployment),
+        steps=(
+            *make.snapshot(),
+            *make.start_snapshot(),
+            *make.ami(),
+            *make.group(),
+            *make.instance(),
+        ),
         notes=NOTES[protection],
     )
 
@@ -133,18 +149,22 @@ def register_image(name: str, snapshot: str) -> JsonObject:
     }
 
 
-def run_instances(
-    deployment: Deployment, place: Place, ami: str, group: str, protection: Protection
-) -> JsonObject:
-    """Parameters of `RunInstances`."""
+def run_instances(deployment: Deployment, place: Place, protection: Protection) -> JsonObject:
+    """Parameters of `RunInstances`, with what earlier steps made written as ``{ami}`` and so on."""
     name = resource_name(deployment)
+    ebs: JsonObject = {
+        "SnapshotId": "{start-snapshot}",
+        "VolumeType": "gp3",
+        "DeleteOnTermination": True,
+    }
     request: JsonObject = {
-        "ImageId": ami,
+        "ImageId": "{ami}",
         "InstanceType": place.machine_type,
         "MinCount": 1,
         "MaxCount": 1,
         "SubnetId": place.subnet,
-        "SecurityGroupIds": [group],
+        "SecurityGroupIds": ["{group}"],
+        "BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": ebs}],
         "MetadataOptions": {"HttpEndpoint": "disabled", "HttpTokens": "required"},
         # A second start is another boot, with registers that begin anew; a stop leaves nothing.
         "InstanceInitiatedShutdownBehavior": "terminate",
@@ -195,59 +215,70 @@ class _Steps:
         self._disk = disk_step(deployment)
 
     def snapshot(self) -> tuple[Step, ...]:
-        key = f"{self._image_name}.raw"
+        name, source = self._image_name, self._disk.target
+        return (self._disk, *self._snapshot(("", "the disk"), name, source, _TASK, _SNAPSHOT))
+
+    def start_snapshot(self) -> tuple[Step, ...]:
+        """Of the start disk, from which the instance gets a volume that goes with it."""
+        start = self._deployment.required_start_disk()
+        name = start_name(self._deployment)
+        return self._snapshot(("start-", "the start disk"), name, start.path, _START_TASK, _START)
+
+    def _snapshot(
+        self, words_: tuple[str, str], name: str, source: Path, task: Captured, made: Captured
+    ) -> tuple[Step, ...]:
+        """Steps that make a snapshot, `made`, of a disk, which is called `name`.
+
+        `words_` are the beginning of the steps' names, and how people call the disk.
+        """
+        prefix, what = words_
+        key = f"{name}.raw"
         bucket = self._place.bucket
         address = f"s3://{bucket}/{key}"
         import_request: JsonObject = {
-            "Description": self._image_name,
+            "Description": name,
             "DiskContainer": {
-                "Description": self._image_name,
+                "Description": name,
                 "Format": "RAW",
                 "UserBucket": {"S3Bucket": bucket, "S3Key": key},
             },
         }
         tasks = ("describe-import-snapshot-tasks",)
-        wanted = f"ImportSnapshotTasks[?Description=='{self._image_name}'].ImportTaskId | [0]"
+        wanted = f"ImportSnapshotTasks[?Description=='{name}'].ImportTaskId | [0]"
         return (
-            self._disk,
             Run(
-                id="upload",
-                says="Upload the disk.",
-                argv=(
-                    *self._aws("s3", "cp"),
-                    str(self._disk.target),
-                    address,
-                    "--only-show-errors",
-                ),
+                id=f"{prefix}upload",
+                says=f"Upload {what}.",
+                argv=(*self._aws("s3", "cp"), str(source), address, "--only-show-errors"),
                 undo=(*self._aws("s3", "rm"), address, "--only-show-errors"),
             ),
-            self._file("import-request", "import.json", import_request),
+            self._file(f"{prefix}import-request", f"{prefix}import.json", import_request),
             Run(
-                id="import",
-                says="Begin to make a snapshot of it.",
-                argv=self._request("import-snapshot", "import.json", "ImportTaskId"),
-                capture=Capture(name="task", pattern=f"import-snap{_ID}"),
+                id=f"{prefix}import",
+                says=f"Begin to make a snapshot of {what}.",
+                argv=self._request("import-snapshot", f"{prefix}import.json", "ImportTaskId"),
+                capture=Capture(name=task.name, pattern=f"import-snap{_ID}"),
                 look=Look(argv=self._ask(*tasks, query=wanted)),
             ),
             Run(
-                id="imported",
+                id=f"{prefix}imported",
                 says="Wait for the snapshot; this takes minutes.",
                 argv=(
                     *self._aws("ec2", "wait", "snapshot-imported"),
-                    *("--import-task-ids", _TASK),
+                    *("--import-task-ids", task),
                 ),
                 tries=12,
                 pause_s=15,
             ),
             Run(
-                id="snapshot",
+                id=f"{prefix}snapshot",
                 says="Ask which snapshot it became.",
                 argv=self._ask(
-                    *(*tasks, "--import-task-ids", _TASK),
+                    *(*tasks, "--import-task-ids", task),
                     query="ImportSnapshotTasks[0].SnapshotTaskDetail.SnapshotId",
                 ),
-                capture=Capture(name="snapshot", pattern=f"snap{_ID}"),
-                undo=(*self._aws("ec2", "delete-snapshot"), "--snapshot-id", _SNAPSHOT),
+                capture=Capture(name=made.name, pattern=f"snap{_ID}"),
+                undo=(*self._aws("ec2", "delete-snapshot"), "--snapshot-id", made),
             ),
         )
 
@@ -337,7 +368,7 @@ class _Steps:
         )
 
     def instance(self) -> tuple[Step, ...]:
-        request = run_instances(self._deployment, self._place, "{ami}", "{group}", self._protection)
+        request = run_instances(self._deployment, self._place, self._protection)
         one = ("describe-instances", "--instance-ids", _INSTANCE)
         first = "Reservations[0].Instances[0]"
         mine = (
@@ -355,7 +386,7 @@ class _Steps:
             else ("TpmSupport", "v2.0")
         )
         return (
-            self._file("instance-request", "instance.json", request, _AMI, _GROUP),
+            self._file("instance-request", "instance.json", request, _AMI, _GROUP, _START),
             Run(
                 id="instance",
                 says="Start the instance.",

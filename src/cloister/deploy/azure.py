@@ -13,10 +13,19 @@ and checked by dm-verity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from cloister.deploy import words
-from cloister.deploy.cloud import IPV4, disk_step, image_name, resource_name
+from cloister.deploy.cloud import (
+    IPV4,
+    NO_CERTIFICATE,
+    disk_step,
+    image_name,
+    inputs,
+    resource_name,
+    start_name,
+)
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.deploy.plan import (
@@ -47,6 +56,10 @@ _IMAGE_ID: Final = (
 NOTES: Final = (
     "Never tried on Azure. Flags were checked against Azure CLI 2.91.0.",
     "That a specialized image starts as a confidential VM is Microsoft's documentation's word.",
+    NO_CERTIFICATE.format(
+        "Azure certifies one that the image does not use. The guest ends and says so"
+        " (guest.no_certificate)."
+    ),
     "The paravisor between hardware and guest is Azure's; evidence names it, and it is trusted.",
 )
 
@@ -98,8 +111,8 @@ def azure_plan(deployment: Deployment, place: Place, allowed: Filter) -> Plan:
         name=deployment.name,
         folder=deployment.folder,
         tools=(AZ,),
-        inputs=deployment.image.boot_disk_parts(),
-        steps=(*make.blob(), *make.image(), *make.network(), *make.machine()),
+        inputs=inputs(deployment),
+        steps=(*make.blob(), *make.image(), *make.start_disk(), *make.network(), *make.machine()),
         notes=NOTES,
     )
 
@@ -113,27 +126,60 @@ class _Steps:
         self._allowed = allowed
         self._name = resource_name(deployment)
         self._blob = f"{image_name(deployment)}.vhd"
+        self._start = start_name(deployment)
 
     def blob(self) -> tuple[Step, ...]:
-        folder = self._deployment.folder
-        disk, vhd = disk_step(self._deployment), folder / "disk.vhd"
-        place = self._place
+        disk = disk_step(self._deployment)
+        return (disk, *self._uploaded("", "it", disk.target, "disk.vhd", self._blob))
+
+    def start_disk(self) -> tuple[Step, ...]:
+        """A managed disk of it, which nobody can export."""
+        start, group = self._deployment.required_start_disk(), self._place.group
+        one = ("--resource-group", group, "--name", self._start)
+        found = f"[?name=='{self._start}'].provisioningState | [0]"
+        return (
+            *self._uploaded(
+                "start-", "the start disk", start.path, "start.vhd", f"{self._start}.vhd"
+            ),
+            Run(
+                id="start-disk",
+                says="Make a disk of it.",
+                argv=self._az(
+                    *("disk", "create", *one, "--location", self._place.location),
+                    *("--source", self._uri(f"{self._start}.vhd"), "--sku", "StandardSSD_LRS"),
+                    *("--network-access-policy", "DenyAll", "--output", "none"),
+                ),
+                look=Look(
+                    argv=self._az(
+                        *("disk", "list", "--resource-group", group),
+                        *("--query", found, "--output", "tsv"),
+                    ),
+                    finds="Succeeded",
+                ),
+                undo=self._az("disk", "delete", *one, "--yes"),
+            ),
+        )
+
+    def _uploaded(
+        self, prefix: str, what: str, source: Path, file: str, name: str
+    ) -> tuple[Step, ...]:
+        """Steps that make a disk a fixed VHD, and a page blob called `name`."""
+        place, vhd = self._place, self._deployment.folder / file
         blob = (
             *("--account-name", place.storage_account, "--container-name", place.container),
-            *("--name", self._blob, "--auth-mode", "login"),
+            *("--name", name, "--auth-mode", "login"),
         )
         return (
-            disk,
             Convert(
-                id="vhd",
-                says="Make it a fixed VHD.",
+                id=f"{prefix}vhd",
+                says=f"Make {what} a fixed VHD.",
                 kind="vhd",
-                sources=(disk.target,),
+                sources=(source,),
                 target=vhd,
             ),
             Run(
-                id="upload",
-                says="Upload it as a page blob.",
+                id=f"{prefix}upload",
+                says=f"Upload {what} as a page blob.",
                 argv=self._az(
                     *("storage", "blob", "upload", *blob, "--file", str(vhd), "--type", "page"),
                     *("--overwrite", "true", "--no-progress", "--output", "none"),
@@ -141,6 +187,10 @@ class _Steps:
                 undo=self._az("storage", "blob", "delete", *blob, "--output", "none"),
             ),
         )
+
+    def _uri(self, blob: str) -> str:
+        place = self._place
+        return f"https://{place.storage_account}.blob.core.windows.net/{place.container}/{blob}"
 
     def image(self) -> tuple[Step, ...]:
         place = self._place
@@ -150,9 +200,6 @@ class _Steps:
         )
         version = (*definition, "--gallery-image-version", place.version)
         found = "[?name=='{}' && provisioningState=='Succeeded'].id | [0]"
-        uri = (
-            f"https://{place.storage_account}.blob.core.windows.net/{place.container}/{self._blob}"
-        )
         return (
             Run(
                 id="definition",
@@ -172,7 +219,12 @@ class _Steps:
                 says="Make a version of it from the blob; this takes minutes.",
                 argv=self._az(
                     *("sig", "image-version", "create", *version, "--location", place.location),
-                    *("--os-vhd-uri", uri, "--os-vhd-storage-account", place.storage_account),
+                    *(
+                        "--os-vhd-uri",
+                        self._uri(self._blob),
+                        "--os-vhd-storage-account",
+                        place.storage_account,
+                    ),
                     *("--query", "id", "--output", "tsv"),
                 ),
                 capture=Capture(name="image", pattern=_IMAGE_ID),
@@ -260,6 +312,7 @@ class _Steps:
                     *("--nsg", self._name),
                     *(("--private-ip-address", address) if address else ()),
                     *("--public-ip-address", f"{self._name}-ip" if place.public else ""),
+                    *("--attach-data-disks", self._start),
                     *("--nic-delete-option", "Delete", "--os-disk-delete-option", "Delete"),
                     *("--output", "none"),
                 ),

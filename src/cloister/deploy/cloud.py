@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from cloister.deploy.deployment import Deployment
-from cloister.deploy.plan import Convert
+from cloister.deploy.plan import Convert, Input
 
 IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 """Of an address that a cloud's tool prints; Python and ``grep -E`` read it alike."""
+
+
+NO_CERTIFICATE: Final = (
+    "An image so far makes its evidence with a key of the machine's TPM, which somebody has to"
+    " certify; {}"
+)
 
 
 def resource_name(deployment: Deployment) -> str:
@@ -19,6 +25,20 @@ def resource_name(deployment: Deployment) -> str:
 def image_name(deployment: Deployment) -> str:
     """How the uploaded disk and what is made of it are called: another image, another name."""
     return f"{resource_name(deployment)}-{deployment.image.short}"
+
+
+def start_name(deployment: Deployment) -> str:
+    """How the uploaded start disk and what is made of it are called: other content, another name.
+
+    Raises:
+        ConfigurationError: there is none (`Deployment.required_start_disk`).
+    """
+    return f"{resource_name(deployment)}-start-{deployment.required_start_disk().sha256[:12]}"
+
+
+def inputs(deployment: Deployment) -> tuple[Input, ...]:
+    """What a cloud's plan uses: the parts of the one disk, and the start disk."""
+    return (*deployment.image.boot_disk_parts(), deployment.required_start_disk())
 
 
 def disk_step(deployment: Deployment) -> Convert:

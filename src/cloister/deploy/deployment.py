@@ -110,6 +110,8 @@ class Deployment:
     """SHA-256 of the manifest, for HOST_DATA or MRCONFIGID; None: the image names none."""
     address: str = ""
     """The guest's IPv4 address, for a platform that gives machines theirs; empty: it has none."""
+    start_disk: Input | None = None
+    """API keys and manifest, for a guest that nobody gives them through an operator's port."""
 
     def __post_init__(self) -> None:
         """Check every word, whoever made the description."""
@@ -121,6 +123,26 @@ class Deployment:
         if self.manifest is not None and len(self.manifest) != hashlib.sha256().digest_size:
             raise ConfigurationError("a manifest's digest has 32 bytes", code="deploy.word")
 
+    def required_start_disk(self) -> Input:
+        """The start disk, for platforms whose guests get nothing otherwise.
+
+        Raises:
+            ConfigurationError: there is none (code ``deploy.start_disk``).
+        """
+        if self.start_disk is None:
+            raise ConfigurationError(
+                "nobody can give a guest in a cloud its API keys once it runs, and without them it"
+                " ends: name --start-disk (cloister image start-disk)",
+                code="deploy.start_disk",
+            )
+        return self.start_disk
+
+    @property
+    def attached(self) -> tuple[tuple[str, Input], ...]:
+        """The disks behind the one that it starts from, where each is a disk of its own."""
+        start = () if self.start_disk is None else (("start", self.start_disk),)
+        return (*self.image.disks(), *start)
+
 
 def describe(
     name: str,
@@ -129,6 +151,7 @@ def describe(
     *,
     port: int | None = None,
     manifest: bytes | None = None,
+    start_disk: Input | None = None,
 ) -> Deployment:
     """A deployment as the image's own configuration has it.
 
@@ -151,6 +174,7 @@ def describe(
         port=(port or DEFAULT_PORT) if network is None else network.port(port),
         manifest=image.manifest or manifest,
         address=network.addresses[0] if network is not None and network.addresses else "",
+        start_disk=start_disk,
     )
 
 

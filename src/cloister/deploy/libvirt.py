@@ -123,7 +123,7 @@ def _features(domain: ET.Element, states: dict[str, str]) -> ET.Element:
 
 def _devices(domain: ET.Element, deployment: Deployment, host: Host, *, boot: Path | None) -> None:
     devices = ET.SubElement(domain, "devices")
-    disks = [(role, one.path) for role, one in deployment.image.disks()]
+    disks = [(role, one.path) for role, one in deployment.attached]
     if boot is not None:
         disks.insert(0, ("esp", boot))
     for number, (role, path) in enumerate(disks):
@@ -204,7 +204,7 @@ def _plan(
             Tool(name="virsh", version=("--version",), minimum=minimum, get="libvirt.org"),
             *gpu_tools(host.gpus),
         ),
-        inputs=(first, *(one for _, one in deployment.image.disks())),
+        inputs=(first, *(one for _, one in deployment.attached)),
         steps=(
             Write(id="domain", says="Write the domain.", path=path, content=document(domain)),
             *gpu_steps(host.gpus, held=False),

@@ -228,7 +228,7 @@ def qemu_plan(
         # QEMU holds its pid file locked, so a second start beside a first one fails by itself.
         undo=("pkill", "-F", str(deployment.folder / "qemu.pid")),
     )
-    used = [deployment.image.file("uki"), *(one for _, one in deployment.image.disks())]
+    used = [deployment.image.file("uki"), *(one for _, one in deployment.attached)]
     if "-kernel" not in argv:
         used[0] = deployment.image.file("esp")
     return Plan(

@@ -50,7 +50,7 @@ def qemu_snp_plan(deployment: Deployment, host: qemu.Host, *, cpu: str = "EPYC-v
         *qemu.guest_object(snp_guest(deployment)),
         *("-kernel", str(parts.kernel), "-initrd", str(parts.initrd)),
         *("-append", parts.command_line),
-        *(word for role, one in deployment.image.disks() for word in qemu.disk(one.path, role)),
+        *(word for role, one in deployment.attached for word in qemu.disk(one.path, role)),
         *qemu.network(deployment, host),
         *qemu.gpus(host),
     ]

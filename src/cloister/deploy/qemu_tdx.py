@@ -66,7 +66,7 @@ def qemu_tdx_plan(deployment: Deployment, host: qemu.Host, *, quotes: QuoteServi
         *qemu.ram(host, "memory-backend-ram"),
         *qemu.guest_object(tdx_guest(deployment, quotes)),
         *qemu.disk(deployment.image.file("esp").path, "esp", boot=True),
-        *(word for role, one in deployment.image.disks() for word in qemu.disk(one.path, role)),
+        *(word for role, one in deployment.attached for word in qemu.disk(one.path, role)),
         *qemu.network(deployment, host),
         *qemu.gpus(host),
     ]

@@ -6,7 +6,7 @@ encoder from checked words, none of which can hold ``${`` or ``%{``. The disk th
 made by `cloister deploy convert` first.
 
 ``azurerm`` starts no machine from a specialized image, so Azure's module ends at the image, the
-security group and its rules; `cloister deploy azure` starts the machine.
+security group and its rules; `cloister deploy azure` makes the start disk and starts the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.deploy import aws_machine, azure, google
-from cloister.deploy.cloud import image_name, resource_name
+from cloister.deploy.cloud import image_name, resource_name, start_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
 from cloister.strictjson import Json, JsonObject
@@ -42,32 +42,26 @@ def aws_module(
         "instance_initiated_shutdown_behavior": "terminate",
         "metadata_options": {"http_endpoint": "disabled", "http_tokens": "required"},
         "tags": {"Name": name},
+        "ebs_block_device": {
+            "device_name": "/dev/sdf",
+            "snapshot_id": "${aws_ebs_snapshot_import.start.id}",
+            "volume_type": "gp3",
+            "delete_on_termination": True,
+        },
     }
     if deployment.address:
         instance["private_ip"] = deployment.address
     if protection is aws_machine.Protection.SNP:
         instance["cpu_options"] = {"amd_sev_snp": "enabled"}
     rules: list[Json] = [_security_rule(peer.port, (peer.range,)) for peer in allowed.peers]
+    disks = {
+        "disk": (image, deployment.folder / "disk.raw"),
+        "start": (start_name(deployment), deployment.required_start_disk().path),
+    }
     resources: JsonObject = {
-        "aws_s3_object": {
-            "disk": {
-                "bucket": place.bucket,
-                "key": f"{image}.raw",
-                "source": str(deployment.folder / "disk.raw"),
-            }
-        },
+        "aws_s3_object": {disk: _s3_object(place, *one) for disk, one in disks.items()},
         "aws_ebs_snapshot_import": {
-            "disk": {
-                "description": image,
-                "disk_container": {
-                    "description": image,
-                    "format": "RAW",
-                    "user_bucket": {
-                        "s3_bucket": "${aws_s3_object.disk.bucket}",
-                        "s3_key": "${aws_s3_object.disk.key}",
-                    },
-                },
-            }
+            disk: _snapshot(disk, name) for disk, (name, _) in disks.items()
         },
         "aws_ami": {
             "image": {
@@ -107,12 +101,30 @@ def aws_module(
     return _module("aws", {"region": place.region}, resources, outputs)
 
 
+def _s3_object(place: aws_machine.Place, name: str, source: Path) -> JsonObject:
+    return {"bucket": place.bucket, "key": f"{name}.raw", "source": str(source)}
+
+
+def _snapshot(disk: str, name: str) -> JsonObject:
+    """A snapshot of the bucket's object that is called like it."""
+    container: JsonObject = {
+        "description": name,
+        "format": "RAW",
+        "user_bucket": {
+            "s3_bucket": f"${{aws_s3_object.{disk}.bucket}}",
+            "s3_key": f"${{aws_s3_object.{disk}.key}}",
+        },
+    }
+    return {"description": name, "disk_container": container}
+
+
 def google_module(
     deployment: Deployment, place: google.Place, allowed: Filter, kind: google.Kind
 ) -> JsonObject:
     """Bucket object, image, firewall rules and machine."""
     name = resource_name(deployment)
     image = image_name(deployment)
+    start = start_name(deployment)
     word = google.TYPE[kind]
     card: JsonObject = {"network": place.network, "nic_type": "GVNIC"}
     if place.subnet:
@@ -162,22 +174,21 @@ def google_module(
     }
     resources: JsonObject = {
         "google_storage_bucket_object": {
-            "disk": {
-                "bucket": place.bucket,
-                "name": f"{image}.tar.gz",
-                "source": str(deployment.folder / "disk.tar.gz"),
-            }
+            "disk": _google_object(place, image, deployment.folder / "disk.tar.gz"),
+            "start": _google_object(place, start, deployment.folder / "start.tar.gz"),
         },
         "google_compute_image": {
-            "image": {
-                "name": image,
-                "guest_os_features": features,
-                "raw_disk": {
-                    "source": (
-                        f"https://storage.googleapis.com/{place.bucket}/"
-                        "${google_storage_bucket_object.disk.name}"
-                    )
-                },
+            "image": {"guest_os_features": features, **_google_image(place, image, "disk")},
+            "start": _google_image(place, start, "start"),
+        },
+        # The smallest balanced disk has 10 GB; the guest finds it by its beginning.
+        "google_compute_disk": {
+            "start": {
+                "name": start,
+                "zone": place.zone,
+                "type": "pd-balanced",
+                "size": 10,
+                "image": "${google_compute_image.start.self_link}",
             }
         },
         "google_compute_firewall": firewall,
@@ -189,6 +200,10 @@ def google_module(
                 "tags": [name],
                 "boot_disk": {
                     "initialize_params": {"image": "${google_compute_image.image.self_link}"}
+                },
+                "attached_disk": {
+                    "source": "${google_compute_disk.start.self_link}",
+                    "mode": "READ_ONLY",
                 },
                 "confidential_instance_config": {"confidential_instance_type": word},
                 "scheduling": {"on_host_maintenance": "TERMINATE"},
@@ -205,6 +220,19 @@ def google_module(
     address = access if place.public else "network_interface[0].network_ip"
     outputs: JsonObject = {"address": {"value": f"${{google_compute_instance.worker.{address}}}"}}
     return _module("google", {"project": place.project}, resources, outputs)
+
+
+def _google_object(place: google.Place, name: str, source: Path) -> JsonObject:
+    return {"bucket": place.bucket, "name": f"{name}.tar.gz", "source": str(source)}
+
+
+def _google_image(place: google.Place, name: str, disk: str) -> JsonObject:
+    """An image of the bucket's object."""
+    address = (
+        f"https://storage.googleapis.com/{place.bucket}/"
+        f"${{google_storage_bucket_object.{disk}.name}}"
+    )
+    return {"name": name, "raw_disk": {"source": address}}
 
 
 def azure_module(deployment: Deployment, place: azure.Place, allowed: Filter) -> JsonObject:

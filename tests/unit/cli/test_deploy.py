@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloister.cli.main import build_app, guard
-from support.deployments import write_image
+from support.deployments import write_image, write_start_disk
 
 FAKE = """#!{python}
 import json, os, sys
@@ -67,6 +67,7 @@ def azure(tmp_path: Path, *more: str) -> tuple[int, str, str]:
     image = tmp_path / "image"
     if not image.exists():
         write_image(image)
+    more = ("--start-disk", str(write_start_disk(tmp_path)), *more)
     folder = str(tmp_path / "deployment")
     return call("azure", str(image), "--name", "web", *AZURE, "--folder", folder, *more)
 
@@ -139,10 +140,11 @@ def test_options_that_say_two_things_are_refused(
 
 def test_a_hostile_name_reaches_nobody(tools: Path, tmp_path: Path) -> None:
     image = str(write_image(tmp_path / "image"))
-    good = call("azure", image, "--name", "web", *AZURE)
+    start = ("--start-disk", str(write_start_disk(tmp_path)))
+    good = call("azure", image, "--name", "web", *AZURE, *start)
     assert good[0] == 0
     for name in ("web --yes", "../web", "$(id)", "web;id"):
-        code, out, err = call("azure", image, "--name", name, *AZURE, "--apply")
+        code, out, err = call("azure", image, "--name", name, *AZURE, *start, "--apply")
         assert (code, out) == (2, "")
         assert "[deploy.word]" in err
         assert name not in err
@@ -173,11 +175,29 @@ GOOGLE = "--project my-project --zone us-central1-a --bucket abc --from any"
 def test_every_target_writes_its_commands(target: str, options: str, tmp_path: Path) -> None:
     image = str(write_image(tmp_path / "image"))
     words = [*target.split(), image, "--name", "web", *options.split()]
-    code, out, err = call(*words)
+    start = write_start_disk(tmp_path)
+    code, out, err = call(*words, "--start-disk", str(start))
     assert (code, err.count("reading")) == (0, 5)
     assert out.startswith("#!/bin/sh\n")
-    code, out, _ = call(*words, "--json")
-    assert json.loads(out)["format"] == "cloister/deployment-plan/1"
+    code, out, _ = call(*words, "--json", "--start-disk", str(start))
+    plan = json.loads(out)
+    assert plan["format"] == "cloister/deployment-plan/1"
+    assert str(start) in {one["path"] for one in plan["inputs"]}
+    code, out, err = call(*words)
+    if target.startswith(("qemu", "libvirt")):  # whose guests have a port
+        assert (code, "start.img" in out) == (0, False)
+    else:
+        assert (code, out) == (2, "")
+        assert "[deploy.start_disk]" in err
+
+
+def test_a_start_disk_is_one(tmp_path: Path) -> None:
+    assert azure(tmp_path)[0] == 0
+    for data in (b"", b"x" * 8192):
+        write_start_disk(tmp_path).write_bytes(data)
+        code, out, err = azure(tmp_path)
+        assert (code, out) == (2, "")
+        assert "[image.start_disk]" in err
 
 
 def test_disks_are_converted_by_hand_too(tmp_path: Path) -> None:

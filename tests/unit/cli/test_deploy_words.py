@@ -13,7 +13,7 @@ import typer.main
 
 from cloister.cli.main import build_app, guard
 from support.cloud_plans import with_enclave_image
-from support.deployments import MANIFEST
+from support.deployments import MANIFEST, write_start_disk
 
 AWS = (
     "--region us-east-2 --bucket my-images --vpc vpc-0123abcd --subnet subnet-0123abcd"
@@ -76,6 +76,8 @@ def test_no_option_lets_through_what_could_be_read_as_more(
     words = f"--name web --port 8440 {GOOD[target]}".split()
     good = dict(zip(words[::2], words[1::2], strict=True))
     good["--folder"] = str(tmp_path / "deployment")
+    if target != "aws nitro":
+        good["--start-disk"] = str(write_start_disk(tmp_path))
     assert {*with_values(program, target)} - {WRITTEN_ONLY} == good.keys()
 
     def called(changes: dict[str, str]) -> tuple[int, str, str]:

@@ -73,6 +73,7 @@ def snp(
     sources: From = None,
     port: options.Port = None,
     terraform: Terraform = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -84,7 +85,7 @@ def snp(
 
     Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
     """
-    common = options.Common(image, name, port, None, debug_image, folder)
+    common = options.Common(image, name, port, None, debug_image, folder, start_disk)
     action = options.Action(dry_run, apply, undo, as_json)
     place = (region, bucket, vpc, subnet, machine_type)
     _machine("snp", common, place, sources, action, terraform=terraform)
@@ -103,6 +104,7 @@ def nitrotpm(
     sources: From = None,
     port: options.Port = None,
     terraform: Terraform = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -114,7 +116,7 @@ def nitrotpm(
 
     Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
     """
-    common = options.Common(image, name, port, None, debug_image, folder)
+    common = options.Common(image, name, port, None, debug_image, folder, start_disk)
     action = options.Action(dry_run, apply, undo, as_json)
     place = (region, bucket, vpc, subnet, machine_type)
     _machine("nitrotpm", common, place, sources, action, terraform=terraform)

@@ -43,6 +43,7 @@ def azure(
     ] = False,
     port: options.Port = None,
     terraform: Terraform = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -72,7 +73,7 @@ def azure(
     )
     options.carry_out(
         "azure",
-        options.Common(image, name, port, None, debug_image, folder),
+        options.Common(image, name, port, None, debug_image, folder, start_disk),
         lambda deployment: azure_plan(deployment, place, options.allowed(deployment, sources)),
         options.Action(dry_run, apply, undo, as_json),
         terraform=terraform,
@@ -99,6 +100,7 @@ def google(
     public: Public = False,
     port: options.Port = None,
     terraform: Terraform = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -128,7 +130,7 @@ def google(
     )
     options.carry_out(
         f"google-{chosen}",
-        options.Common(image, name, port, None, debug_image, folder),
+        options.Common(image, name, port, None, debug_image, folder, start_disk),
         lambda deployment: google_plan(
             deployment, place, options.allowed(deployment, sources), chosen
         ),

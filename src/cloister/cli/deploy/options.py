@@ -32,6 +32,13 @@ Manifest = Annotated[
         "--manifest-digest", help="SHA-256 of the manifest. Default: the one that the image names."
     ),
 ]
+StartDisk = Annotated[
+    Path | None,
+    typer.Option(
+        "--start-disk",
+        help="API keys and manifest (cloister image start-disk); in a cloud there has to be one.",
+    ),
+]
 DebugImage = Annotated[
     bool, typer.Option("--debug-image", help="Deploy a debug image, which clients refuse.")
 ]
@@ -59,6 +66,7 @@ class Common(NamedTuple):
     manifest: str | None
     debug_image: bool
     folder: Path | None
+    start_disk: Path | None = None
 
 
 class Action(NamedTuple):
@@ -83,8 +91,9 @@ class Action(NamedTuple):
 
 def deployment(target: str, common: Common) -> Deployment:
     """The description that the options give; hashes the image's files."""
+    from cloister.cli.image_start_disk import read_start_disk
     from cloister.deploy import words
-    from cloister.deploy.deployment import describe, read_image
+    from cloister.deploy.deployment import describe, hash_file, read_image
 
     words.NAME.check(common.name)  # before it becomes part of a path
     folder = common.folder or Path("~/.local/state/cloister/deploy") / target / common.name
@@ -93,12 +102,18 @@ def deployment(target: str, common: Common) -> Deployment:
         debug_accepted=common.debug_image,
         tell=lambda name: typer.echo(f"reading {name}", err=True),
     )
+    start = None
+    if common.start_disk is not None:
+        path = words.path(common.start_disk, "the start disk")
+        read_start_disk(path)
+        start = hash_file(path)
     return describe(
         common.name,
         image,
         words.path(folder, "the deployment's folder"),
         port=common.port,
         manifest=None if common.manifest is None else words.digest(common.manifest),
+        start_disk=start,
     )
 
 

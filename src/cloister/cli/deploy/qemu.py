@@ -49,6 +49,7 @@ def qemu_snp(
     interface: Interface = "",
     listen: Listen = "127.0.0.1",
     gpu: Gpu = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -62,7 +63,7 @@ def qemu_snp(
     """
     from cloister.deploy.qemu_snp import qemu_snp_plan
 
-    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder, start_disk)
     host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen)
     options.carry_out(
         "qemu-snp",
@@ -87,6 +88,7 @@ def qemu_tdx(
     interface: Interface = "",
     listen: Listen = "127.0.0.1",
     gpu: Gpu = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -101,7 +103,7 @@ def qemu_tdx(
     from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
 
     service = QuoteService(path=_socket(quotes))
-    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder, start_disk)
     host = _host(firmware, (vcpus, memory), network, interface, gpu, listen=listen)
     options.carry_out(
         "qemu-tdx",
@@ -125,6 +127,7 @@ def libvirt_snp(
     network: Network = "serial",
     interface: Interface = "",
     gpu: Gpu = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -138,7 +141,7 @@ def libvirt_snp(
     """
     from cloister.deploy.libvirt import libvirt_snp_plan
 
-    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder, start_disk)
     host = _host(firmware, (vcpus, memory), network, interface, gpu)
     options.carry_out(
         "libvirt-snp",
@@ -162,6 +165,7 @@ def libvirt_tdx(
     network: Network = "serial",
     interface: Interface = "",
     gpu: Gpu = None,
+    start_disk: options.StartDisk = None,
     debug_image: options.DebugImage = False,
     folder: options.Folder = None,
     dry_run: options.DryRun = False,
@@ -176,7 +180,7 @@ def libvirt_tdx(
     from cloister.deploy.libvirt import libvirt_tdx_plan
 
     service = _socket(quotes)
-    common = options.Common(image, name, port, manifest_digest, debug_image, folder)
+    common = options.Common(image, name, port, manifest_digest, debug_image, folder, start_disk)
     host = _host(firmware, (vcpus, memory), network, interface, gpu)
     options.carry_out(
         "libvirt-tdx",

@@ -1,7 +1,7 @@
 #!/bin/sh
 # aws-nitrotpm: web
 # Never tried on AWS. Parameters were checked against the API's own model.
-# Instances of today show disks as NVMe, for which the image has no kernel module yet: they find no root and stop.
+# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; a NitroTPM brings no certificate. The guest ends and says so (guest.no_certificate).
 # A NitroTPM measures software; memory is AWS's word. Its document is AWS's signature.
 set -eu
 umask 077
@@ -27,7 +27,7 @@ printf %s '{
 }
 ' >/home/me/deployment/import.json
 
-# Begin to make a snapshot of it.
+# Begin to make a snapshot of the disk.
 task=$(aws --region us-east-2 ec2 import-snapshot --cli-input-json file:///home/me/deployment/import.json --query ImportTaskId --output text)
 printf %s "$task" | tr '\n' ' ' | grep -Eqx 'import-snap-[0-9a-f]{8,17}'
 
@@ -38,6 +38,35 @@ until aws --region us-east-2 ec2 wait snapshot-imported --import-task-ids "$task
 # Ask which snapshot it became.
 snapshot=$(aws --region us-east-2 ec2 describe-import-snapshot-tasks --import-task-ids "$task" --query 'ImportSnapshotTasks[0].SnapshotTaskDetail.SnapshotId' --output text)
 printf %s "$snapshot" | tr '\n' ' ' | grep -Eqx 'snap-[0-9a-f]{8,17}'
+
+# Upload the start disk.
+aws --region us-east-2 s3 cp /home/me/start.img s3://my-images/cloister-web-start-f0475f08c641.raw --only-show-errors
+
+# Write the parameters of the next call to start-import.json.
+printf %s '{
+  "Description": "cloister-web-start-f0475f08c641",
+  "DiskContainer": {
+    "Description": "cloister-web-start-f0475f08c641",
+    "Format": "RAW",
+    "UserBucket": {
+      "S3Bucket": "my-images",
+      "S3Key": "cloister-web-start-f0475f08c641.raw"
+    }
+  }
+}
+' >/home/me/deployment/start-import.json
+
+# Begin to make a snapshot of the start disk.
+start_task=$(aws --region us-east-2 ec2 import-snapshot --cli-input-json file:///home/me/deployment/start-import.json --query ImportTaskId --output text)
+printf %s "$start_task" | tr '\n' ' ' | grep -Eqx 'import-snap-[0-9a-f]{8,17}'
+
+# Wait for the snapshot; this takes minutes.
+tries=1
+until aws --region us-east-2 ec2 wait snapshot-imported --import-task-ids "$start_task"; do [ $tries -lt 12 ] || exit 1; tries=$((tries + 1)); sleep 15; done
+
+# Ask which snapshot it became.
+start_snapshot=$(aws --region us-east-2 ec2 describe-import-snapshot-tasks --import-task-ids "$start_task" --query 'ImportSnapshotTasks[0].SnapshotTaskDetail.SnapshotId' --output text)
+printf %s "$start_snapshot" | tr '\n' ' ' | grep -Eqx 'snap-[0-9a-f]{8,17}'
 
 # Write the parameters of the next call to image.json.
 printf %s '{
@@ -130,6 +159,16 @@ printf %s '{
   "SecurityGroupIds": [
     "'"$group"'"
   ],
+  "BlockDeviceMappings": [
+    {
+      "DeviceName": "/dev/sdf",
+      "Ebs": {
+        "SnapshotId": "'"$start_snapshot"'",
+        "VolumeType": "gp3",
+        "DeleteOnTermination": true
+      }
+    }
+  ],
   "MetadataOptions": {
     "HttpEndpoint": "disabled",
     "HttpTokens": "required"
@@ -171,5 +210,7 @@ printf %s "$address" | tr '\n' ' ' | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 #   aws --region us-east-2 ec2 terminate-instances --instance-ids "$instance"
 #   aws --region us-east-2 ec2 delete-security-group --group-id "$group"
 #   aws --region us-east-2 ec2 deregister-image --image-id "$ami"
+#   aws --region us-east-2 ec2 delete-snapshot --snapshot-id "$start_snapshot"
+#   aws --region us-east-2 s3 rm s3://my-images/cloister-web-start-f0475f08c641.raw --only-show-errors
 #   aws --region us-east-2 ec2 delete-snapshot --snapshot-id "$snapshot"
 #   aws --region us-east-2 s3 rm s3://my-images/cloister-web-83d0f2a1d1c6.raw --only-show-errors

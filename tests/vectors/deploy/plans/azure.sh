@@ -2,6 +2,7 @@
 # azure: web
 # Never tried on Azure. Flags were checked against Azure CLI 2.91.0.
 # That a specialized image starts as a confidential VM is Microsoft's documentation's word.
+# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; Azure certifies one that the image does not use. The guest ends and says so (guest.no_certificate).
 # The paravisor between hardware and guest is Azure's; evidence names it, and it is trusted.
 set -eu
 umask 077
@@ -23,6 +24,15 @@ az sig image-definition create --resource-group cloister --gallery-name images -
 image=$(az sig image-version create --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --gallery-image-version 1.0.0 --location northeurope --os-vhd-uri https://myimages.blob.core.windows.net/disks/cloister-web-83d0f2a1d1c6.vhd --os-vhd-storage-account myimages --query id --output tsv --only-show-errors)
 printf %s "$image" | tr '\n' ' ' | grep -Eqx '/subscriptions/[0-9a-f-]{36}/resourceGroups/[A-Za-z0-9_.-]+/providers/Microsoft.Compute/galleries/[A-Za-z0-9_.-]+/images/[A-Za-z0-9_.-]+/versions/[0-9.]+'
 
+# Make the start disk a fixed VHD.
+cloister deploy convert vhd /home/me/start.img --out /home/me/deployment/start.vhd
+
+# Upload the start disk as a page blob.
+az storage blob upload --account-name myimages --container-name disks --name cloister-web-start-f0475f08c641.vhd --auth-mode login --file /home/me/deployment/start.vhd --type page --overwrite true --no-progress --output none --only-show-errors
+
+# Make a disk of it.
+az disk create --resource-group cloister --name cloister-web-start-f0475f08c641 --location northeurope --source https://myimages.blob.core.windows.net/disks/cloister-web-start-f0475f08c641.vhd --sku StandardSSD_LRS --network-access-policy DenyAll --output none --only-show-errors
+
 # Make a network security group.
 az network nsg create --resource-group cloister --name cloister-web --location northeurope --output none --only-show-errors
 
@@ -39,7 +49,7 @@ az network nsg rule create --resource-group cloister --nsg-name cloister-web --n
 az network nsg rule create --resource-group cloister --nsg-name cloister-web --name no-out --priority 4000 --direction Outbound --access Deny --protocol '*' --source-address-prefixes '*' --source-port-ranges '*' --destination-address-prefixes '*' --destination-port-ranges '*' --output none --only-show-errors
 
 # Start the machine.
-az vm create --resource-group cloister --name cloister-web --location northeurope --image "$image" --specialized true --size Standard_DC4as_v5 --security-type ConfidentialVM --os-disk-security-encryption-type VMGuestStateOnly --enable-vtpm true --enable-secure-boot false --vnet-name net --subnet default --nsg cloister-web --private-ip-address 10.0.2.15 --public-ip-address '' --nic-delete-option Delete --os-disk-delete-option Delete --output none --only-show-errors
+az vm create --resource-group cloister --name cloister-web --location northeurope --image "$image" --specialized true --size Standard_DC4as_v5 --security-type ConfidentialVM --os-disk-security-encryption-type VMGuestStateOnly --enable-vtpm true --enable-secure-boot false --vnet-name net --subnet default --nsg cloister-web --private-ip-address 10.0.2.15 --public-ip-address '' --attach-data-disks cloister-web-start-f0475f08c641 --nic-delete-option Delete --os-disk-delete-option Delete --output none --only-show-errors
 
 # Ask Azure whether it is protected as it was asked for.
 az vm show --resource-group cloister --name cloister-web --query securityProfile --output json --only-show-errors
@@ -55,6 +65,8 @@ printf %s "$address" | tr '\n' ' ' | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 # To undo it, in this order:
 #   az vm delete --resource-group cloister --name cloister-web --yes --only-show-errors
 #   az network nsg delete --resource-group cloister --name cloister-web --only-show-errors
+#   az disk delete --resource-group cloister --name cloister-web-start-f0475f08c641 --yes --only-show-errors
+#   az storage blob delete --account-name myimages --container-name disks --name cloister-web-start-f0475f08c641.vhd --auth-mode login --output none --only-show-errors
 #   az sig image-version delete --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --gallery-image-version 1.0.0 --only-show-errors
 #   az sig image-definition delete --resource-group cloister --gallery-name images --gallery-image-definition cloister-web --only-show-errors
 #   az storage blob delete --account-name myimages --container-name disks --name cloister-web-83d0f2a1d1c6.vhd --auth-mode login --output none --only-show-errors

@@ -2,7 +2,7 @@
 # google-tdx: web
 # Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.
 # The virtual TPM is Google's: that it belongs to this guest is Google's word.
-# C3 machines show disks as NVMe, for which the image has no kernel module yet: they find no root and stop.
+# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; Google certifies one, which the guest uses. That a client accepts it so was not tried.
 set -eu
 umask 077
 mkdir -p /home/me/deployment
@@ -19,6 +19,15 @@ gcloud storage cp /home/me/deployment/disk.tar.gz gs://my-images/cloister-web-83
 # Make an image of it; this takes minutes.
 gcloud compute images create cloister-web-83d0f2a1d1c6 --source-uri=gs://my-images/cloister-web-83d0f2a1d1c6.tar.gz --guest-os-features=UEFI_COMPATIBLE,GVNIC,TDX_CAPABLE --architecture=X86_64 --project=my-project --quiet
 
+# Pack the start disk as Google takes it.
+cloister deploy convert google /home/me/start.img --out /home/me/deployment/start.tar.gz
+
+# Upload the start disk.
+gcloud storage cp /home/me/deployment/start.tar.gz gs://my-images/cloister-web-start-f0475f08c641.tar.gz --project=my-project --quiet
+
+# Make an image of it.
+gcloud compute images create cloister-web-start-f0475f08c641 --source-uri=gs://my-images/cloister-web-start-f0475f08c641.tar.gz --architecture=X86_64 --project=my-project --quiet
+
 # Let in who was named, on the worker's port.
 gcloud compute firewall-rules create cloister-web-in --network=default --target-tags=cloister-web --direction=INGRESS --action=ALLOW --priority=900 --rules=tcp:8440 --source-ranges=203.0.113.0/24,2001:db8::/32 --project=my-project --quiet
 
@@ -32,7 +41,7 @@ gcloud compute firewall-rules create cloister-web-out-0 --network=default --targ
 gcloud compute firewall-rules create cloister-web-no-out --network=default --target-tags=cloister-web --direction=EGRESS --action=DENY --priority=901 --rules=all --destination-ranges=0.0.0.0/0 --project=my-project --quiet
 
 # Start the machine.
-gcloud compute instances create cloister-web --zone=us-central1-a --machine-type=n2d-standard-4 --confidential-compute-type=TDX --maintenance-policy=TERMINATE --image=cloister-web-83d0f2a1d1c6 --image-project=my-project --network-interface=network=default,nic-type=GVNIC,subnet=default,private-network-ip=10.0.2.15,no-address --shielded-vtpm --shielded-integrity-monitoring --no-shielded-secure-boot --no-service-account --no-scopes --tags=cloister-web --project=my-project --quiet
+gcloud compute instances create cloister-web --zone=us-central1-a --machine-type=n2d-standard-4 --confidential-compute-type=TDX --maintenance-policy=TERMINATE --image=cloister-web-83d0f2a1d1c6 --image-project=my-project --create-disk=image=cloister-web-start-f0475f08c641,image-project=my-project,type=pd-balanced,size=10GB,boot=no,auto-delete=yes --network-interface=network=default,nic-type=GVNIC,subnet=default,private-network-ip=10.0.2.15,no-address --shielded-vtpm --shielded-integrity-monitoring --no-shielded-secure-boot --no-service-account --no-scopes --tags=cloister-web --project=my-project --quiet
 
 # Ask Google whether it is protected as it was asked for.
 gcloud compute instances describe cloister-web --zone=us-central1-a '--format=value(confidentialInstanceConfig.confidentialInstanceType)' --project=my-project --quiet
@@ -49,5 +58,7 @@ printf %s "$address" | tr '\n' ' ' | grep -Eqx '[0-9]{1,3}(\.[0-9]{1,3}){3}'
 #   gcloud compute firewall-rules delete cloister-web-out-0 --project=my-project --quiet
 #   gcloud compute firewall-rules delete cloister-web-no-in --project=my-project --quiet
 #   gcloud compute firewall-rules delete cloister-web-in --project=my-project --quiet
+#   gcloud compute images delete cloister-web-start-f0475f08c641 --project=my-project --quiet
+#   gcloud storage rm gs://my-images/cloister-web-start-f0475f08c641.tar.gz --project=my-project --quiet
 #   gcloud compute images delete cloister-web-83d0f2a1d1c6 --project=my-project --quiet
 #   gcloud storage rm gs://my-images/cloister-web-83d0f2a1d1c6.tar.gz --project=my-project --quiet

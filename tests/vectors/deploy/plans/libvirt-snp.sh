@@ -55,6 +55,13 @@ printf %s '<domain type="kvm">
       <readonly />
       <serial>model</serial>
     </disk>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" iommu="on" />
+      <source file="/home/me/start.img" />
+      <target dev="vdc" bus="virtio" />
+      <readonly />
+      <serial>start</serial>
+    </disk>
     <controller type="usb" model="none" />
     <channel type="unix">
       <source mode="bind" />
