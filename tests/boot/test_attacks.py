@@ -21,7 +21,9 @@ from cloister.client.manifest_memory import ProcessMemory
 from cloister.errors import AuthenticationError, EngineError
 from cloister.evidence.report import parse_attestation_report
 from cloister.image.boot import BootedGuest, BootPlan
+from cloister.image.configuration import REQUESTS_ADDRESS
 from cloister.image.footer import BLOCK
+from cloister.image.network import NetworkPolicy, compile_rules
 from cloister.manifest import ImageEntry, ModelEntry
 from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
 from cloister.verifier import policy as policies
@@ -199,12 +201,6 @@ def test_back_to_an_older_manifest(good: GoodBoot, operator: Operator, image: Pa
     assert caught.value.code == "manifest.rollback"
 
 
-NOTHING_OUT = b"""table inet cloister {
-    chain output { type filter hook output priority 0; policy drop; oif lo accept; }
-}
-"""
-
-
 def _wait_for(port: int) -> None:
     ends = time.monotonic() + LIMIT_S
     while time.monotonic() < ends:
@@ -236,13 +232,13 @@ def test_without_a_network_card(
 ) -> None:
     """The same worker behind a virtio-serial port; the guest has no card, and no address."""
     settings = change.application_file(image, "worker.json")
-    settings["operator"] = {"listen": "virtio:/dev/virtio-ports/cloister.requests"}
+    settings["operator"] = {"listen": REQUESTS_ADDRESS}
     folder = change.with_application(
         image,
         tmp_path / "portless",
         {
             "worker.json": change.as_json(settings),
-            "nftables.conf": NOTHING_OUT,
+            "nftables.conf": compile_rules(NetworkPolicy(card=False)).encode(),
             "interface.conf": b"",
         },
     )

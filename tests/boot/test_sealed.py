@@ -5,6 +5,7 @@ tests/integration/test_guest_sealed.py refuses more, without a machine.
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,15 @@ class Owned:
     broker: Broker
 
 
+def built(folder: Path, text: str) -> Path:
+    """The image that this configuration, in `folder`, makes."""
+    (folder / "image.toml").write_text(text)
+    program = Path(sys.executable).with_name("cloister")
+    command = (program, "image", "build", "image.toml", "--out", "image")
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "image"
+
+
 @pytest.fixture(scope="module")
 def owned(
     good: GoodBoot, operator: Operator, tmp_path_factory: pytest.TempPathFactory
@@ -79,11 +89,7 @@ def owned(
     folder = tmp_path_factory.mktemp("owner")
     demo = sealed_demo(folder / "demo.sealed")
     with broker_for(demo, folder / "broker.db", operator.roots) as broker:
-        (folder / "image.toml").write_text(IMAGE.format(identity=broker.store.identity))
-        program = Path(sys.executable).with_name("cloister")
-        command = (program, "image", "build", "image.toml", "--out", "image")
-        subprocess.run(command, cwd=folder, check=True)
-        image = folder / "image"
+        image = built(folder, IMAGE.format(identity=broker.store.identity))
         host, _, port = broker.authority.rpartition(":")
         peer = Carried(address="10.0.2.100", port=8450, host=host, host_port=int(port))
         disks = tuple(image / disk.name for disk in good.machine.disks)
@@ -91,9 +97,9 @@ def owned(
             good.machine, {"esp": image / "esp.img", "disks": disks, "peers": (peer,)}
         )
         values = predicted(image, good.boot_log, machine)
-        (built,) = values.images
+        (found,) = values.images
         listed = ImageEntry(
-            name=built.name, version=built.version, debug=False, reference_values=values
+            name=found.name, version=found.version, debug=False, reference_values=values
         )
         serving = Serving(egress=(PEER,), receipts_keep_s=600, stream_bucket=256, body_bucket=1024)
         signed = signed_for(demo, listed, serving)
@@ -126,6 +132,36 @@ def test_from_the_owners_seal_to_the_clients_receipt(unaltered: str, owned: Owne
     assert secret.hex() not in unaltered
     assert secret.hex().encode() not in b"".join(owned.broker.store.audit_entries())
     assert not any(secret in path.read_bytes() for path in owned.image.iterdir())
+
+
+def test_a_guest_without_a_network_card(
+    owned: Owned, good: GoodBoot, operator: Operator, tmp_path: Path
+) -> None:
+    """Both ways through ports of the machine; a forwarder carries what the broker is asked."""
+    text = IMAGE.format(identity=owned.broker.store.identity).replace('peer = "broker"\n', "")
+    text = text[: text.index("[network]")] + "[network]\ncard = false\n"
+    (tmp_path / "demo.sealed").symlink_to(owned.demo.path)
+    image = built(tmp_path, text)
+    disks = tuple(image / disk.name for disk in good.machine.disks)
+    machine = changed(good.machine, {"esp": image / "esp.img", "disks": disks})
+    machine = dataclasses.replace(machine, port=None)
+    values = predicted(image, good.boot_log, machine)
+    (of_image,) = values.images
+    listed = ImageEntry(
+        name=of_image.name, version=of_image.version, debug=False, reference_values=values
+    )
+    way = "virtio:/dev/virtio-ports/cloister.broker"
+    serving = Serving(egress=(way,), receipts_keep_s=600, stream_bucket=256, body_bucket=1024)
+    signed = signed_for(owned.demo, listed, serving)
+    with booted(
+        machine, operator, manifest=signed.encode(), broker=owned.broker.authority
+    ) as guest:
+        assert "network: none" in guest.booted.console()
+        address = f"virtio:{guest.booted.sockets.requests}"
+        exchange = ask_knowing_alice(address, operator.api_key, operator.roots, timeout=300)
+    assert exchange.receipt_verified
+    assert exchange.model == (MODEL, owned.demo.header.model_sha256)
+    assert owned.broker.events[-2:] == ["attested", "released"]
 
 
 def test_a_revoked_manifest_gets_no_key(unaltered: str, owned: Owned, operator: Operator) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -29,6 +30,7 @@ import pytest
 from cloister.attester.enrolment import EnrolmentCa
 from cloister.broker.store import Revoked
 from cloister.cli import image_build
+from cloister.cli.image_carry import carried_broker
 from cloister.endorsements.roots import Roots
 from cloister.errors import EngineError
 from cloister.evidence.eventlog import EventType, parse_event_log, replay
@@ -43,6 +45,7 @@ from cloister.verifier.platform_references import PlatformReference, ReferenceIm
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.worker.api_keys import ApiKeyFile
 from support.guests import free_port
+from support.links import virtio_port
 from support.manifests import ALICE
 from support.owners import (
     MODEL,
@@ -266,6 +269,7 @@ def guest(
     identity: str | None = None,
     application_register: bytes | None = None,
     meminfo: Path = Path("/proc/meminfo"),
+    broker: str | None = None,
 ) -> Iterator[Guest]:
     """Start the program as an image's init would.
 
@@ -278,7 +282,7 @@ def guest(
     assert settings["models"][MODEL]["model"]["path"] == "/model/demo.sealed"
     assert settings["operator"]["broker"] == f"http://{BROKERS_ADDRESS}"
     settings["models"][MODEL]["model"]["path"] = str(owned.demo.path)
-    settings["operator"] |= {"host": "127.0.0.1", "broker": owned.broker.url}
+    settings["operator"] |= {"host": "127.0.0.1", "broker": broker or owned.broker.url}
     log = base64.b64decode(recorded()["event_log_b64"])
     ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as stack:
@@ -359,6 +363,24 @@ def test_from_the_owners_seal_to_the_clients_receipt(unaltered: str, owned: Owne
     secret = owned.demo.key.hex()
     assert secret not in unaltered
     assert secret.encode() not in b"".join(owned.broker.store.audit_entries())
+
+
+def test_a_broker_behind_a_port_of_the_machine(unaltered: str, owned: Owned) -> None:
+    """As for a guest without a network card; what carries it is that of `cloister image boot`."""
+    assert unaltered
+    with (
+        TemporaryDirectory(prefix="port-") as name,
+        virtio_port(Path(name)) as (device, host),
+        carried_broker(
+            SimpleNamespace(sockets=SimpleNamespace(broker=host)),  # type: ignore[arg-type]
+            f"tcp://{owned.broker.authority}",
+        ),
+        guest(owned, broker=f"virtio:{device}") as at,
+    ):
+        at.serve(owned)
+        exchange = ask_knowing_alice(at.url, at.api_key, owned.roots)
+    assert exchange.model == (MODEL, owned.demo.header.model_sha256)
+    assert owned.broker.events[-2:] == ["attested", "released"]
 
 
 def test_another_image_gets_no_key(unaltered: str, owned: Owned) -> None:

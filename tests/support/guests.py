@@ -19,6 +19,7 @@ import httpx2
 from cloister.attester.enrolment import EnrolmentCa
 from cloister.attester.swtpm import Manufactured, manufacture
 from cloister.cli.image_boot import DISKS, ESP
+from cloister.cli.image_carry import carried_broker
 from cloister.client.connect import Options, TrustOptions, connect
 from cloister.endorsements.roots import Roots
 from cloister.evidence.items import ITEM_TPM_PCRS
@@ -160,9 +161,16 @@ def findings(result: AttestationResult) -> dict[str, str]:
 
 @contextlib.contextmanager
 def booted(
-    machine: Machine, operator: Operator, *, manifest: bytes | None = None
+    machine: Machine,
+    operator: Operator,
+    *,
+    manifest: bytes | None = None,
+    broker: str | None = None,
 ) -> Iterator[Guest]:
-    """Boot, and wait until the worker listens."""
+    """Boot, and wait until the worker listens.
+
+    `broker` is ``HOST:PORT`` of the broker of a guest without a network card.
+    """
     plan = BootPlan(
         machine=machine,
         tpm=operator.tpm,
@@ -170,7 +178,8 @@ def booted(
         api_keys=operator.table,
         manifest=manifest,
     )
-    with BootedGuest(plan, progress=print) as guest:
+    address = None if broker is None else f"tcp://{broker}"
+    with BootedGuest(plan, progress=print) as guest, carried_broker(guest, address):
         ready = guest.wait_ready(LIMIT_S)
         yield Guest(
             booted=guest,

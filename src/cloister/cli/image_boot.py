@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.image_carry import broker_address, carried_broker
 from cloister.cli.image_start import Bundle, Timeout, read_api_keys, read_manifest
 from cloister.cli.image_start_disk import read_start_disk
 from cloister.cli.operation_options import State, state_directory
@@ -150,21 +151,29 @@ def boot(
         )
     own = state_directory() if state is None else state
     secured = chosen_state(keys, code, secure_boot=secure_boot)
+    card = _network(directory).get("card") is not False
+    if not card and ask is not None:
+        raise ConfigurationError("--ask goes with a network", code="image.ask")
+    broker = None if card else broker_address(peer or ())
     machine = _machine(
         directory,
         memory=memory,
         cpus=cpus,
-        port=None if no_network else port or _free_port(),
+        port=None if no_network or not card else port or _free_port(),
         guest_port=guest_port,
         firmware=chosen_firmware(code, variables, own, secured),
-        peers=carried_peers(directory, peer or ()),
+        peers=carried_peers(directory, peer or ()) if card else (),
         start_disk=start_disk,
     )
     table, api_key = (None, None) if start_disk is not None else _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
     typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
-    with _stopping(), BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest:
+    with (
+        _stopping(),
+        BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest,
+        carried_broker(guest, broker),
+    ):
         # Imported while the guest starts, which takes longer.
         from cloister.cli.image_ask import ask_guest
 
@@ -244,22 +253,25 @@ def carried_peers(directory: Path, written: Sequence[str]) -> tuple[Carried, ...
     return tuple(found.values())
 
 
-def _allowed(directory: Path) -> dict[str, tuple[str, int]]:
-    """Address and port of each peer of an image, by name; none where its folder does not say."""
-    from cloister.strictjson import (
-        expect_int,
-        expect_list,
-        expect_object,
-        expect_str,
-        parse_json_object,
-    )
+def _network(directory: Path) -> JsonObject:
+    """The network policy of an image; empty where its folder does not say."""
+    from cloister.strictjson import expect_object, parse_json_object
 
     path = directory / CONFIGURATION
     if not path.is_file():
         return {}
     limit = MAX_CONFIGURATION_BYTES
     document = parse_json_object(path.read_bytes(), limit=limit, what=CONFIGURATION)
-    network = expect_object(document.get("network"), "the network's policy")
+    return expect_object(document.get("network"), "the network's policy")
+
+
+def _allowed(directory: Path) -> dict[str, tuple[str, int]]:
+    """Address and port of each peer of an image, by name; none where its folder does not say."""
+    from cloister.strictjson import expect_int, expect_list, expect_object, expect_str
+
+    network = _network(directory)
+    if not network:
+        return {}
     listed = expect_list(network.get("allow_out"), "the peers", limit=16)
     peers = [expect_object(entry, "a peer") for entry in listed]
     return {

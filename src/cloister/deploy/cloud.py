@@ -6,6 +6,7 @@ from typing import Final
 
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.plan import Convert, Input
+from cloister.errors import ConfigurationError
 
 IPV4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 """Of an address that a cloud's tool prints; Python and ``grep -E`` read it alike."""
@@ -37,7 +38,17 @@ def start_name(deployment: Deployment) -> str:
 
 
 def inputs(deployment: Deployment) -> tuple[Input, ...]:
-    """What a cloud's plan uses: the parts of the one disk, and the start disk."""
+    """What a cloud's plan uses: the parts of the one disk, and the start disk.
+
+    Raises:
+        ConfigurationError: there is none, or the image has no card (code ``deploy.network``).
+    """
+    network = deployment.image.network
+    if network is not None and not network.card:
+        raise ConfigurationError(
+            "this image has no network card, and a cloud has nothing else to reach it by",
+            code="deploy.network",
+        )
     return (*deployment.image.boot_disk_parts(), deployment.required_start_disk())
 
 

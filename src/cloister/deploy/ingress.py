@@ -62,6 +62,10 @@ class Filter:
             words.source_range(one)
 
 
+NO_PORT: Final = 8440
+"""Stands for one in the description of a guest that has no card."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageNetwork:
     """What an image's effective configuration says of its card (`cloister.image.network`)."""
@@ -71,6 +75,8 @@ class ImageNetwork:
     """IPv4 addresses, without prefix. The guest asks nobody for one, so the platform has to give
     the machine this one."""
     peers: tuple[Peer, ...]
+    card: bool = True
+    """Without one, only ports of the machine reach the guest."""
 
     def port(self, wanted: int | None) -> int:
         """The worker's port: the first that is let in, unless another of them is `wanted`.
@@ -78,6 +84,8 @@ class ImageNetwork:
         Raises:
             ConfigurationError: the image lets nobody in there (code ``deploy.port``).
         """
+        if not self.card and wanted is None:
+            return NO_PORT
         if not self.listen or (wanted is not None and wanted not in self.listen):
             raise ConfigurationError(
                 "the image's network policy lets nobody in on that port: see `listen` in its "
@@ -107,7 +115,10 @@ def parse_network(value: object) -> ImageNetwork:
     """
     what = "the network of the image's configuration"
     members = expect_object(value, what)
-    expect_keys(members, what, required={"listen", "allow_out", "address", "gateway"})
+    required = {"listen", "allow_out", "address", "gateway"}
+    expect_keys(members, what, required=required, optional={"card"})
+    if members.get("card", False) is not False:
+        raise MalformedError(f"{what} says of its card what nobody writes")
     ports = expect_list(members["listen"], what, limit=MAX_PEERS)
     peers = expect_list(members["allow_out"], what, limit=MAX_PEERS)
     addresses = expect_list(members["address"], what, limit=MAX_PEERS)
@@ -117,6 +128,7 @@ def parse_network(value: object) -> ImageNetwork:
             listen=tuple(expect_int(port, what, low=1, high=65535) for port in ports),
             addresses=tuple(str(one.ip) for one in interfaces if one.version == 4),
             peers=tuple(_peer(expect_object(peer, what)) for peer in peers),
+            card="card" not in members,
         )
     except ValueError:
         raise MalformedError(f"{what} holds something that is no address") from None

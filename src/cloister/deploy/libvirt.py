@@ -18,9 +18,9 @@ from cloister.deploy.deployment import Deployment
 from cloister.deploy.gpu import gpu_steps, gpu_tools
 from cloister.deploy.kernel_parts import KernelParts, kernel_parts
 from cloister.deploy.plan import Look, Plan, Run, Tool, Write
-from cloister.deploy.qemu import Host, Network
+from cloister.deploy.qemu import Host, Network, require_serial
 from cloister.errors import ConfigurationError
-from cloister.image.machine import OPERATOR_PORT, REQUESTS_PORT
+from cloister.image.machine import BROKER_PORT, OPERATOR_PORT, REQUESTS_PORT
 
 CONNECT: Final = ("virsh", "--connect", "qemu:///system")
 SNP_MINIMUM: Final = (10, 5)
@@ -86,6 +86,7 @@ def document(domain: ET.Element) -> str:
 
 
 def _domain(deployment: Deployment, host: Host) -> ET.Element:
+    require_serial(deployment, host)
     if host.network is Network.USER:
         raise ConfigurationError(
             "libvirt publishes no single port of a guest that may not call out: use --network tap "
@@ -151,6 +152,7 @@ def _way_in(devices: ET.Element, host: Host) -> None:
     _channel(devices, OPERATOR_PORT)
     if host.network is Network.SERIAL:
         _channel(devices, REQUESTS_PORT)
+        _channel(devices, BROKER_PORT)
         return
     card = ET.SubElement(devices, "interface", type="ethernet")
     ET.SubElement(card, "target", dev=host.interface, managed="no")

@@ -23,7 +23,7 @@ from cloister.deploy.deployment import MIB, Deployment
 from cloister.deploy.gpu import gpu_steps, gpu_tools
 from cloister.deploy.plan import Expect, Plan, Run, Step, Tool
 from cloister.errors import ConfigurationError
-from cloister.image.machine import OPERATOR_PORT, REQUESTS_PORT
+from cloister.image.machine import BROKER_PORT, OPERATOR_PORT, REQUESTS_PORT
 from cloister.strictjson import JsonObject
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -145,9 +145,13 @@ def disk(path: Path, role: str, *, boot: bool = False) -> list[str]:
 
 def network(deployment: Deployment, host: Host) -> list[str]:
     """The way in. No card gets a boot program (`romfile`), which firmware would run and measure."""
+    require_serial(deployment, host)
     match host.network:
         case Network.SERIAL:
-            return _port(deployment, "worker", REQUESTS_PORT)
+            return [
+                *_port(deployment, "worker", REQUESTS_PORT),
+                *_port(deployment, "broker", BROKER_PORT),
+            ]
         case Network.TAP:
             backend: JsonObject = {
                 "type": "tap",
@@ -173,6 +177,15 @@ def network(deployment: Deployment, host: Host) -> list[str]:
         "iommu_platform": True,
     }
     return ["-netdev", _json(backend), *_device(card)]
+
+
+def require_serial(deployment: Deployment, host: Host) -> None:
+    """ConfigurationError (``deploy.network``) for an image without a card on a machine with one."""
+    network = deployment.image.network
+    if network is not None and not network.card and host.network is not Network.SERIAL:
+        raise ConfigurationError(
+            "this image has no network card: use --network serial", code="deploy.network"
+        )
 
 
 def _guest(deployment: Deployment) -> str:

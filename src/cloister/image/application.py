@@ -22,11 +22,11 @@ from typing import Final
 
 from cloister.attester.memory import WorkerMemory
 from cloister.evidence.component import CONFIGURATION_EGRESS
-from cloister.image.configuration import ImageConfiguration
+from cloister.image.configuration import REQUESTS_ADDRESS, ImageConfiguration
 from cloister.image.network import CARD, compile_rules
 from cloister.image.python_tree import INTERPRETER
 from cloister.image.tree import Tree
-from cloister.strictjson import JsonObject, canonical
+from cloister.strictjson import Json, JsonObject, canonical
 
 CONFIGURATION_FORMAT: Final = "cloister/image-configuration/1"
 COMMAND: Final = (INTERPRETER, "-I", "-B", "-m", "cloister.attester.guest")
@@ -81,7 +81,7 @@ def effective_configuration(
         "flavour": configuration.flavour,
         **_platform(configuration),
         "network": configuration.network.to_json(),
-        "broker": None if configuration.broker is None else configuration.broker.peer,
+        "broker": _broker(configuration),
         "models": [model.to_json() for model in models],
         "operator": operator_settings(configuration),
         "worker": worker,
@@ -101,6 +101,8 @@ def operator_settings(configuration: ImageConfiguration) -> JsonObject:
         settings["host"] = "::"
     if configuration.is_enclave:
         settings["listen"] = ENCLAVE_REQUESTS
+    if not configuration.network.card:
+        settings["listen"] = REQUESTS_ADDRESS
     if configuration.limits.threads is not None:
         settings["threads"] = configuration.limits.threads
     if configuration.broker is not None:
@@ -112,8 +114,17 @@ def operator_settings(configuration: ImageConfiguration) -> JsonObject:
 
 def ways_out(configuration: ImageConfiguration) -> JsonObject:
     """What the worker's configuration says of whom the guest may call; nothing where nobody."""
-    peers = configuration.network.allow_out
-    return {CONFIGURATION_EGRESS: [peer.authority for peer in peers]} if peers else {}
+    named: list[Json] = [peer.authority for peer in configuration.network.allow_out]
+    if not configuration.network.card and configuration.broker_address is not None:
+        named.append(configuration.broker_address)
+    return {CONFIGURATION_EGRESS: named} if named else {}
+
+
+def _broker(configuration: ImageConfiguration) -> str | None:
+    """The peer that is the broker, or the port behind which it is."""
+    if configuration.broker is None:
+        return None
+    return configuration.broker.peer or configuration.broker_address
 
 
 def application_tree(

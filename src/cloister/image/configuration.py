@@ -24,6 +24,10 @@ from cloister.image.table import Table
 
 CONFIGURATION_VERSION: Final = 1
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
+BROKER_ADDRESS: Final = "virtio:/dev/virtio-ports/cloister.broker"
+REQUESTS_ADDRESS: Final = "virtio:/dev/virtio-ports/cloister.requests"
+"""Where the worker of an image without a network card asks its broker, and is asked: ports that the
+machine has (`cloister.image.machine`), as addresses of `cloister.streams`."""
 DEFAULT_ADDRESS: Final = ("10.0.2.15/24",)
 """What QEMU's own network gives a guest."""
 
@@ -83,8 +87,8 @@ class ImageLimits:
 class BrokerSource:
     """The broker that releases the keys of sealed weights, and what it has to be."""
 
-    peer: str
-    """Its name in ``allow_out``, which says where it is."""
+    peer: str | None
+    """Its name in ``allow_out``, which says where it is; None where a port carries it."""
     identity: str
     """``ed25519:<64 hex>``, as ``cloister broker identity`` prints it."""
     kit: str | None = None
@@ -125,9 +129,11 @@ class ImageConfiguration:
 
     @property
     def broker_address(self) -> str | None:
-        """Where the worker asks for keys: an address of the network policy, and no name."""
+        """Where the worker asks for keys: an address of the network policy, or the port."""
         if self.broker is None:
             return None
+        if self.broker.peer is None:
+            return BROKER_ADDRESS
         peers = {peer.name: peer for peer in self.network.allow_out}
         return f"http://{peers[self.broker.peer].authority}"
 
@@ -190,9 +196,14 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
     )
     top.done()
     peers = {peer.name for peer in read.network.allow_out}
-    if read.broker is not None and read.broker.peer not in peers:
+    if read.broker is not None and read.network.card and read.broker.peer not in peers:
         raise _refused(
             "[broker] `peer` names no peer of [network] allow_out: the guest could not reach it"
+        )
+    if read.broker is not None and not read.network.card and read.broker.peer is not None:
+        raise _refused(
+            "[broker] `peer` names a peer of the network, and there is no card: a port of the "
+            "machine carries what the broker is asked, so leave it out"
         )
     return read
 
@@ -212,7 +223,7 @@ def _broker(top: Table) -> BrokerSource | None:
     if one is None:
         return None
     broker = BrokerSource(
-        peer=one.matching("peer", _NAME),
+        peer=one.optional_matching("peer", _NAME),
         identity=one.matching("identity", _IDENTITY),
         kit=one.optional_text("kit"),
         development=one.boolean("development", default=False),
@@ -244,8 +255,9 @@ def _network(top: Table, platform: str) -> NetworkPolicy:
             )
         return NetworkPolicy()
     one = top.table("network")
+    card = one.boolean("card", default=True)
     peers = tuple(_peer(peer) for peer in one.tables("allow_out"))
-    addresses = one.texts("address", default=DEFAULT_ADDRESS)
+    addresses = one.texts("address", default=DEFAULT_ADDRESS if card else ())
     if any(":" in address for address in addresses):
         raise _refused("[network] `address` holds an IPv6 address; the guest's init sets up none")
     policy = NetworkPolicy(
@@ -255,6 +267,7 @@ def _network(top: Table, platform: str) -> NetworkPolicy:
         gateways=tuple(
             _parsed(ipaddress.ip_address, text, "gateway") for text in one.texts("gateway")
         ),
+        card=card,
     )
     one.done()
     return policy

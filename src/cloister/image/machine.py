@@ -47,6 +47,8 @@ OPERATOR_PORT: Final = "cloister.operator"
 """As the guest looks for it (`cloister.attester.guest_port`)."""
 REQUESTS_PORT: Final = "cloister.requests"
 """In the guest, ``/dev/virtio-ports/cloister.requests``."""
+BROKER_PORT: Final = "cloister.broker"
+"""Where the guest's worker asks its broker, if it has no card: the host forwards what comes."""
 
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -170,6 +172,11 @@ class Sockets:
         return self.folder / "requests.sock"
 
     @property
+    def broker(self) -> Path:
+        """The host's end of the port that such a machine asks its broker through."""
+        return self.folder / "broker.sock"
+
+    @property
     def console(self) -> Path:
         """The serial console, as a file."""
         return self.folder / "console.log"
@@ -209,6 +216,7 @@ def qemu_command(machine: Machine, sockets: Sockets, *, program: str = QEMU) -> 
     ]
     if machine.port is None:
         command += _port(REQUESTS_PORT, sockets.requests)
+        command += _port(BROKER_PORT, sockets.broker)
     else:
         forward = f"hostfwd=tcp:127.0.0.1:{machine.port}-{GUEST_ADDRESS}:{machine.guest_port}"
         # restrict: QEMU too lets nothing out that the guest begins, but to these addresses.

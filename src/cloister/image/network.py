@@ -72,11 +72,16 @@ class NetworkPolicy:
     """The card's own, with the length of their networks' prefix."""
     gateways: tuple[Address, ...] = ()
     """Where packets for other networks go, at most one of each family."""
+    card: bool = True
+    """Whether there is one at all. Without, virtio-serial ports of the machine carry what is asked
+    of the worker and of its broker."""
 
     def __post_init__(self) -> None:
         """Refuse what would not mean what it seems to."""
         _check_ports(self.listen)
         _check_peers(self.allow_out)
+        if not self.card and (self.listen or self.allow_out or self.addresses or self.gateways):
+            raise _refused("without a network card (`card = false`) nothing else is said of one")
         families = {address.version for address in self.addresses}
         if (self.listen or self.allow_out) and not self.addresses:
             raise _refused("`address` is missing: the guest asks nobody for one")
@@ -94,6 +99,7 @@ class NetworkPolicy:
     def to_json(self) -> JsonObject:
         """For the effective configuration."""
         return {
+            **({} if self.card else {"card": False}),
             "listen": list(self.listen),
             "allow_out": [peer.to_json() for peer in self.allow_out],
             "address": [str(address) for address in self.addresses],
@@ -109,14 +115,15 @@ class NetworkPolicy:
 def compile_rules(policy: NetworkPolicy, *, card: str | None = CARD) -> str:
     """The ruleset that holds `policy`, for ``nft -f``. Equal policies give equal text.
 
-    `card` is None for a machine that has none: rules that name one would not load there.
+    `card` is None for a machine that has none, as the policy may say: rules that name one would
+    not load there.
     """
     rules = (
         "# Written by `cloister image build` from the block [network]. Nothing passes that is not"
         " named here.\n"
         "flush ruleset\n\n" + _table("inet cloister", (_input(policy), _forward(), _output(policy)))
     )
-    if card is None:
+    if card is None or not policy.card:
         return rules
     return rules + "\n" + _table("netdev cloister", (_egress(policy, card),))
 

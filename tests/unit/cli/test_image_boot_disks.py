@@ -1,14 +1,22 @@
-"""``cloister image boot`` with a start disk: what is refused before anything starts."""
+"""``cloister image boot``: start disks, and images without a network card."""
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 from typer.testing import CliRunner
 
 from cloister.attester.start_disk import Start
+from cloister.cli.image_carry import carried_broker
 from cloister.cli.main import build_app
 from cloister.errors import CloisterError
+from cloister.streams.address import VirtioAddress
+from cloister.streams.route import Route
+from support.links import virtio_port
 
 
 def refused(words: list[str]) -> CloisterError:
@@ -31,3 +39,43 @@ def test_a_start_disk_is_read_before_anything_starts(tmp_path: Path) -> None:
         assert refused([*words, str(disk)]).code == "image.start_disk"
     disk.unlink()
     assert refused([str(tmp_path), "--start-disk", str(disk)]).code == "image.start_disk"
+
+
+def test_a_cardless_images_broker_is_its_only_peer(tmp_path: Path) -> None:
+    nothing: dict[str, object] = {name: [] for name in ("listen", "allow_out", "address")}
+    (tmp_path / "configuration.json").write_text(
+        json.dumps({"network": {"card": False, "gateway": [], **nothing}})
+    )
+    code = ["--firmware", str(tmp_path / "configuration.json"), "--variables"]
+    words = [str(tmp_path), *code, str(tmp_path / "configuration.json")]
+    assert refused([*words, "--peer", "broker=127.0.0.1:8450"]).code == "image.folder"
+    assert refused([*words, "--ask", "Who?"]).code == "image.ask"
+    for peers in (["other=127.0.0.1:1"], ["broker=127.0.0.1:1", "broker=127.0.0.1:1"]):
+        more = [word for peer in peers for word in ("--peer", peer)]
+        assert refused([*words, *more]).code == "image.peer"
+    assert refused([*words, "--peer", "broker=127.0.0.1"]).code == "configuration.address"
+
+
+def test_what_a_cardless_guest_asks_is_carried_to_its_broker() -> None:
+    with (
+        TemporaryDirectory(prefix="cloister-") as name,
+        virtio_port(Path(name)) as (device, host),
+        socket.socket() as broker,
+    ):
+        broker.bind(("127.0.0.1", 0))
+        broker.listen(1)
+        guest = SimpleNamespace(sockets=SimpleNamespace(broker=host))
+        address = f"tcp://127.0.0.1:{broker.getsockname()[1]}"
+        with (
+            carried_broker(guest, address),  # type: ignore[arg-type]
+            Route(VirtioAddress(path=str(device))) as route,
+            socket.socket(socket.AF_UNIX) as asks,
+        ):
+            asks.connect(route.socket_path)
+            asks.sendall(b"which key?")
+            theirs, _ = broker.accept()
+            with theirs:
+                theirs.settimeout(60)
+                assert theirs.recv(64) == b"which key?"
+        with carried_broker(guest, None):  # type: ignore[arg-type]
+            pass

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cloister.attester import guest_port
-from cloister.deploy import qemu
+from cloister.deploy import google, qemu
 from cloister.deploy.apply import DeployError, apply
+from cloister.deploy.ingress import make_filter
 from cloister.deploy.libvirt import libvirt_snp_plan, libvirt_tdx_plan
 from cloister.deploy.plan import Plan, Run, Write
 from cloister.deploy.qemu_snp import qemu_snp_plan
@@ -26,13 +27,14 @@ from cloister.image.snp_launch import SnpMachine, launch_digest
 from cloister.image.stub import parse_uki
 from cloister.strictjson import JsonObject
 from support import boot_parts
-from support.cloud_plans import answers, plan_of
+from support.cloud_plans import GOOGLE_PLACE, answers, plan_of
 from support.deployments import (
     COMMAND_LINE,
     MANIFEST,
     Recorder,
     deployment,
     write_configuration,
+    write_image,
     write_record,
 )
 
@@ -220,13 +222,39 @@ def test_an_address_outside_of_qemus_network_is_refused_there(tmp_path: Path) ->
     snp(tmp_path, network=qemu.Network.TAP, interface="tap0")
 
 
+def test_an_image_without_a_card_starts_where_there_is_none(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image")
+    nothing = {name: [] for name in ("listen", "allow_out", "address", "gateway")}
+    write_configuration(image, members={"network": {"card": False, **nothing}})
+    write_record(image, {"debug": False})
+    made = deployment(tmp_path)
+    assert qemu_snp_plan(made, host(tmp_path, network=qemu.Network.SERIAL))
+    assert libvirt_snp_plan(made, serial(tmp_path))
+    for plan in (
+        lambda: qemu_snp_plan(made, host(tmp_path)),
+        lambda: libvirt_snp_plan(made, host(tmp_path, network=qemu.Network.TAP, interface="tap0")),
+        lambda: google.google_plan(
+            made, GOOGLE_PLACE, make_filter(made.port, ["any"], ()), google.Kind.SNP
+        ),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            plan()
+        assert caught.value.code == "deploy.network"
+    for card in (True, None):
+        write_configuration(image, members={"network": {"card": card, **nothing}})
+        write_record(image, {"debug": False})
+        with pytest.raises(ConfigurationError) as caught:
+            deployment(tmp_path)
+        assert caught.value.code == "deploy.image"
+
+
 def test_without_a_card_the_way_in_is_a_serial_port(tmp_path: Path) -> None:
     argv = command(snp(tmp_path, network=qemu.Network.SERIAL))
     assert "-netdev" not in argv
     assert "virtio-net" not in " ".join(argv)
     devices = [json.loads(one) for one in values(argv, "-device")]
     ports = {one["name"] for one in devices if one["driver"] == "virtserialport"}
-    assert ports == {guest_port.PORT_NAME, "cloister.requests"}
+    assert ports == {guest_port.PORT_NAME, "cloister.requests", "cloister.broker"}
     page = Path(__file__).parents[3] / "docs" / "how-to" / "boot-images.md"
     assert "virtio:/dev/virtio-ports/cloister.requests" in page.read_text()
 
@@ -435,7 +463,8 @@ def test_a_domain_holds_what_it_was_given_and_no_more(
         *("disk", "controller", "channel", *way, "serial", "rng", "hostdev", "memballoon")
     }
     targets = [one.attrib["name"] for one in devices.findall("channel/target")]
-    assert targets == ["cloister.operator", *(["cloister.requests"] if not way else [])]
+    ports = [] if way else ["cloister.requests", "cloister.broker"]
+    assert targets == ["cloister.operator", *ports]
     assert all(disk.find("readonly") is not None for disk in devices.findall("disk"))
     assert [found.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == [
         "destroy"

@@ -127,6 +127,25 @@ def test_without_a_broker_nothing_is_said_of_one(folder: Path) -> None:
     assert "broker" not in settings.operator
 
 
+def test_without_a_card_ports_of_the_machine_stand_in_what_is_measured(folder: Path) -> None:
+    text = IMAGE[: IMAGE.index("[network]")].replace('peer = "keys"\n', "")
+    files = disk(folder, text + "[network]\ncard = false\n")
+    settings = read_settings(files["worker.json"])
+    broker = "virtio:/dev/virtio-ports/cloister.broker"
+    assert settings.operator["listen"] == "virtio:/dev/virtio-ports/cloister.requests"
+    assert settings.operator["broker"] == broker
+    assert settings.configuration["egress"] == [broker]
+    effective = json.loads(files["configuration.json"])
+    assert effective["broker"] == broker
+    assert effective["network"]["card"] is False
+    assert effective["operator"] == settings.operator
+    assert "interface.conf" not in files
+    rules = files["nftables.conf"].decode()
+    assert "eth0" not in rules
+    assert rules.count("policy drop;") == 3
+    assert "dport" not in rules
+
+
 def test_sealed_weights_need_a_broker(folder: Path) -> None:
     disk(folder)
     with pytest.raises(ConfigurationError, match="lie sealed: say in") as caught:

@@ -126,3 +126,40 @@ def test_an_enclave_has_no_network() -> None:
         parsed(ENCLAVE + "[network]\nlisten = [8440]\n")
     with pytest.raises(ConfigurationError, match="one of tpm-boot, nitro"):
         parsed(ENCLAVE.replace('"nitro"', '"sgx"'))
+
+
+NETWORK = WHOLE[WHOLE.index("[network]") : WHOLE.index("[broker]")]
+CARDLESS = WHOLE.replace(NETWORK, "[network]\ncard = false\n").replace('peer = "broker"\n', "")
+
+
+def test_an_image_without_a_network_card() -> None:
+    found = parsed(CARDLESS)
+    assert found.network.to_json() == {
+        "card": False,
+        **{name: [] for name in ("listen", "allow_out", "address", "gateway")},
+    }
+    assert found.broker_address == "virtio:/dev/virtio-ports/cloister.broker"
+    assert "card" not in parsed(WHOLE).network.to_json()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("card = false", "card = false\nlisten = [8440]", "nothing else is said"),
+        ("card = false", 'card = false\naddress = "192.0.2.9/24"', "nothing else is said"),
+        ("card = false", 'card = false\ngateway = "192.0.2.9"', "nothing else is said"),
+        (
+            "card = false",
+            'card = false\nallow_out = [{name = "b", address = "192.0.2.7", port = 1}]',
+            "nothing else is said",
+        ),
+        ("card = false", "card = true", "names no peer"),
+        ("card = false", 'card = "no"', "true or false"),
+        ("[broker]", '[broker]\npeer = "broker"', "leave it out"),
+    ],
+    ids=range(7),
+)
+def test_what_goes_with_no_network_card(before: str, after: str, said: str) -> None:
+    parsed(CARDLESS)
+    with pytest.raises(ConfigurationError, match=said):
+        parsed(CARDLESS.replace(before, after))

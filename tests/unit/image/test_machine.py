@@ -95,6 +95,7 @@ def test_the_network_lets_nothing_out_and_listens_on_loopback() -> None:
     assert "hostfwd=tcp:127.0.0.1:8440-10.0.2.15:8440" in command
     assert "romfile=" in command
     assert "cloister.requests" not in command
+    assert "cloister.broker" not in command
 
 
 def test_peers_are_carried_and_nobody_else_is_called() -> None:
@@ -114,6 +115,8 @@ def test_without_a_network_there_is_a_port_and_no_card() -> None:
     assert "netdev" not in command
     assert "virtio-net" not in command
     assert "name=cloister.requests" in command
+    assert "path=/run/vm/broker.sock" in command
+    assert "name=cloister.broker" in command
 
 
 def test_the_operators_port_is_always_there() -> None:

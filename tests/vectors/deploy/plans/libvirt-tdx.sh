@@ -68,6 +68,10 @@ printf %s '<domain type="kvm">
       <source mode="bind" />
       <target type="virtio" name="cloister.requests" />
     </channel>
+    <channel type="unix">
+      <source mode="bind" />
+      <target type="virtio" name="cloister.broker" />
+    </channel>
     <serial type="pty">
       <target port="0" />
     </serial>
