@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.asking import plain
-from cloister.errors import ConfigurationError, EngineError
+from cloister.errors import ConfigurationError, EngineError, FetchError
 
 if TYPE_CHECKING:
     from cloister.image.operator_link import OperatorLink
@@ -98,6 +98,9 @@ def _asked_first(port: str, patience: _Patience, *, api_keys: str) -> OperatorLi
             link = _link(port, patience)
             patience.gone = None
             patience()
+        except FetchError:
+            link.close()
+            raise
         else:
             return link
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,19 +225,22 @@ def test_an_address_outside_of_qemus_network_is_refused_there(tmp_path: Path) ->
 
 def test_an_image_without_a_card_starts_where_there_is_none(tmp_path: Path) -> None:
     image = write_image(tmp_path / "image")
-    nothing = {name: [] for name in ("listen", "allow_out", "address", "gateway")}
+    nothing: dict[str, object] = {
+        name: [] for name in ("listen", "allow_out", "address", "gateway")
+    }
     write_configuration(image, members={"network": {"card": False, **nothing}})
     write_record(image, {"debug": False})
     made = deployment(tmp_path)
-    assert qemu_snp_plan(made, host(tmp_path, network=qemu.Network.SERIAL))
-    assert libvirt_snp_plan(made, serial(tmp_path))
-    for plan in (
+    qemu_snp_plan(made, host(tmp_path, network=qemu.Network.SERIAL))
+    libvirt_snp_plan(made, serial(tmp_path))
+    refused: tuple[Callable[[], Plan], ...] = (
         lambda: qemu_snp_plan(made, host(tmp_path)),
         lambda: libvirt_snp_plan(made, host(tmp_path, network=qemu.Network.TAP, interface="tap0")),
         lambda: google.google_plan(
             made, GOOGLE_PLACE, make_filter(made.port, ["any"], ()), google.Kind.SNP
         ),
-    ):
+    )
+    for plan in refused:
         with pytest.raises(ConfigurationError) as caught:
             plan()
         assert caught.value.code == "deploy.network"
