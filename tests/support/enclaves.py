@@ -88,7 +88,10 @@ class Enclave:
     @property
     def console(self) -> str:
         """What the enclave has said so far."""
-        return (self.folder / "console.log").read_text(errors="replace")
+        try:
+            return (self.folder / "console.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""  # QEMU makes the file when it starts
 
     def wait_until(self, holds: Callable[[], object], *, limit_s: float) -> None:
         """Return once `holds`; AssertionError with the console where the enclave ends first."""
