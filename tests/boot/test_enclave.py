@@ -136,7 +136,8 @@ def forwarded(enclave: Enclave) -> Iterator[str]:
     """`cloister forward`, as on a parent: TCP on this side, the enclave's vsock on the other."""
     port = free_port()
     addresses = (f"tcp://127.0.0.1:{port}", f"unix:{enclave.requests}")
-    process = subprocess.Popen([sys.executable, "-m", "cloister", "forward", *addresses])
+    program = Path(sys.executable).with_name("cloister")
+    process = subprocess.Popen([program, "forward", *addresses])
     try:
         until = time.monotonic() + 60
         while not reached(port):
