@@ -126,7 +126,10 @@ def _built(
     from cloister.image.outputs import write_outputs
 
     running = Build(plan.operations, steps)
-    running.run(lambda step: typer.echo(_told(step), err=True))
+    running.run(
+        lambda step: typer.echo(_told(step), err=True),
+        waiting=lambda: typer.echo(f"Another build works in {steps}: waiting for it", err=True),
+    )
     written = write_outputs(plan, running, ingredients, out, golden)
     for name, digest in written.items():
         typer.echo(f"{digest}  {name}")

@@ -11,6 +11,8 @@ made again.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +28,7 @@ from cloister.image.tree import remove, tree_digest
 from cloister.strictjson import JsonObject, canonical
 
 RECORD: Final = "record.json"
+LOCK: Final = ".lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,18 +97,28 @@ class Build:
                 self._keys[operation.name] = key
             yield Step(operation=operation, key=key, done=done)
 
-    def run(self, progress: Callable[[Step], None] = lambda _: None) -> None:
-        """Execute what does not stand yet. Raises BuildError, FetchError or ConfigurationError."""
+    def run(
+        self,
+        progress: Callable[[Step], None] = lambda _: None,
+        *,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Execute what does not stand yet, one build at a time in a work directory.
+
+        `waiting` is called once where another build has to end first. Raises BuildError, FetchError
+        or ConfigurationError.
+        """
         self._work.mkdir(parents=True, exist_ok=True)
-        for operation in self._operations.values():
-            key = self._key(operation)
-            if key is None:
-                raise RuntimeError(f"{operation.name} reads what nothing before it writes")
-            done = self._stands(operation, key)
-            progress(Step(operation=operation, key=key, done=done))
-            if not done:
-                self._execute(operation, key)
-            self._keys[operation.name] = key
+        with self._alone(waiting):
+            for operation in self._operations.values():
+                key = self._key(operation)
+                if key is None:
+                    raise RuntimeError(f"{operation.name} reads what nothing before it writes")
+                done = self._stands(operation, key)
+                progress(Step(operation=operation, key=key, done=done))
+                if not done:
+                    self._execute(operation, key)
+                self._keys[operation.name] = key
 
     def path(self, made: Made) -> Path:
         """Where a result lies, after `run`."""
@@ -113,6 +126,21 @@ class Build:
             return Path(made.name)
         operation = self._operations[made.operation]
         return self._folder(operation, self._keys[made.operation]) / made.name
+
+    @contextlib.contextmanager
+    def _alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the work directory: another build would remove a folder that this one still fills,
+        or put its own in the same place."""
+        lock = os.open(self._work / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)  # which also lets go of it
 
     def _key(self, operation: Operation) -> str | None:
         read: dict[str, str] = {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cloister.errors import BuildError
-from cloister.image.operations import RECORD, Build, Operation, outside
+from cloister.image.operations import LOCK, RECORD, Build, Operation, outside
 
 
 class Kitchen:
@@ -117,7 +119,7 @@ def test_a_failure_leaves_nothing_that_stands(kitchen: Kitchen, tmp_path: Path) 
     with pytest.raises(BuildError, match="eggs"):
         kitchen.build(work).run()
     assert [step.done for step in kitchen.build(work).describe()] == [True, False]
-    assert len(list(work.iterdir())) == 1
+    assert len([entry for entry in work.iterdir() if entry.name != LOCK]) == 1
     kitchen.second = whole
     kitchen.build(work).run()
     assert kitchen.ran == ["first", "second"]
@@ -127,3 +129,29 @@ def test_a_step_that_writes_less_than_it_says_fails(kitchen: Kitchen, tmp_path: 
     kitchen.second = replace(kitchen.second, execute=lambda _reads, _target: None)
     with pytest.raises(BuildError, match="did not write folder"):
         kitchen.build(tmp_path / "work").run()
+
+
+def test_two_builds_at_once_do_each_step_once(kitchen: Kitchen, tmp_path: Path) -> None:
+    """The second begins while the first is within a step, and says that it waits."""
+    work = tmp_path / "work"
+    inside, go_on, waits = threading.Event(), threading.Event(), threading.Event()
+    fill = kitchen.first.execute
+
+    def slow(reads: Mapping[str, Path], target: Path) -> None:
+        inside.set()
+        assert go_on.wait(60)
+        fill(reads, target)
+
+    first = Build((replace(kitchen.first, execute=slow), kitchen.second), work)
+    second = kitchen.build(work)
+    with ThreadPoolExecutor() as both:
+        running = both.submit(first.run)
+        assert inside.wait(60)
+        behind = both.submit(second.run, waiting=waits.set)
+        assert waits.wait(60)
+        go_on.set()
+        running.result(60)
+        behind.result(60)
+    assert kitchen.ran == ["first", "second"]
+    path = second.path(kitchen.second.made("folder"))
+    assert (path / "text").read_text() == "abab"
