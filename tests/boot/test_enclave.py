@@ -35,7 +35,12 @@ from cloister.endorsements.pinned import pinned_roots
 from cloister.endorsements.roots import Roots
 from cloister.errors import AppraisalError, MalformedError
 from cloister.evidence.items import ITEM_NITRO_DOCUMENT
-from cloister.evidence.nitro import NitroDocument, parse_document
+from cloister.evidence.nitro import (
+    PROTECTED,
+    SIGNATURE_BYTES,
+    NitroDocument,
+    parse_document,
+)
 from cloister.evidence.report import parse_attestation_report
 from cloister.image.eif import EifMeasurements
 from cloister.image.eif_image import measurements_of, signed_parts
@@ -55,8 +60,8 @@ from support.sealed import check_receipt, inner_headers, seal
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(2400)]
 
-SIGNATURE_BYTES = 96
-"""Of ES384. The emulator puts 64 zeros there."""
+UNSIGNED = {1: -1}
+"""How the emulator says, where the algorithm belongs, that it signed nothing (-1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +84,15 @@ class Seen:
 
     @property
     def document(self) -> NitroDocument:
-        """Decoded, with a signature of the right length in it: as worthless as the other."""
-        return parse_document(with_signature(self.raw))
+        """Decoded, once it claims to be signed: as worthless as the other."""
+        return parse_document(as_if_signed(self.raw))
 
 
-def with_signature(document: bytes) -> bytes:
+def as_if_signed(document: bytes) -> bytes:
+    """The same payload under the header of a signed document, and zeros for a signature."""
     protected, unprotected, payload, signature = cbor2.loads(document)
-    assert not any(signature)
-    return cbor2.dumps([protected, unprotected, payload, bytes(SIGNATURE_BYTES)])
+    assert (cbor2.loads(protected), unprotected, any(signature)) == (UNSIGNED, {}, False)
+    return cbor2.dumps([PROTECTED, unprotected, payload, bytes(SIGNATURE_BYTES)])
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +225,7 @@ def test_the_worker_answers_what_is_sealed_and_whom_it_knows(seen: Seen) -> None
     "policy", [policies.strict(), policies.development()], ids=["strict", "development"]
 )
 def test_nobody_accepts_the_emulators_document(seen: Seen, policy: AppraisalPolicy) -> None:
-    """Neither as it is, which is no document, nor with a signature of the right length.
+    """Neither as it is, which is no document, nor once it claims to be signed.
 
     The same registers and keys under a simulated vendor's signature are affirmed, by whoever names
     that vendor: so it is the signature that is missed, and nothing else about this worker.
@@ -229,9 +235,9 @@ def test_nobody_accepts_the_emulators_document(seen: Seen, policy: AppraisalPoli
     twin = vendor.document(pcrs=seen.document.pcrs, user_data=seen.document.user_data)
     affirmed = judged(seen, twin, policies.development(), vendor.roots, now)
     assert affirmed.require_affirming().development
-    with pytest.raises(MalformedError, match="signature of 64 bytes"):
+    with pytest.raises(MalformedError, match="other than the one that says ES384"):
         parse_document(seen.raw)
-    for document in (seen.raw, with_signature(seen.raw)):
+    for document in (seen.raw, as_if_signed(seen.raw)):
         for roots in (pinned_roots(), vendor.roots):
             with pytest.raises(AppraisalError):
                 judged(seen, document, policy, roots, now).require_affirming()
