@@ -40,6 +40,7 @@ from cloister.deploy.plan import (
     Tool,
     Write,
 )
+from cloister.evidence.items import TEE_TYPE_TPM_BOOT
 from cloister.strictjson import Json, JsonObject
 
 AWS: Final = Tool(
@@ -114,6 +115,7 @@ def aws_machine_plan(
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
+    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
     make = _Steps(deployment, place, allowed, protection)
     return Plan(
         target=f"aws-{protection}",

@@ -57,6 +57,8 @@ class BuiltImage:
     """What its configuration says of the network; None for a lone enclave image, say."""
     manifest: bytes | None = None
     """SHA-256 of the manifest that its configuration names."""
+    platform: str | None = None
+    """What makes its evidence, as its configuration says; None where there is none."""
 
     def file(self, role: str) -> Input:
         """The file of a role.
@@ -71,6 +73,19 @@ class BuiltImage:
                 code="deploy.artefact",
             )
         return found
+
+    def require_platform(self, platform: str) -> None:
+        """Refuse an image whose worker would look for another platform's evidence.
+
+        Raises:
+            ConfigurationError: it was built for another one (code ``deploy.platform``).
+        """
+        if self.platform not in {None, platform}:
+            raise ConfigurationError(
+                f"the image was built for {self.platform}, and could prove nothing here: build it"
+                f' with platform = "{platform}"',
+                code="deploy.platform",
+            )
 
     def disks(self) -> tuple[tuple[str, Input], ...]:
         """Root, application and model disk, those that there are."""
@@ -211,8 +226,10 @@ def read_image(
             "name --debug-image to deploy it all the same",
             code="deploy.debug",
         )
-    network, manifest = _read_configuration(root / CONFIGURATION)
-    return BuiltImage(files=files, debug=debug, network=network, manifest=manifest)
+    network, manifest, platform = _read_configuration(root / CONFIGURATION)
+    return BuiltImage(
+        files=files, debug=debug, network=network, manifest=manifest, platform=platform
+    )
 
 
 def hash_file(path: Path) -> Input:
@@ -272,10 +289,10 @@ def _check_record(path: Path, files: Mapping[str, Input]) -> bool:
     return record.get("debug") is not False  # one that leaves it open is not believed
 
 
-def _read_configuration(path: Path) -> tuple[ImageNetwork | None, bytes | None]:
-    """The image's network and its manifest's digest."""
+def _read_configuration(path: Path) -> tuple[ImageNetwork | None, bytes | None, str | None]:
+    """The image's network, its manifest's digest and its platform."""
     if not path.exists():
-        return None, None
+        return None, None, None
     try:
         with path.open("rb") as opened:
             document = parse_json_object(
@@ -283,7 +300,10 @@ def _read_configuration(path: Path) -> tuple[ImageNetwork | None, bytes | None]:
             )
         named = document.get("manifest_sha256")
         manifest = None if named is None else expect_hex(named, "the manifest's digest", size=32)
-        return parse_network(document.get("network")), manifest
+        platform = document.get("platform")
+        if platform is not None:
+            platform = expect_str(platform, "the image's platform", limit=32)
+        return parse_network(document.get("network")), manifest, platform
     except MalformedError as error:
         raise ConfigurationError(str(error), code="deploy.image") from None
     except OSError as error:

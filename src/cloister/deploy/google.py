@@ -36,6 +36,7 @@ from cloister.deploy.plan import (
     Step,
     Tool,
 )
+from cloister.evidence.items import TEE_TYPE_TPM_BOOT
 
 GCLOUD: Final = Tool(
     name="gcloud", version=("--version",), minimum=(500, 0), get="cloud.google.com/sdk"
@@ -96,6 +97,7 @@ def google_plan(deployment: Deployment, place: Place, allowed: Filter, kind: Kin
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
+    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
     make = _Steps(deployment, place, allowed, kind)
     return Plan(
         target=f"google-{kind}",

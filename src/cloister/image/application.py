@@ -79,7 +79,7 @@ def effective_configuration(
         "version": configuration.version,
         "debug": configuration.debug,
         "flavour": configuration.flavour,
-        **_platform(configuration),
+        "platform": configuration.platform,
         "network": configuration.network.to_json(),
         "broker": _broker(configuration),
         "models": [model.to_json() for model in models],
@@ -140,7 +140,7 @@ def application_tree(
         "configuration": effective["worker"],
         "operator": effective["operator"],
         "models": _guest_models(models),
-        **_platform(configuration),
+        "platform": configuration.platform,
         **_memory(models),
     }
     card = None if configuration.is_enclave else CARD
@@ -159,11 +159,6 @@ def application_tree(
     for name, text in broker_kit.items():
         tree.text(f"{BROKER_FOLDER}/{name}", text, why="what the broker has to be")
     return tree
-
-
-def _platform(configuration: ImageConfiguration) -> JsonObject:
-    """What makes the evidence, where it is not a TPM."""
-    return {"platform": configuration.platform} if configuration.is_enclave else {}
 
 
 def _guest_models(models: Sequence[GuestModel]) -> JsonObject:

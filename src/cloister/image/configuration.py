@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloister.errors import ConfigurationError
-from cloister.evidence.items import TEE_TYPE_NITRO, TEE_TYPE_TPM_BOOT
+from cloister.evidence.items import (
+    TEE_TYPE_NITRO,
+    TEE_TYPE_SEV_SNP,
+    TEE_TYPE_TDX,
+    TEE_TYPE_TPM_BOOT,
+)
 from cloister.image.network import NetworkPolicy, Peer
 from cloister.image.table import Table
 
@@ -36,7 +41,7 @@ _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _IDENTITY: Final = re.compile(r"ed25519:[0-9a-f]{64}")
 FLAVOURS: Final = ("cpu",)
-PLATFORMS: Final = (TEE_TYPE_TPM_BOOT, TEE_TYPE_NITRO)
+PLATFORMS: Final = (TEE_TYPE_TPM_BOOT, TEE_TYPE_SEV_SNP, TEE_TYPE_TDX, TEE_TYPE_NITRO)
 _Address = TypeVar("_Address")
 
 
@@ -107,7 +112,7 @@ class ImageConfiguration:
     """A product of its own, which clients refuse unless their policy says otherwise."""
     flavour: str = "cpu"
     platform: str = TEE_TYPE_TPM_BOOT
-    """A machine with a TPM, or a Nitro enclave."""
+    """What makes the guest's evidence: a TPM, the processor, or Nitro's hypervisor."""
     models: tuple[ModelSource, ...]
     engine: EngineSource = EngineSource()
     network: NetworkPolicy
@@ -122,6 +127,11 @@ class ImageConfiguration:
     def is_enclave(self) -> bool:
         """Whether it is to be a Nitro enclave, which has a vsock and neither disks nor a card."""
         return self.platform == TEE_TYPE_NITRO
+
+    @property
+    def pins_disks(self) -> bool:
+        """Whether the command line names every disk, for nothing measures one that comes later."""
+        return self.platform in {TEE_TYPE_SEV_SNP, TEE_TYPE_TDX}
 
     def path(self, written: str | Path) -> Path:
         """A path as it was written, from where it was written."""

@@ -51,6 +51,6 @@ def direct_boot(kernel: UnifiedKernel) -> DirectBoot:
 def _open(why: str) -> UnsupportedError:
     return UnsupportedError(
         f"the image's command line {why}: without a TPM any disk would measure alike; build it"
-        " with its disks pinned",
+        ' with platform = "sev-snp" or "tdx", which names its disks',
         code=CODE,
     )

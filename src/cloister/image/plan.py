@@ -15,7 +15,7 @@ from typing import Final
 from cloister.errors import BuildError
 from cloister.image import packages, python_tree, system_tree
 from cloister.image.application import GuestModel, application_tree
-from cloister.image.command_line import ENCLAVE, KERNEL, command_line
+from cloister.image.command_line import ENCLAVE, KERNEL, MEASURED, command_line
 from cloister.image.configuration import ImageConfiguration
 from cloister.image.disks import FileSystem, make_disk
 from cloister.image.downloads import MIRRORS, Fetcher, Store, fetch_debian, fetch_wheels
@@ -99,12 +99,18 @@ def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
             tools=tools.made("tree"),
         )
     initrd = _initrd(boot=boot, init=init, tools=tools)
-    uki = _uki(ingredients, boot=boot, initrd=initrd, root=root)
-    esp = _esp(uki, tools)
     application = _application_disk(ingredients, tools)
     model = _model_disk(ingredients, tools)
+    disks = {"root": root.made("root.img")}
+    if ingredients.configuration.pins_disks:
+        disks |= {
+            "application": application.made("application.img"),
+            "model": model.made("model.img"),
+        }
+    uki = _uki(ingredients, boot=boot, initrd=initrd, disks=disks)
+    esp = _esp(uki, tools)
     return Plan(
-        operations=(tools, tree, root, boot, init, initrd, uki, esp, application, model),
+        operations=(tools, tree, root, boot, init, initrd, application, model, uki, esp),
         artefacts={
             "uki.efi": uki.made("uki.efi"),
             "esp.img": esp.made("esp.img"),
@@ -256,14 +262,21 @@ def _initrd(*, boot: Operation, init: Operation, tools: Operation) -> Operation:
 
 
 def _uki(
-    ingredients: Ingredients, *, boot: Operation, initrd: Operation, root: Operation
+    ingredients: Ingredients, *, boot: Operation, initrd: Operation, disks: Mapping[str, Made]
 ) -> Operation:
+    """`disks` are those that the command line names, by their argument's name."""
     configuration = ingredients.configuration
     release = os_release(version=configuration.version, debug=configuration.debug)
 
     def execute(reads: Paths, target: Path) -> None:
         files = packages.BootFiles.find(reads["boot"])
-        line = command_line(root=read_footer(reads["root"]), debug=configuration.debug)
+        named = {name: read_footer(reads[name]) for name in disks}
+        line = command_line(
+            root=named["root"],
+            application=named.get("application", MEASURED),
+            model=named.get("model", MEASURED),
+            debug=configuration.debug,
+        )
         parts = UkiParts(
             kernel=files.kernel.read_bytes(),
             initrd=reads["initrd"].read_bytes(),
@@ -276,11 +289,7 @@ def _uki(
     return Operation(
         name="uki",
         title="Assemble the boot image: kernel, initrd, command line with the root's hash",
-        reads={
-            "boot": boot.made("tree"),
-            "initrd": initrd.made("initrd"),
-            "root": root.made("root.img"),
-        },
+        reads={"boot": boot.made("tree"), "initrd": initrd.made("initrd"), **disks},
         parameters={
             "plan": PLAN_VERSION,
             "os_release": release,

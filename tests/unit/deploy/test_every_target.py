@@ -16,8 +16,9 @@ from cloister.deploy.journal import Journal
 from cloister.deploy.plan import Argument, Plan, Run, Step, parts
 from cloister.deploy.shell import script
 from cloister.deploy.tools import Finished
+from cloister.errors import ConfigurationError
 from support.cloud_plans import TARGETS, answers, by_query, plan_of
-from support.deployments import Recorder
+from support.deployments import Recorder, write_configuration, write_record
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "deploy"
 FLAGS: Mapping[str, Mapping[str, list[str]]] = json.loads((VECTORS / "cli-flags.json").read_text())[
@@ -241,3 +242,26 @@ def test_an_enclave_of_another_image_ends_it(tmp_path: Path) -> None:
             apply(plan_in(plan, tmp_path / command[1]), tools.effects, tell=quiet)
         assert caught.value.code == "deploy.expectation"
         assert tools.calls[-1][:2] == command
+
+
+PLATFORMS = {"qemu-snp": "sev-snp", "libvirt-snp": "sev-snp", "qemu-tdx": "tdx"} | {
+    "libvirt-tdx": "tdx",
+    "aws-nitro": "nitro",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_for_another_platform_is_refused(target: str, tmp_path: Path) -> None:
+    """Its worker would look for evidence that this target has none of."""
+    plan_of(target, tmp_path)
+    image = tmp_path / "image"
+    own = PLATFORMS.get(target, "tpm-boot")
+    for platform in ("tpm-boot", "sev-snp", "tdx", "nitro"):
+        write_configuration(image, members={"platform": platform})
+        write_record(image, {"debug": False})
+        if platform == own:
+            plan_of(target, tmp_path)
+        else:
+            with pytest.raises(ConfigurationError, match=f'platform = "{own}"') as caught:
+                plan_of(target, tmp_path)
+            assert caught.value.code == "deploy.platform"

@@ -207,4 +207,16 @@ def test_an_enclave_listens_on_vsock_and_lets_nothing_pass(folder: Path) -> None
     assert "policy drop" in rules
     assert "netdev" not in rules  # they name a card, and would not load without one
     assert "interface.conf" not in files
-    assert "platform" not in json.loads(disk(folder)["worker.json"])
+
+
+@pytest.mark.parametrize("platform", ["tpm-boot", "sev-snp", "tdx"])
+def test_the_worker_makes_evidence_of_the_platform_that_the_image_is_for(
+    platform: str, folder: Path
+) -> None:
+    head = IMAGE[: IMAGE.index("[[model]]")]
+    rest = IMAGE[IMAGE.index("[[model]]") :]
+    files = disk(folder, f'{head}platform = "{platform}"\n{rest}')
+    assert read_settings(files["worker.json"]).platform == platform
+    assert json.loads(files["configuration.json"])["platform"] == platform
+    if platform == "tpm-boot":
+        assert files == disk(folder)

@@ -124,7 +124,7 @@ def test_an_enclave_has_no_network() -> None:
     assert (found.network.listen, found.network.addresses) == ((), ())
     with pytest.raises(ConfigurationError, match="no network card"):
         parsed(ENCLAVE + "[network]\nlisten = [8440]\n")
-    with pytest.raises(ConfigurationError, match="one of tpm-boot, nitro"):
+    with pytest.raises(ConfigurationError, match="one of tpm-boot, sev-snp, tdx, nitro"):
         parsed(ENCLAVE.replace('"nitro"', '"sgx"'))
 
 
@@ -163,3 +163,14 @@ def test_what_goes_with_no_network_card(before: str, after: str, said: str) -> N
     parsed(CARDLESS)
     with pytest.raises(ConfigurationError, match=said):
         parsed(CARDLESS.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("platform", "pinned"),
+    [("tpm-boot", False), ("sev-snp", True), ("tdx", True), ("nitro", False)],
+)
+def test_disks_are_pinned_where_nothing_measures_them_later(platform: str, pinned: bool) -> None:
+    text = ENCLAVE.replace('"nitro"', f'"{platform}"')
+    assert parsed(text).pins_disks is pinned
+    with pytest.raises(ConfigurationError, match="platform"):
+        parsed(ENCLAVE.replace('"nitro"', '"azure-snp"'))

@@ -1,0 +1,52 @@
+"""Which disks an image's measured command line names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloister.cli import image_build
+from cloister.image.downloads import Store
+from cloister.image.http import HttpFetcher
+from cloister.image.lock import read_lock
+from cloister.image.plan import Plan, Supplies, plan_image
+
+IMAGE = """
+configuration = 1
+name = "demo"
+version = "1"
+platform = "{platform}"
+
+[[model]]
+name = "demo"
+file = "demo"
+
+[network]
+listen = [8440]
+"""
+
+
+def planned(folder: Path, platform: str) -> Plan:
+    """Nothing is fetched or written."""
+    (folder / "image.toml").write_text(IMAGE.format(platform=platform))
+    ingredients = image_build.ingredients_of(folder / "image.toml", read_lock(None))
+    return plan_image(ingredients, Supplies(store=Store(folder), fetcher=HttpFetcher()))
+
+
+@pytest.mark.parametrize(
+    ("platform", "named"),
+    [
+        ("tpm-boot", {"root"}),
+        ("sev-snp", {"root", "application", "model"}),
+        ("tdx", {"root", "application", "model"}),
+    ],
+)
+def test_the_boot_image_is_made_from_the_disks_that_it_names(
+    platform: str, named: set[str], tmp_path: Path
+) -> None:
+    plan = planned(tmp_path, platform)
+    (uki,) = [one for one in plan.operations if one.name == "uki"]
+    assert uki.reads.keys() == {"boot", "initrd", *named}
+    order = [one.name for one in plan.operations]
+    assert all(order.index(made.operation) < order.index("uki") for made in uki.reads.values())
