@@ -149,6 +149,7 @@ def boot(
             "--ask goes with a network and with the key that is made for this boot",
             code="image.ask",
         )
+    _require_tpm_boot(directory)
     own = state_directory() if state is None else state
     secured = chosen_state(keys, code, secure_boot=secure_boot)
     card = _network(directory).get("card") is not False
@@ -253,16 +254,36 @@ def carried_peers(directory: Path, written: Sequence[str]) -> tuple[Carried, ...
     return tuple(found.values())
 
 
-def _network(directory: Path) -> JsonObject:
-    """The network policy of an image; empty where its folder does not say."""
-    from cloister.strictjson import expect_object, parse_json_object
+def _configuration(directory: Path) -> JsonObject:
+    """The effective configuration of an image; empty where its folder does not say."""
+    from cloister.strictjson import parse_json_object
 
     path = directory / CONFIGURATION
     if not path.is_file():
         return {}
     limit = MAX_CONFIGURATION_BYTES
-    document = parse_json_object(path.read_bytes(), limit=limit, what=CONFIGURATION)
-    return expect_object(document.get("network"), "the network's policy")
+    return parse_json_object(path.read_bytes(), limit=limit, what=CONFIGURATION)
+
+
+def _network(directory: Path) -> JsonObject:
+    """The network policy of an image; empty where its folder does not say."""
+    from cloister.strictjson import expect_object
+
+    document = _configuration(directory)
+    return expect_object(document.get("network"), "the network's policy") if document else {}
+
+
+def _require_tpm_boot(directory: Path) -> None:
+    """Refuse an image whose worker would look for evidence that this machine cannot make."""
+    from cloister.evidence.items import TEE_TYPE_TPM_BOOT
+
+    platform = _configuration(directory).get("platform", TEE_TYPE_TPM_BOOT)
+    if platform != TEE_TYPE_TPM_BOOT:
+        raise ConfigurationError(
+            f"the image was built for {platform}, and a guest here has a TPM alone: build it with"
+            f' platform = "{TEE_TYPE_TPM_BOOT}", or start it there (cloister deploy)',
+            code="image.platform",
+        )
 
 
 def _allowed(directory: Path) -> dict[str, tuple[str, int]]:

@@ -40,7 +40,7 @@ from cloister.deploy.plan import (
     Tool,
     Write,
 )
-from cloister.evidence.items import TEE_TYPE_TPM_BOOT
+from cloister.image.configuration import Platform
 from cloister.strictjson import Json, JsonObject
 
 AWS: Final = Tool(
@@ -115,7 +115,7 @@ def aws_machine_plan(
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
-    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
+    deployment.image.require_platform(Platform.TPM_BOOT)
     make = _Steps(deployment, place, allowed, protection)
     return Plan(
         target=f"aws-{protection}",

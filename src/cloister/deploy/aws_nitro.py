@@ -19,7 +19,7 @@ from cloister.deploy import words
 from cloister.deploy.deployment import MIB, Deployment
 from cloister.deploy.plan import Expect, Look, Plan, Run, Step, Tool, Write
 from cloister.errors import ConfigurationError, MalformedError
-from cloister.evidence.items import TEE_TYPE_NITRO
+from cloister.image.configuration import Platform
 
 ALLOCATOR: Final = "/etc/nitro_enclaves/allocator.yaml"
 UNITS: Final = "/etc/systemd/system"
@@ -70,7 +70,7 @@ def aws_nitro_plan(deployment: Deployment, enclave: Enclave) -> Plan:
     Raises:
         ConfigurationError: the image is unusable, or too large for the memory.
     """
-    deployment.image.require_platform(TEE_TYPE_NITRO)
+    deployment.image.require_platform(Platform.NITRO)
     eif = deployment.image.file("eif")
     if enclave.memory_mib * MIB < MEMORY_FACTOR * eif.size:
         needed = -(-MEMORY_FACTOR * eif.size // MIB)

@@ -40,7 +40,7 @@ from cloister.deploy.plan import (
     Step,
     Tool,
 )
-from cloister.evidence.items import TEE_TYPE_TPM_BOOT
+from cloister.image.configuration import Platform
 
 AZ: Final = Tool(
     name="az",
@@ -106,7 +106,7 @@ def azure_plan(deployment: Deployment, place: Place, allowed: Filter) -> Plan:
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
-    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
+    deployment.image.require_platform(Platform.TPM_BOOT)
     make = _Steps(deployment, place, allowed)
     return Plan(
         target="azure",

@@ -16,6 +16,7 @@ from cloister.deploy import words
 from cloister.deploy.ingress import ImageNetwork, parse_network
 from cloister.deploy.plan import Input
 from cloister.errors import ConfigurationError, MalformedError
+from cloister.image.configuration import Platform
 from cloister.strictjson import (
     JsonObject,
     expect_hex,
@@ -74,7 +75,7 @@ class BuiltImage:
             )
         return found
 
-    def require_platform(self, platform: str) -> None:
+    def require_platform(self, platform: Platform) -> None:
         """Refuse an image whose worker would look for another platform's evidence.
 
         Raises:

@@ -36,7 +36,7 @@ from cloister.deploy.plan import (
     Step,
     Tool,
 )
-from cloister.evidence.items import TEE_TYPE_TPM_BOOT
+from cloister.image.configuration import Platform
 
 GCLOUD: Final = Tool(
     name="gcloud", version=("--version",), minimum=(500, 0), get="cloud.google.com/sdk"
@@ -97,7 +97,7 @@ def google_plan(deployment: Deployment, place: Place, allowed: Filter, kind: Kin
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
-    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
+    deployment.image.require_platform(Platform.TPM_BOOT)
     make = _Steps(deployment, place, allowed, kind)
     return Plan(
         target=f"google-{kind}",

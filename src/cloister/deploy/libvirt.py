@@ -20,7 +20,7 @@ from cloister.deploy.kernel_parts import KernelParts, kernel_parts
 from cloister.deploy.plan import Look, Plan, Run, Tool, Write
 from cloister.deploy.qemu import Host, Network, require_serial
 from cloister.errors import ConfigurationError
-from cloister.evidence.items import TEE_TYPE_SEV_SNP, TEE_TYPE_TDX
+from cloister.image.configuration import Platform
 from cloister.image.machine import BROKER_PORT, OPERATOR_PORT, REQUESTS_PORT
 
 CONNECT: Final = ("virsh", "--connect", "qemu:///system")
@@ -35,7 +35,7 @@ def libvirt_snp_plan(deployment: Deployment, host: Host, *, cpu: str = "EPYC-v4"
         ConfigurationError: the image lacks a part, or a word cannot be used.
         MalformedError, UnsupportedError: its UKI cannot be taken apart.
     """
-    deployment.image.require_platform(TEE_TYPE_SEV_SNP)
+    deployment.image.require_platform(Platform.SEV_SNP)
     words.CPU_MODEL.check(cpu)
     parts = kernel_parts(deployment)
     domain = _domain(deployment, host)
@@ -63,7 +63,7 @@ def libvirt_tdx_plan(deployment: Deployment, host: Host, *, quotes: Path) -> Pla
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
-    deployment.image.require_platform(TEE_TYPE_TDX)
+    deployment.image.require_platform(Platform.TDX)
     domain = _domain(deployment, host)
     _os(domain, host, None)
     features = _features(domain, {"smm": "off"})

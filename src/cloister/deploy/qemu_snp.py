@@ -15,7 +15,7 @@ from cloister.deploy import qemu, words
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.kernel_parts import kernel_parts
 from cloister.deploy.plan import Plan, Step
-from cloister.evidence.items import TEE_TYPE_SEV_SNP
+from cloister.image.configuration import Platform
 from cloister.strictjson import JsonObject
 
 MINIMUM: Final = (9, 1)
@@ -38,7 +38,7 @@ def qemu_snp_plan(deployment: Deployment, host: qemu.Host, *, cpu: str = "EPYC-v
         ConfigurationError: the image lacks a part, or a word cannot be used.
         MalformedError, UnsupportedError: its UKI cannot be taken apart.
     """
-    deployment.image.require_platform(TEE_TYPE_SEV_SNP)
+    deployment.image.require_platform(Platform.SEV_SNP)
     words.CPU_MODEL.check(cpu)
     parts = kernel_parts(deployment)
     argv = [

@@ -15,7 +15,7 @@ from typing import Final
 from cloister.deploy import qemu, words
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.plan import Plan
-from cloister.evidence.items import TEE_TYPE_TDX
+from cloister.image.configuration import Platform
 from cloister.strictjson import JsonObject
 
 MINIMUM: Final = (10, 1)
@@ -56,7 +56,7 @@ def qemu_tdx_plan(deployment: Deployment, host: qemu.Host, *, quotes: QuoteServi
     Raises:
         ConfigurationError: the image lacks a part, or a word cannot be used.
     """
-    deployment.image.require_platform(TEE_TYPE_TDX)
+    deployment.image.require_platform(Platform.TDX)
     argv = [
         *qemu.common(deployment, host),
         *(

@@ -19,7 +19,7 @@ from cloister.deploy import aws_machine, azure, google
 from cloister.deploy.cloud import image_name, resource_name, start_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
-from cloister.evidence.items import TEE_TYPE_TPM_BOOT
+from cloister.image.configuration import Platform
 from cloister.strictjson import Json, JsonObject
 
 FILE: Final = "main.tf.json"
@@ -33,7 +33,7 @@ def aws_module(
     protection: aws_machine.Protection,
 ) -> JsonObject:
     """Bucket object, snapshot, AMI, security group and instance."""
-    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
+    deployment.image.require_platform(Platform.TPM_BOOT)
     name = resource_name(deployment)
     image = image_name(deployment)
     instance: JsonObject = {
@@ -124,7 +124,7 @@ def google_module(
     deployment: Deployment, place: google.Place, allowed: Filter, kind: google.Kind
 ) -> JsonObject:
     """Bucket object, image, firewall rules and machine."""
-    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
+    deployment.image.require_platform(Platform.TPM_BOOT)
     name = resource_name(deployment)
     image = image_name(deployment)
     start = start_name(deployment)
@@ -240,7 +240,7 @@ def _google_image(place: google.Place, name: str, disk: str) -> JsonObject:
 
 def azure_module(deployment: Deployment, place: azure.Place, allowed: Filter) -> JsonObject:
     """Page blob, image definition and version, security group with its rules."""
-    deployment.image.require_platform(TEE_TYPE_TPM_BOOT)
+    deployment.image.require_platform(Platform.TPM_BOOT)
     name = resource_name(deployment)
     everything: JsonObject = {
         "protocol": "*",

@@ -79,7 +79,7 @@ def effective_configuration(
         "version": configuration.version,
         "debug": configuration.debug,
         "flavour": configuration.flavour,
-        "platform": configuration.platform,
+        "platform": configuration.platform.value,
         "network": configuration.network.to_json(),
         "broker": _broker(configuration),
         "models": [model.to_json() for model in models],
@@ -140,7 +140,7 @@ def application_tree(
         "configuration": effective["worker"],
         "operator": effective["operator"],
         "models": _guest_models(models),
-        "platform": configuration.platform,
+        "platform": configuration.platform.value,
         **_memory(models),
     }
     card = None if configuration.is_enclave else CARD

@@ -9,6 +9,7 @@ lie: `cloister.image.application` writes the effective configuration.
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import re
 import tomllib
@@ -41,8 +42,18 @@ _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _IDENTITY: Final = re.compile(r"ed25519:[0-9a-f]{64}")
 FLAVOURS: Final = ("cpu",)
-PLATFORMS: Final = (TEE_TYPE_TPM_BOOT, TEE_TYPE_SEV_SNP, TEE_TYPE_TDX, TEE_TYPE_NITRO)
 _Address = TypeVar("_Address")
+
+
+class Platform(enum.StrEnum):
+    """What makes the evidence of an image's guest: its ``tee_type``."""
+
+    TPM_BOOT = TEE_TYPE_TPM_BOOT
+    """A TPM, physical or of the hypervisor."""
+    SEV_SNP = TEE_TYPE_SEV_SNP
+    TDX = TEE_TYPE_TDX
+    NITRO = TEE_TYPE_NITRO
+    """An enclave, which has a vsock and neither disks nor a card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +122,7 @@ class ImageConfiguration:
     debug: bool = False
     """A product of its own, which clients refuse unless their policy says otherwise."""
     flavour: str = "cpu"
-    platform: str = TEE_TYPE_TPM_BOOT
-    """What makes the guest's evidence: a TPM, the processor, or Nitro's hypervisor."""
+    platform: Platform = Platform.TPM_BOOT
     models: tuple[ModelSource, ...]
     engine: EngineSource = EngineSource()
     network: NetworkPolicy
@@ -125,13 +135,13 @@ class ImageConfiguration:
 
     @property
     def is_enclave(self) -> bool:
-        """Whether it is to be a Nitro enclave, which has a vsock and neither disks nor a card."""
-        return self.platform == TEE_TYPE_NITRO
+        """Whether it is to be a Nitro enclave."""
+        return self.platform is Platform.NITRO
 
     @property
     def pins_disks(self) -> bool:
         """Whether the command line names every disk, for nothing measures one that comes later."""
-        return self.platform in {TEE_TYPE_SEV_SNP, TEE_TYPE_TDX}
+        return self.platform in {Platform.SEV_SNP, Platform.TDX}
 
     def path(self, written: str | Path) -> Path:
         """A path as it was written, from where it was written."""
@@ -181,9 +191,10 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         raise _refused(
             "`flavour` is cpu; an image for GPUs is planned (docs/how-to/images.md) and not built"
         )
-    platform = top.text("platform", default=TEE_TYPE_TPM_BOOT)
-    if platform not in PLATFORMS:
-        raise _refused(f"`platform` is one of {', '.join(PLATFORMS)}")
+    named = top.text("platform", default=Platform.TPM_BOOT)
+    if named not in set(Platform):
+        raise _refused(f"`platform` is one of {', '.join(Platform)}")
+    platform = Platform(named)
     models = tuple(_model(one) for one in top.tables("model"))
     if not models:
         raise _refused("there is no [[model]]")
@@ -256,8 +267,8 @@ def _engine(one: Table) -> EngineSource:
     return engine
 
 
-def _network(top: Table, platform: str) -> NetworkPolicy:
-    if platform == TEE_TYPE_NITRO:
+def _network(top: Table, platform: Platform) -> NetworkPolicy:
+    if platform is Platform.NITRO:
         if top.optional_table("network") is not None:
             raise _refused(
                 "an enclave has no network card, so there is no [network]: it is reached through"

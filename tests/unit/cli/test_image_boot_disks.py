@@ -1,4 +1,4 @@
-"""``cloister image boot``: start disks, and images without a network card."""
+"""``cloister image boot``: start disks, and images without a network card or for no TPM."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ def test_a_start_disk_is_read_before_anything_starts(tmp_path: Path) -> None:
         assert refused([*words, str(disk)]).code == "image.start_disk"
     disk.unlink()
     assert refused([str(tmp_path), "--start-disk", str(disk)]).code == "image.start_disk"
+
+
+def test_an_image_for_other_evidence_than_a_tpms_is_not_started(tmp_path: Path) -> None:
+    """One for a TPM comes as far as its disks, which this folder lacks."""
+    flash = tmp_path / "flash"
+    flash.touch()
+    words = [str(tmp_path), "--firmware", str(flash), "--variables", str(flash)]
+    nothing: dict[str, object] = {name: [] for name in ("listen", "allow_out", "address")}
+    for platform, code in (
+        ("tpm-boot", "image.folder"),
+        ("sev-snp", "image.platform"),
+        ("tdx", "image.platform"),
+        ("nitro", "image.platform"),
+    ):
+        document = {"network": nothing, "platform": platform}
+        (tmp_path / "configuration.json").write_text(json.dumps(document))
+        assert refused(words).code == code
 
 
 def test_a_cardless_images_broker_is_its_only_peer(tmp_path: Path) -> None:
