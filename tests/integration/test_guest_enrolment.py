@@ -213,6 +213,7 @@ def test_a_line_without_an_end_is_not_kept_whole() -> None:
         pytest.param(b"\x1b[2J\r\n\xff\x00\r\n", id="lines"),
         pytest.param(b'{"id": "0123456789abcdef", "ready": {"port": 1}}\n', id="an answer"),
         pytest.param(b'\n{"error": "malformed"}\n', id="an error"),
+        pytest.param(b'{"id": []}\n{"id": {}}\n', id="no ids"),
         pytest.param(b"x" * (2 * MAX_ANSWER_BYTES), id="much"),
     ],
 )
@@ -257,12 +258,36 @@ def guest_that_answers(answer: bytes) -> Iterator[OperatorLink]:
         pytest.param(b"x" * (MAX_ANSWER_BYTES + 1) + b"\n", id="too long"),
         pytest.param(b'{"x": "y"}}\n', id="no JSON"),
         pytest.param(b'{"id": "0123456789abcdef"}\n', id="to another question"),
+        pytest.param(b'{"id": []}\n', id="to no question"),
     ],
 )
 def test_a_guest_that_answers_nonsense(answer: bytes) -> None:
     with guest_that_answers(answer) as link, pytest.raises(FetchError) as caught:
         link.ask("ready")
     assert caught.value.code == "guest.answer"
+
+
+def test_what_sends_back_its_questions_is_no_guest() -> None:
+    """A terminal does, and some firmware."""
+    ours, theirs = socket.socketpair()
+    looks = iter(range(50))
+
+    def waiting() -> None:
+        if next(looks, None) is None:
+            raise EngineError("enough", code="guest.not_ready")
+
+    def echo() -> None:
+        while piece := theirs.recv(4096):
+            theirs.sendall(piece)
+
+    with ours, theirs:
+        thread = threading.Thread(target=echo)
+        thread.start()
+        with pytest.raises(EngineError) as caught:
+            OperatorLink(ours, waiting=waiting).ask("start")
+        assert caught.value.code == "guest.not_ready"
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def test_a_guest_that_only_ever_writes_is_given_up() -> None:

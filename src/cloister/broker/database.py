@@ -41,6 +41,8 @@ from cloister.strictjson import JsonObject
 BUSY_S: Final = 30.0
 """How long a change waits for another broker's on the same SQLite file."""
 _SQLITE: Final = "sqlite:///"
+_READS: Final = "cloister_reads"
+"""Of a connection of SQLAlchemy's: it waits for nobody's change."""
 
 _WRITING: Final = "READ COMMITTED"
 _READING: Final = "REPEATABLE READ"
@@ -137,8 +139,8 @@ class Database:
 
     def has(self, table: Table) -> bool:
         """Whether `table` is there. FetchError as `change`."""
-        with self._converted():
-            return inspect(self.engine).has_table(table.name)
+        with self._converted(), self.engine.connect() as connection:
+            return inspect(connection.execution_options(**{_READS: True})).has_table(table.name)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -178,7 +180,11 @@ class Database:
                 yield Connection(driver, dialect)
                 dialect.do_commit(driver)
             except BaseException:
-                dialect.do_rollback(driver)
+                try:
+                    dialect.do_rollback(driver)
+                except BaseException:
+                    pooled.invalidate()  # it may hold a lock, or be within a transaction
+                    raise
                 raise
 
     @contextlib.contextmanager
@@ -236,7 +242,8 @@ def _sqlite(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: SqlalchemyConnection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(_READS, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

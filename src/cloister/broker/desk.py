@@ -172,7 +172,7 @@ class Desk:
             statement=request.digest(appraised.attester.keyset_digest, challenge.nonce),
             facts=canonical(appraised.facts),
             rules=rules,
-            expires=int(at) + session.TOKEN_S,
+            expires=min(int(at) + session.TOKEN_S, int(appraised.attester.expires_at.timestamp())),
         )
         with self.store.changing() as change:
             memory.remember(change, policy, appraised.terms)

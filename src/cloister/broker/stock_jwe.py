@@ -76,11 +76,12 @@ def _wrap_rsa(content_key: bytes, jwk: JsonObject) -> bytes:
         if jwk.get("kty") != "RSA" or modulus.bit_length() not in _RSA_BITS:
             raise ValueError
         key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+        # Some numbers that are no key's are found out here only.
+        return key.encrypt(content_key, padding.OAEP(padding.MGF1(SHA256()), SHA256(), None))
     except ValueError:
         raise MalformedError(
             f"{_WHAT} is no RSA key of {_RSA_BITS[0]} to {_RSA_BITS[-1]} bits"
         ) from None
-    return key.encrypt(content_key, padding.OAEP(padding.MGF1(SHA256()), SHA256(), None))
 
 
 def _wrap_ecdh(content_key: bytes, jwk: JsonObject) -> tuple[bytes, JsonObject]:

@@ -53,7 +53,7 @@ def start(
     link = _asked_first(port, patience, api_keys=_text(table))
     with contextlib.closing(link):
         link.ask("start", **({} if bundle is None else {"manifest": _text(bundle)}))
-        while not isinstance(ready := link.ask("ready")["ready"], dict):
+        while not isinstance(ready := link.ask("ready").get("ready"), dict):
             patience()
             time.sleep(LOOK_S)
     typer.echo(plain(f"The worker listens on {ready.get('address')}, as its guest sees it."))

@@ -140,7 +140,7 @@ class BootedGuest:
             if self._plan.api_keys is not None:
                 link.ask("api_keys", table=_text(self._plan.api_keys))
             while True:
-                ready = link.ask("ready")["ready"]
+                ready = link.ask("ready").get("ready")
                 waiting()
                 if isinstance(ready, dict):
                     self.note("listening", "the worker listens")

@@ -27,6 +27,8 @@ KERNEL: Final = (
     # A panic restarts the machine at once, with registers that begin anew; nothing is dumped.
     "panic=-1",
     "oops=panic",
+    # Nor is the kernel's log kept in a store that the machine offers for it (ACPI's ERST).
+    "erst_disable",
     # No kernel memory to user space, no unsigned code into the kernel, whoever asks.
     "lockdown=confidentiality",
     "module.sig_enforce=1",

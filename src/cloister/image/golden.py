@@ -99,20 +99,22 @@ def golden_from_log(data: bytes, *, firmware: str, machine: str) -> Golden:
 def check_firmware(data: bytes, code: bytes) -> tuple[FirmwareVolume, ...]:
     """That the boot whose event log `data` is ran the firmware `code`, as far as that follows.
 
-    Every volume that is measured as it is in the file has to be among what PCR 0 was told. Returns
-    the others: the volumes that change themselves, of which the log's word is all there is.
+    Every volume that is measured as it is in the file has to be among what PCR 0 was told, which is
+    told of as many as the file has. Returns the others: the volumes that change themselves, of
+    which the log's word is all there is.
 
     Raises:
         MalformedError: the log, or the firmware, does not decode.
         AuthenticationError: it ran another firmware (code ``image.other_firmware``).
     """
-    told = {
+    told = [
         event.digests.get(Alg.SHA256)
         for event in parse_event_log(data).events
         if event.pcr == 0 and event.type in _FIRMWARE
-    }
+    ]
     volumes = unpacked_volumes(code)
-    if any(not one.changes_itself and one.sha256 not in told for one in volumes):
+    kept = [one.sha256 for one in volumes if not one.changes_itself]
+    if len(told) != len(volumes) or any(digest not in told for digest in kept):
         raise AuthenticationError(
             "the boot ran another firmware than this file: what it measured of it is something"
             " else",

@@ -83,9 +83,11 @@ class OperatorLink:
             except MalformedError:
                 raise _unfit() from None
             identity = answer.pop("id", None)
+            if _is_question(answer):
+                continue
             if identity == asked:
                 break
-            if identity not in self._hellos:
+            if not isinstance(identity, str) or identity not in self._hellos:
                 raise _unfit()
         if "error" in answer:
             raise FetchError(
@@ -107,7 +109,9 @@ class OperatorLink:
             for line in self._arrived():
                 with contextlib.suppress(MalformedError):
                     answer = parse_json_object(line, limit=MAX_ANSWER_BYTES, what="an answer")
-                    self._greeted = self._greeted or answer.get("id") in self._hellos
+                    identity = answer.get("id")
+                    known = isinstance(identity, str) and identity in self._hellos
+                    self._greeted = self._greeted or (known and not _is_question(answer))
 
     def _put(self, question: str, members: Mapping[str, str | list[str]]) -> str:
         """Send a question; return its id."""
@@ -146,6 +150,11 @@ class OperatorLink:
             self._waiting()
             time.sleep(_LOOK_S)
         return EngineError("the guest's machine let go of its port", code="guest.ended")
+
+
+def _is_question(answer: JsonObject) -> bool:
+    """Whether something sends back what it is asked, as a terminal does."""
+    return "ask" in answer
 
 
 def bytes_of(answer: JsonObject, name: str) -> bytes:

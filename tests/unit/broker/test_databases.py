@@ -464,3 +464,30 @@ def test_a_database_that_is_away_is_said_so() -> None:
     assert away.value.code == "broker.database"
     assert "127.0.0.1" not in str(away.value)
     database.close()
+
+
+def test_looking_for_a_table_waits_for_nobodys_change(at: Bench, address: str) -> None:
+    other = Database.open(address)
+    with contextlib.closing(other), at.store.changing() as change:
+        assert other.has(tables.store)
+        change.record("test", {})
+
+
+def test_a_connection_that_cannot_be_undone_is_not_used_again(
+    at: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be within a transaction still, and hold the lock of everybody's."""
+    database = at.store.database
+
+    def fail(_: object) -> None:
+        raise database._errors.OperationalError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(database.engine.dialect, "do_rollback", fail)
+        with pytest.raises(FetchError), at.store.changing() as change:
+            change.record("lost", {})
+            raise ZeroDivisionError
+    with at.store.changing() as change:
+        change.record("kept", {})
+    assert [entry["event"] for entry in at.log()][-1:] == ["kept"]
+    assert "lost" not in {entry["event"] for entry in at.log()}

@@ -426,6 +426,16 @@ def test_a_token_that_is_too_old(at: Bench) -> None:
     assert refused(at, lambda: shown(at, made.cookie, made.token)) == ("expired", None)
 
 
+def test_a_token_ends_with_what_was_believed_of_the_worker(at: Bench) -> None:
+    """Here with the worker's keys, as with its manifest."""
+    keyset = dataclasses.replace(at.attester.keyset, not_after=int(at.clock.now) + 60)
+    made = [attested(at, prover=prover_of(at.attester, keyset=keyset)) for _ in range(2)]
+    at.clock.now += 59
+    assert shown(at, made[0].cookie, made[0].token)
+    at.clock.now += 1
+    assert refused(at, lambda: shown(at, made[1].cookie, made[1].token)) == ("expired", None)
+
+
 def test_a_token_of_another_session(at: Bench) -> None:
     made, other = attested(at), attested(at)
     assert refused(at, lambda: shown(at, other.cookie, made.token)) == ("token", None)

@@ -93,6 +93,13 @@ def padded(coordinate: str) -> str:
     return base64.urlsafe_b64encode(b"\0" + decoded(coordinate)).rstrip(b"=").decode()
 
 
+def even(modulus: str) -> str:
+    """A number that is no product of odd primes."""
+    number = bytearray(decoded(modulus))
+    number[-1] &= 0xFE
+    return base64.urlsafe_b64encode(number).rstrip(b"=").decode()
+
+
 P256 = public("P-256")
 NO_KEYS = {
     "an algorithm of PKCS #1": public("RSA", alg="RSA1_5"),
@@ -109,6 +116,7 @@ NO_KEYS = {
     "another kind of RSA": public("RSA", kty="EC"),
     "a small modulus": public("RSA", n="AQAB"),
     "a large modulus": public("RSA", n="_" * 1400),
+    "an even modulus": public("RSA", n=even(public("RSA")["n"])),
     "an even exponent": public("RSA", e="Ag"),
 }
 

@@ -56,6 +56,7 @@ def test_a_boot_of_this_firmware(kind: int) -> None:
 OTHER = {
     "another volume": boot_log(CHANGED, DXE[:-1] + b"!"),
     "no volume": boot_log(),
+    "one more than it has": boot_log(CHANGED, DXE, b"more firmware"),
     "only the one that changes": boot_log(CHANGED),
     "in another register": boot_log(DXE, pcr=2),
     "as another event": boot_log(DXE, kind=EventType.EV_POST_CODE),
