@@ -290,6 +290,33 @@ def test_what_sends_back_its_questions_is_no_guest() -> None:
         thread.join()
 
 
+def test_a_guest_behind_what_sends_back_some_questions() -> None:
+    """Two lines, as a terminal of the firmware's would; and the guest's own port one more."""
+    ours, theirs = socket.socketpair()
+    looks = iter(range(300))
+
+    def waiting() -> None:
+        if next(looks, None) is None:
+            raise EngineError("enough", code="guest.not_ready")
+
+    def guest() -> None:
+        with theirs.makefile("rwb") as stream:
+            for number, line in enumerate(one for one in stream if one.strip()):
+                asked = json.loads(line)
+                if number < 2 or asked["ask"] != HELLO:
+                    stream.write(line)
+                if number >= 2:
+                    stream.write(framed({"id": asked["id"], "started": True}))
+                stream.flush()
+
+    with ours, theirs:
+        thread = threading.Thread(target=guest)
+        thread.start()
+        assert OperatorLink(ours, waiting=waiting).ask("start") == {"started": True}
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 def test_a_guest_that_only_ever_writes_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     looks = iter(range(50))
