@@ -18,13 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.attester.device_tpm import DeviceTpmAttester, find_attestation_key
 from cloister.attester.enrolment import EnrolmentCa
-from cloister.attester.guest import (
-    MANIFEST_REGISTER,
-    Certifiable,
-    OperatorState,
-    Questions,
-    measure_manifest,
-)
+from cloister.attester.guest import MANIFEST_REGISTER, measure_manifest
+from cloister.attester.guest_operator import Certifiable, OperatorState, Questions
 from cloister.attester.guest_port import (
     HELLO,
     MAX_MESSAGE_BYTES,

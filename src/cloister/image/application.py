@@ -2,7 +2,7 @@
 
 ==================== ===============================================================
 configuration.json   the image's effective configuration, canonical JSON
-worker.json          what the worker reads (`cloister.attester.guest`)
+worker.json          what the worker reads (`cloister.attester.guest_settings`)
 nftables.conf        the network policy, compiled
 broker/              what the broker's own evidence has to satisfy, where there is a kit
 interface.conf       the card's address; not there: no card is brought up

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloister.attester.guest import read_settings
+from cloister.attester.guest_settings import read_settings
 from cloister.attester.handover import MeasuredFile
 from cloister.attester.memory import WorkerMemory
 from cloister.cli import image_build
