@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from cloister.deploy import words
@@ -122,62 +123,51 @@ class _Steps:
         self._image = image_name(deployment)
 
     def image(self) -> tuple[Step, ...]:
-        folder = self._deployment.folder
-        disk, packed = disk_step(self._deployment), folder / "disk.tar.gz"
-        address = f"gs://{self._place.bucket}/{self._image}.tar.gz"
+        disk = disk_step(self._deployment)
         features = f"UEFI_COMPATIBLE,GVNIC,{TYPE[self._kind]}_CAPABLE"
         return (
             disk,
-            Convert(
-                id="pack",
-                says="Pack it as Google takes it.",
-                kind="google",
-                sources=(disk.target,),
-                target=packed,
-            ),
-            Run(
-                id="upload",
-                says="Upload it.",
-                argv=self._gcloud("storage", "cp", str(packed), address),
-                undo=self._gcloud("storage", "rm", address),
-            ),
-            Run(
-                id="image",
-                says="Make an image of it; this takes minutes.",
-                argv=self._gcloud(
-                    *("compute", "images", "create", self._image, f"--source-uri={address}"),
-                    *(f"--guest-os-features={features}", "--architecture=X86_64"),
-                ),
-                look=self._exists("images", self._image, "READY"),
-                undo=self._gcloud("compute", "images", "delete", self._image),
+            *self._imported(
+                "",
+                "it",
+                disk.target,
+                self._image,
+                *(f"--guest-os-features={features}", "--architecture=X86_64"),
             ),
         )
 
     def start_disk(self) -> tuple[Step, ...]:
         """An image of it; the disk itself comes and goes with the machine."""
-        start = self._deployment.required_start_disk()
-        packed, name = self._deployment.folder / "start.tar.gz", start_name(self._deployment)
+        start, name = self._deployment.required_start_disk(), start_name(self._deployment)
+        return self._imported("start-", "the start disk", start.path, name, "--architecture=X86_64")
+
+    def _imported(
+        self, prefix: str, what: str, source: Path, name: str, *flags: str
+    ) -> tuple[Step, ...]:
+        """An image of a disk called `what`; `prefix` is that of steps and files."""
+        packed = self._deployment.folder / f"{'start' if prefix else 'disk'}.tar.gz"
         address = f"gs://{self._place.bucket}/{name}.tar.gz"
         return (
             Convert(
-                id="start-pack",
-                says="Pack the start disk as Google takes it.",
+                id=f"{prefix}pack",
+                says=f"Pack {what} as Google takes it.",
                 kind="google",
-                sources=(start.path,),
+                sources=(source,),
                 target=packed,
             ),
             Run(
-                id="start-upload",
-                says="Upload the start disk.",
+                id=f"{prefix}upload",
+                says=f"Upload {what}.",
                 argv=self._gcloud("storage", "cp", str(packed), address),
                 undo=self._gcloud("storage", "rm", address),
             ),
             Run(
-                id="start-image",
-                says="Make an image of it.",
+                id=f"{prefix}image",
+                says="Make an image of it."
+                if prefix
+                else "Make an image of it; this takes minutes.",
                 argv=self._gcloud(
-                    *("compute", "images", "create", name, f"--source-uri={address}"),
-                    "--architecture=X86_64",
+                    *("compute", "images", "create", name, f"--source-uri={address}"), *flags
                 ),
                 look=self._exists("images", name, "READY"),
                 undo=self._gcloud("compute", "images", "delete", name),
