@@ -19,6 +19,7 @@ from typing import Final
 from cloister.deploy.deployment import hash_file
 from cloister.deploy.formats import convert
 from cloister.deploy.journal import Journal
+from cloister.deploy.kept import FILE as DESCRIPTION
 from cloister.deploy.plan import (
     Argument,
     Capture,
@@ -57,8 +58,12 @@ Tell = Callable[[Step, str], None]
 """Hears of each step: ``already``, ``begin``, ``again`` (one more try), ``found``, ``done``."""
 
 
-def apply(plan: Plan, effects: Effects, *, tell: Tell) -> Mapping[str, str]:
+def apply(
+    plan: Plan, effects: Effects, *, tell: Tell, description: str | None = None
+) -> Mapping[str, str]:
     """Carry out what is not done yet; return everything that was captured.
+
+    `description` (`cloister.deploy.kept`) is kept beside the progress before the first step.
 
     Raises:
         ConfigurationError: a tool or an input is not as it has to be, or the folder belongs to
@@ -74,6 +79,8 @@ def apply(plan: Plan, effects: Effects, *, tell: Tell) -> Mapping[str, str]:
             )
     with Journal(plan.folder, plan.digest) as journal:
         _check_kept(plan, journal)
+        if description is not None:
+            _write(plan.folder / DESCRIPTION, description)
         for step in plan.steps:
             if step.id in journal.done:
                 tell(step, "already")
@@ -95,6 +102,8 @@ def apply(plan: Plan, effects: Effects, *, tell: Tell) -> Mapping[str, str]:
 def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
     """Take back what is done, the last first; return steps that may have left something.
 
+    Where none may have, the folder is free for another plan.
+
     Raises:
         ConfigurationError: as for `apply`.
         DeployError: a command failed; what came before it is taken back.
@@ -107,6 +116,8 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
                 captured = _found(step, journal.values, effects)
                 if captured is not None:
                     journal.finish(step.id, captured)
+                elif step.look is not None:  # it was looked for, and is not there
+                    journal.undo(step.id)
             if step.id not in journal.done:
                 continue
             if isinstance(step, Run) and step.undo:
@@ -115,7 +126,10 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
                 _succeed(step, _patiently(step, undoing, step.undo_tries, effects, tell))
             journal.undo(step.id)
             tell(step, "undone")
-        return tuple(sorted(journal.begun))
+        unsure = tuple(sorted(journal.begun))
+        if not unsure:
+            journal.clear()
+        return unsure
 
 
 def _check_kept(plan: Plan, journal: Journal) -> None:

@@ -75,6 +75,13 @@ class Journal:
         self.done.pop(step, None)
         self.begun.discard(step)
 
+    def clear(self) -> None:
+        """Forget the plan, of which nothing is left: the folder belongs to nobody."""
+        if self.done or self.begun:
+            raise ValueError("something of the plan is left")
+        os.ftruncate(self._file, 0)
+        os.fsync(self._file)
+
     @property
     def values(self) -> dict[str, str]:
         """Everything captured by steps that are done."""
@@ -111,7 +118,8 @@ class Journal:
             if first != {"plan": plan_digest}:
                 raise ConfigurationError(
                     f"the progress in {self._path.parent} belongs to another plan: undo that one "
-                    "first, or deploy into another folder",
+                    "first (the same command and options, with --undo), or deploy into another"
+                    " --folder",
                     code=CODE,
                 )
             for line in rest:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from cloister.attester.start_disk import Start
 from cloister.cli.main import build_app, guard
-from support.deployments import write_image, write_start_disk
+from support.deployments import write_image, write_record, write_start_disk
 
 FAKE = """#!{python}
 import json, os, sys
@@ -117,6 +119,40 @@ def test_tools_hear_exactly_what_was_shown(tools: Path, tmp_path: Path) -> None:
     flat = [[word for word in argv if isinstance(word, str)] for argv in planned]
     called = [[word for word in argv if not word.startswith("/subs")] for argv in heard(tools)[1:]]
     assert called == flat
+
+
+def test_what_was_deployed_is_taken_back_without_its_files(tools: Path, tmp_path: Path) -> None:
+    assert azure(tmp_path, "--apply")[0] == 0
+    made = heard(tools)
+    shutil.rmtree(tmp_path / "image")
+    (tmp_path / "start.img").write_bytes(Start(api_keys=b"new", manifest=None).disk())
+    write_image(tmp_path / "image")
+    (tmp_path / "image" / "root.img").write_bytes(b"another root".ljust(8192, b"\2"))
+    write_record(tmp_path / "image", {"debug": False})
+    code, _, err = azure(tmp_path, "--apply")
+    assert code == 2
+    assert "belongs to another plan" in err
+    code, _, err = azure(tmp_path, "--undo", "--name", "other")
+    assert code == 2
+    assert "is called web" in err
+    assert [one[1] for one in heard(tools)[len(made) :]] == ["version"]
+    code, out, _ = azure(tmp_path, "--undo")
+    assert code == 0
+    assert json.loads(out) == {"undone": "web", "cut_off": []}
+    (disk,) = [one for one in made if one[1:3] == ["disk", "create"]]
+    name = disk[disk.index("--name") + 1]
+    assert [one for one in heard(tools) if one[1:3] == ["disk", "delete"] and name in one]
+    # And the next image goes where this one was.
+    assert azure(tmp_path, "--apply")[0] == 0
+
+
+def test_without_its_description_the_files_have_to_be_there(tools: Path, tmp_path: Path) -> None:
+    assert azure(tmp_path, "--apply")[0] == 0
+    (tmp_path / "deployment" / "deployment.json").unlink()
+    (tmp_path / "start.img").write_bytes(Start(api_keys=b"new", manifest=None).disk())
+    code, _, err = azure(tmp_path, "--undo")
+    assert code == 2
+    assert "belongs to another plan" in err
 
 
 @pytest.mark.parametrize(

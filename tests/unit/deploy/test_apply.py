@@ -11,6 +11,7 @@ from cloister.deploy import journal as journal_file
 from cloister.deploy.apply import DeployError, Effects, apply, undo
 from cloister.deploy.deployment import hash_file
 from cloister.deploy.journal import FILE, Journal
+from cloister.deploy.kept import FILE as DESCRIPTION
 from cloister.deploy.plan import (
     Capture,
     Captured,
@@ -319,6 +320,53 @@ def test_undo_takes_back_what_was_done_and_nothing_else(tmp_path: Path) -> None:
     again = Recorder(ANSWERS)
     undo(plan(tmp_path), again.effects, tell=quiet)
     assert again.calls == [("aws", "--version")]
+
+
+def test_what_is_taken_back_whole_leaves_its_folder_to_another_plan(tmp_path: Path) -> None:
+    apply(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet)
+    other = plan(tmp_path, more=(Run(id="more", says="More.", argv=("aws", "more")),))
+    with pytest.raises(ConfigurationError, match="another plan"):
+        apply(other, Recorder(ANSWERS).effects, tell=quiet)
+    undo(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet)
+    tools = Recorder(ANSWERS)
+    apply(other, tools.effects, tell=quiet)
+    assert tools.calls[-1] == ("aws", "more")
+
+
+def test_what_may_have_left_something_keeps_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(DeployError):
+        apply(plan(tmp_path), Recorder(ANSWERS, fail_at=("aws", "state")).effects, tell=quiet)
+    assert undo(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet) == ("state",)
+    with Journal(tmp_path, plan(tmp_path).digest) as journal:
+        assert journal.begun == {"state"}
+        with pytest.raises(ValueError, match="left"):
+            journal.clear()
+
+
+def test_a_cut_off_step_that_left_nothing_is_taken_back(tmp_path: Path) -> None:
+    with Journal(tmp_path, plan(tmp_path).digest) as journal:
+        journal.begin("snapshot")
+    tools = Recorder({**ANSWERS, ("aws", "look"): ""})
+    assert undo(plan(tmp_path), tools.effects, tell=quiet) == ()
+    assert tools.calls[1:] == [("aws", "look", "web")]
+
+
+def test_a_description_is_kept_before_the_first_step_and_never_over_anothers(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "d"
+    with pytest.raises(DeployError):
+        apply(
+            plan(folder),
+            Recorder(ANSWERS, fail_at=("aws", "snapshot")).effects,
+            tell=quiet,
+            description="ours",
+        )
+    assert (folder / DESCRIPTION).read_text() == "ours"
+    other = plan(folder, more=(Run(id="more", says="More.", argv=("aws", "more")),))
+    with pytest.raises(ConfigurationError, match="another plan"):
+        apply(other, Recorder(ANSWERS).effects, tell=quiet, description="theirs")
+    assert (folder / DESCRIPTION).read_text() == "ours"
 
 
 def test_undo_finds_what_a_cut_off_step_had_made(tmp_path: Path) -> None:

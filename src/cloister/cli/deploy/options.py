@@ -89,14 +89,26 @@ class Action(NamedTuple):
             )
 
 
-def deployment(target: str, common: Common) -> Deployment:
-    """The description that the options give; hashes the image's files."""
+def deployment(target: str, common: Common, *, undo: bool = False) -> Deployment:
+    """The description that the options give; hashes the image's files.
+
+    To `undo`, what was deployed is known, and its files need not be there any more.
+    """
     from cloister.cli.image_start_disk import read_start_disk
     from cloister.deploy import words
     from cloister.deploy.deployment import describe, hash_file, read_image
+    from cloister.deploy.kept import read_kept
 
     words.NAME.check(common.name)  # before it becomes part of a path
-    folder = common.folder or Path("~/.local/state/cloister/deploy") / target / common.name
+    given = common.folder or Path("~/.local/state/cloister/deploy") / target / common.name
+    folder = words.path(given, "the deployment's folder")
+    kept = read_kept(folder) if undo else None
+    if kept is not None:
+        if kept.name != common.name:
+            raise ConfigurationError(
+                f"what is deployed in {folder} is called {kept.name}", code="deploy.options"
+            )
+        return kept
     image = read_image(
         common.image,
         debug_accepted=common.debug_image,
@@ -110,7 +122,7 @@ def deployment(target: str, common: Common) -> Deployment:
     return describe(
         common.name,
         image,
-        words.path(folder, "the deployment's folder"),
+        folder,
         port=common.port,
         manifest=None if common.manifest is None else words.digest(common.manifest),
         start_disk=start,
@@ -135,13 +147,15 @@ def carry_out(
     module: Callable[[Deployment], JsonObject] | None = None,
 ) -> None:
     """Make the plan, and show it, carry it out or take it back; or write a Terraform module."""
+    from cloister.deploy.kept import kept_text
+
     to.check()
-    what = deployment(target, common)
+    what = deployment(target, common, undo=to.undo)
     plan = make(what)
     if terraform is not None and module is not None:
         _write_module(plan, module(what), terraform, to)
     elif to.apply:
-        _apply(plan)
+        _apply(plan, kept_text(what))
     elif to.undo:
         _undo(plan)
     elif to.json:
@@ -171,10 +185,10 @@ def _write_module(plan: Plan, module: JsonObject, folder: Path, to: Action) -> N
         typer.echo(note, err=True)
 
 
-def _apply(plan: Plan) -> None:
+def _apply(plan: Plan, description: str) -> None:
     from cloister.deploy.apply import apply
 
-    values = apply(plan, _effects(), tell=_told(plan))
+    values = apply(plan, _effects(), tell=_told(plan), description=description)
     for note in plan.notes:
         typer.echo(note, err=True)
     typer.echo(json.dumps({"done": plan.name, **values}, indent=2))
@@ -187,8 +201,8 @@ def _undo(plan: Plan) -> None:
     typer.echo(json.dumps({"undone": plan.name, "cut_off": list(unsure)}, indent=2))
     if unsure:
         typer.echo(
-            "These steps were cut off and may have left something; look for it: "
-            + ", ".join(unsure),
+            "These steps were cut off and may have left something; look for it, and remove "
+            f"{plan.folder} before you deploy into it again: {', '.join(unsure)}",
             err=True,
         )
 
