@@ -42,6 +42,8 @@ def broker_address(written: Sequence[str]) -> str | None:
 @contextlib.contextmanager
 def carried_broker(guest: BootedGuest, broker: str | None) -> Iterator[None]:
     """Carry what a guest without a card asks its broker, by a forwarder that reads none of it."""
+    from cloister.image.boot import ending_with_us
+
     if broker is None:
         yield
         return
@@ -50,7 +52,7 @@ def carried_broker(guest: BootedGuest, broker: str | None) -> Iterator[None]:
     while not guest.sockets.broker.exists() and time.monotonic() < until:
         time.sleep(0.1)
     process = subprocess.Popen(  # noqa: S603 - this very program
-        [sys.executable, "-I", "-c", FORWARD, *words], stdin=subprocess.DEVNULL
+        ending_with_us([sys.executable, "-I", "-c", FORWARD, *words]), stdin=subprocess.DEVNULL
     )
     try:
         yield

@@ -13,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cloister.attester.enrolment import EnrolmentCa
 from cloister.attester.swtpm import MachineTpm, Manufactured
 from cloister.errors import EngineError
-from cloister.image.machine import Machine, Sockets, find_qemu, qemu_command
+from cloister.image.machine import SYSTEM_PATH, Machine, Sockets, find_qemu, qemu_command
 from cloister.image.operator_link import OperatorLink, bytes_of
 from cloister.strictjson import JsonObject
 
@@ -94,7 +95,7 @@ class BootedGuest:
             self._began = steady()
             with self._messages.open("wb") as messages:
                 self.process = subprocess.Popen(  # noqa: S603 - found on a fixed path
-                    qemu_command(plan.machine, self.sockets, program=find_qemu()),
+                    ending_with_us(qemu_command(plan.machine, self.sockets, program=find_qemu())),
                     stdin=subprocess.DEVNULL,
                     stdout=messages,
                     stderr=messages,
@@ -203,6 +204,19 @@ class BootedGuest:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+def ending_with_us(command: Sequence[str]) -> Sequence[str]:
+    """`command`, so that the kernel kills it when this process is gone, however it went.
+
+    By util-linux' ``setpriv --pdeathsig`` (``PR_SET_PDEATHSIG``); a system without it gets the
+    command as it is. So does a thread other than the first: the kernel goes by the thread that
+    started the process, and such a thread may end before its guest is to.
+    """
+    setpriv = shutil.which("setpriv", path=SYSTEM_PATH)
+    if setpriv is None or threading.current_thread() is not threading.main_thread():
+        return command
+    return (setpriv, "--pdeathsig", "KILL", "--", *command)
 
 
 def enrol_guest(

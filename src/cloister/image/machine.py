@@ -50,7 +50,7 @@ REQUESTS_PORT: Final = "cloister.requests"
 BROKER_PORT: Final = "cloister.broker"
 """Where the guest's worker asks its broker, if it has no card: the host forwards what comes."""
 
-_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +252,7 @@ def _disk(device: str, path: Path, options: str, name: str = "") -> tuple[str, .
 
 def find_qemu() -> str:
     """The path of QEMU; UnsupportedError (code ``image.qemu_missing``) where there is none."""
-    found = shutil.which(QEMU, path=_PATH)
+    found = shutil.which(QEMU, path=SYSTEM_PATH)
     if found is None:
         raise UnsupportedError(
             f"{QEMU} is not installed; on Debian: apt install qemu-system-x86 ovmf",
