@@ -56,7 +56,8 @@ class Bench:
         return list(self.pool._members)
 
     def only(self) -> tuple[Member, set[int]]:
-        """The one engine there is, and its processes."""
+        """The one engine there is, and its processes. No other is on its way either."""
+        assert self.pool.processes == 1
         (member,) = self.members()
         return member, self.pids(member)
 
@@ -190,6 +191,7 @@ async def test_nothing_stays_longer_than_was_said(marker: str) -> None:
         assert stays(marker.encode())
         member, pids = before = bench.only()
         bench.clock.now += 90
+        await asyncio.sleep(0.5)
         await bench.ask("never idle")
         assert bench.only() == before
         bench.clock.now += 11
