@@ -25,6 +25,7 @@ TITLES: Final = {
     "dstack": "dstack",
     "gcp-vtpm": "Google Cloud vTPM",
     "nitro": "AWS Nitro Enclaves",
+    "nitro-tpm": "AWS NitroTPM",
     "nvidia-gpu": "NVIDIA",
     "sgx": "Intel SGX",
     "snp": "AMD SEV-SNP",

@@ -15,6 +15,7 @@ from cloister.broker.owner_keys import OwnerKey
 from cloister.endorsements.bundle import encode_bundle
 from cloister.endorsements.roots import Vendor
 from cloister.evidence.dcap import parse_quote
+from cloister.evidence.nitro import DocumentKind
 from cloister.evidence.snp import CertificateKind
 from cloister.streams.frames import Kind, encode_credit, encode_frame, encode_greeting
 from cloister.testing.simulated_azure import SimulatedAzure
@@ -85,6 +86,9 @@ def _others() -> dict[str, bytes]:
     gpu = nvidia.device()
     return {
         "nitro.cbor": SimulatedNitro(now=NOW).document(user_data=NONCE),
+        "nitro_tpm.cbor": SimulatedNitro(now=NOW).document(
+            kind=DocumentKind.NITRO_TPM, user_data=NONCE
+        ),
         "nvidia_report.bin": gpu.report(NONCE),
         "driver_rim.xml": nvidia.driver_rim(gpu),
         "rim_content": rim_text(golden(gpu, range(4)), version="550.90.07", size=5).encode(),

@@ -171,7 +171,11 @@ TARGETS: Final[dict[str, Target]] = {
     "nvidia_chain": Target(parse=_chain, examples=r"nvidia.*\.pem", longest=8 * KIB, words=_PEM),
     "cbor": Target(parse=_cbor, examples=r"\.cbor$", longest=8 * KIB, words=_CBOR, per_byte=512),
     "nitro_document": Target(
-        parse=_nitro, examples=r"^nitro/", longest=8 * KIB, words=_CBOR, per_byte=512
+        parse=_nitro,
+        examples=r"^nitro/|simulated/nitro",
+        longest=8 * KIB,
+        words=_CBOR,
+        per_byte=512,
     ),
     "tpm_quote": Target(
         parse=parse_tpm_quote, examples=r"quote.*\.msg$", longest=1 * KIB, words=_TPM

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any, Final
 
 from cloister.endorsements.roots import Roots, Vendor
+from cloister.evidence.nitro import DocumentKind
 from cloister.evidence.report import AttestationReport
+from cloister.evidence.tpm import Alg
 from cloister.testing.simulated_azure import SimulatedAzure
 from cloister.testing.simulated_dcap import SimulatedIntel
 from cloister.testing.simulated_hardware import SimulatedHardware
@@ -23,6 +25,7 @@ from cloister.verifier.evidence import Verify, run
 from cloister.verifier.expected import Expected
 from cloister.verifier.platforms.azure import verify_azure
 from cloister.verifier.platforms.nitro import NitroEvidence, verify_nitro
+from cloister.verifier.platforms.nitro_tpm import NitroTpmEvidence, verify_nitro_tpm
 from cloister.verifier.platforms.nvgpu import GpuEvidence, verify_nvgpu
 from cloister.verifier.platforms.sgx import SgxEvidence, verify_sgx
 from cloister.verifier.platforms.snp import verify_snp
@@ -63,11 +66,24 @@ def _vendors() -> Iterator[Subject]:
     nitro = SimulatedNitro(now=NOW)
     document = NitroEvidence(document=nitro.document(user_data=DATA))
     yield _subject("nitro", verify_nitro, document, nitro.roots, user_data=DATA)
+    yield _nitro_tpm(nitro)
     yield _gpu()
     azure = SimulatedAzure.make(now=NOW)
     vm = dataclasses.replace(azure.evidence(NONCE), snp_crls=(azure.amd.crl(),))
     yield _subject("azure", verify_azure, vm, azure.roots, extra_data=NONCE)
     yield _vtpm()
+
+
+def _nitro_tpm(nitro: SimulatedNitro) -> Subject:
+    vtpm = SimulatedVtpm(banks=(Alg.SHA256, Alg.SHA384))
+    vtpm.boot()
+    evidence = NitroTpmEvidence(
+        document=nitro.document(
+            kind=DocumentKind.NITRO_TPM, pcrs=vtpm.registers[Alg.SHA384], user_data=DATA
+        ),
+        event_log=vtpm.event_log(),
+    )
+    return _subject("nitro-tpm", verify_nitro_tpm, evidence, nitro.roots, user_data=DATA)
 
 
 def _gpu() -> Subject:
@@ -117,7 +133,8 @@ def _workers() -> Iterator[Subject]:
         "tpm", attester.attestation_report(NONCE), attester.reference_values, attester.roots
     )
     workers = {
-        name: SimulatedHardware.make(name, now=NOW) for name in ("snp", "tdx", "sgx", "nitro")
+        name: SimulatedHardware.make(name, now=NOW)
+        for name in ("snp", "tdx", "sgx", "nitro", "nitro-tpm")
     }
     nvidia = SimulatedNvidia.make(now=NOW)
     workers["snp-gpus"] = workers["snp"].with_gpus(

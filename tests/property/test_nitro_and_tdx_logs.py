@@ -16,12 +16,13 @@ from cloister.errors import MalformedError
 from cloister.evidence.cbor import parse_cbor
 from cloister.evidence.ccel import parse_ccel, replay_rtmrs
 from cloister.evidence.dstack import parse_dstack_log
-from cloister.evidence.nitro import parse_document, unwrap_document
+from cloister.evidence.nitro import DocumentKind, parse_document, unwrap_document
 from cloister.testing.simulated_nitro import SimulatedNitro, nsm_answer
 from cloister.verifier.appraise.tdx_log import LOG_CLAIMS, judge_ccel
 from cloister.verifier.evidence import run
 from cloister.verifier.ledger import Ledger
 from cloister.verifier.platforms.nitro import NitroEvidence, verify_nitro
+from cloister.verifier.platforms.nitro_tpm import NitroTpmEvidence, verify_nitro_tpm
 from cloister.verifier.policy import development
 from cloister.verifier.result import Finding
 from support.tdx_logs import boot, ccel, dstack_events, dstack_log
@@ -29,6 +30,7 @@ from support.tdx_logs import boot, ccel, dstack_events, dstack_log
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 NITRO = SimulatedNitro(now=NOW)
 DOCUMENT = NITRO.document(user_data=bytes(32), nonce=bytes(8))
+TPM_DOCUMENT = NITRO.document(kind=DocumentKind.NITRO_TPM, user_data=bytes(32), nonce=bytes(8))
 SCALE = (
     b"\x00\x02"
     + (len(DOCUMENT) << 2 | 1).to_bytes(2, "little")
@@ -58,6 +60,7 @@ def dstack(data: bytes) -> object:
 GOOD: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "cbor": (any_cbor, cbor2.loads(DOCUMENT)[2]),
     "document": (parse_document, DOCUMENT),
+    "of a NitroTPM": (parse_document, TPM_DOCUMENT),
     "tagged": (document, b"\xd2" + DOCUMENT),
     "nsm": (document, nsm_answer(DOCUMENT)),
     "scale": (document, SCALE),
@@ -110,14 +113,12 @@ def test_members_of_any_kind(changes: dict[str, object]) -> None:
     data = NITRO.sign({**NITRO.payload(), **changes})
     with contextlib.suppress(MalformedError):
         parse_document(data)
-    result = run(
-        verify_nitro,
-        NitroEvidence(document=data),
-        policy=development(),
-        roots=NITRO.roots,
-        at=NOW,
-    )
-    assert result.claims
+    for verify, evidence in (
+        (verify_nitro, NitroEvidence(document=data)),
+        (verify_nitro_tpm, NitroTpmEvidence(document=data)),
+    ):
+        result = run(verify, evidence, policy=development(), roots=NITRO.roots, at=NOW)
+        assert result.claims
 
 
 @settings(max_examples=60)

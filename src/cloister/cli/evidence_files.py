@@ -219,10 +219,20 @@ def _dcap(files: Files) -> Assembled:
 
 
 def _nitro(files: Files) -> Assembled:
+    """Whose document it is, an enclave's or a NitroTPM's, its registers' name says."""
+    from cloister.evidence.nitro import DocumentKind, parse_document, unwrap_document
     from cloister.verifier.platforms.nitro import NitroEvidence, verify_nitro
+    from cloister.verifier.platforms.nitro_tpm import NitroTpmEvidence, verify_nitro_tpm
 
-    evidence = NitroEvidence(document=files.one(Kind.NITRO_DOCUMENT))
-    return files.assembled(verify_nitro, evidence, nonce_field="nonce")
+    document = files.one(Kind.NITRO_DOCUMENT)
+    kind = DocumentKind.ENCLAVE
+    with suppress(MalformedError):  # a verifier says what is wrong with it
+        kind = parse_document(unwrap_document(document)).kind
+    if kind is DocumentKind.ENCLAVE:
+        evidence = NitroEvidence(document=document)
+        return files.assembled(verify_nitro, evidence, nonce_field="nonce")
+    measured = NitroTpmEvidence(document=document, event_log=files.optional(Kind.EVENT_LOG))
+    return files.assembled(verify_nitro_tpm, measured, nonce_field="nonce")
 
 
 def _tpm(files: Files) -> Assembled:

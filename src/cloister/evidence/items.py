@@ -12,7 +12,7 @@ item                 statement digest
 ``snp.report``       first 32 bytes of REPORT_DATA, the other 32 zero
 ``tdx.quote``        first 32 bytes of REPORTDATA, the other 32 zero
 ``sgx.quote``        first 32 bytes of the report body's report data, the other 32 zero
-``nitro.document``   the whole of ``user_data``
+``nitro.document``   the whole of ``user_data``; so in ``nitrotpm.document``
 ``tpm.quote``        the whole of ``extraData``
 ``azure.quote``      the whole of ``extraData``; the hardware report below names the quoting key
 ``gpu<n>.evidence``  nowhere by itself: the SPDM nonce is what the caller chose for the GPU
@@ -38,6 +38,10 @@ TEE_TYPE_GCP_SNP: Final = "gcp-snp"
 TEE_TYPE_GCP_TDX: Final = "gcp-tdx"
 """``tdx.quote`` together with the items of ``gcp-vtpm``."""
 
+TEE_TYPE_NITRO_TPM: Final = "nitro-tpm"
+"""An AWS instance whose NitroTPM measured its boot: ``nitrotpm.document``, and the firmware's log
+as ``tpm.event_log``."""
+
 TEE_TYPE_TPM_BOOT: Final = "tpm-boot"
 """A machine whose firmware measured its boot into a TPM: ``tpm.quote`` over PCR 0 to 15, with
 ``tpm.signature``, ``tpm.pcrs`` and the firmware's log as ``tpm.event_log``."""
@@ -52,6 +56,8 @@ ITEM_TDX_EVENT_LOG: Final = "tdx.event_log"
 ITEM_SGX_QUOTE: Final = "sgx.quote"
 ITEM_NITRO_DOCUMENT: Final = "nitro.document"
 """COSE_Sign1, certificates inside."""
+ITEM_NITRO_TPM_DOCUMENT: Final = "nitrotpm.document"
+"""The same format and media type, of an instance's NitroTPM."""
 ITEM_TPM_PCRS: Final = "tpm.pcrs"
 ITEM_AZURE_HCL_REPORT: Final = "azure.hcl_report"
 """What NV index 0x01400001 holds: header, SNP or TD report, runtime JSON with the quoting key."""

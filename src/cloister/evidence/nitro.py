@@ -1,12 +1,14 @@
-"""AWS Nitro attestation documents, to records.
+"""AWS Nitro attestation documents, of enclaves and of NitroTPMs, to records.
 
 Sources: AWS, "Verifying the root of trust: Nitro Enclaves attestation process" (aws-nitro-enclaves-
-nsm-api, docs/attestation_process.md), sections 2 and 3; RFC 9052 section 4.2 for the envelope,
-COSE_Sign1; RFC 8949 for the encoding. Nothing here is authenticated.
+nsm-api, docs/attestation_process.md), sections 2 and 3; AWS, "EC2 User Guide", "NitroTPM
+Attestation Document contents" and "Validate a NitroTPM Attestation Document"; RFC 9052 section 4.2
+for the envelope, COSE_Sign1; RFC 8949 for the encoding. Nothing here is authenticated.
 
 A document of a NitroTPM, which AWS signs for ordinary EC2 instances, has the same format and
-chain, and names its registers ``nitrotpm_pcrs`` instead of ``pcrs``. It says something else
-altogether: the memory of such an instance is not isolated as that of an enclave is.
+chain, and names its registers ``nitrotpm_pcrs`` instead of ``pcrs``: those of a TPM, in its SHA-384
+bank. It says something else altogether: the memory of such an instance is not isolated as that of
+an enclave is.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ PCR_BYTES: Final = 48
 """SHA-384, the only ``digest`` there is; AWS' description leaves room for 32 and 64."""
 
 MAX_PCRS: Final = 32
+"""Registers of an enclave."""
+
+TPM_PCRS: Final = 24
+"""Registers of a TPM (TCG "PC Client Platform TPM Profile", section 4.6); AWS sends all of them."""
 
 MAX_CERTIFICATE_BYTES: Final = 1024
 
@@ -126,7 +132,7 @@ def parse_document(data: bytes) -> NitroDocument:
         kind=kind,
         module_id=_text(members, "module_id"),
         timestamp=_timestamp(members),
-        pcrs=_pcrs(members[kind.value]),
+        pcrs=_pcrs(members[kind.value], TPM_PCRS if kind is DocumentKind.NITRO_TPM else MAX_PCRS),
         certificate=_certificate(members["certificate"]),
         cabundle=_cabundle(members["cabundle"]),
         public_key=_optional(members, "public_key", least=1),
@@ -270,12 +276,12 @@ _YEAR_9999: Final = 253_370_764_800_000
 """Milliseconds to the beginning of that year; `datetime` knows none after it."""
 
 
-def _pcrs(value: Cbor) -> dict[int, bytes]:
-    if not isinstance(value, dict) or not 1 <= len(value) <= MAX_PCRS:
+def _pcrs(value: Cbor, count: int) -> dict[int, bytes]:
+    if not isinstance(value, dict) or not 1 <= len(value) <= count:
         raise _malformed("has no registers, or too many")
     registers: dict[int, bytes] = {}
     for index, register in value.items():
-        if not isinstance(index, int) or not 0 <= index < MAX_PCRS:
+        if not isinstance(index, int) or not 0 <= index < count:
             raise _malformed("has a register that does not exist")
         if not isinstance(register, bytes) or len(register) != PCR_BYTES:
             raise _malformed(f"has a register that does not have {PCR_BYTES} bytes")

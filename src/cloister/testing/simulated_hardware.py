@@ -18,6 +18,7 @@ development affirms it::
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from cloister.endorsements.roots import Roots, Vendor
 from cloister.evidence import items
 from cloister.evidence.eventlog import Event, EventType
 from cloister.evidence.hcl import parse_hcl_report
+from cloister.evidence.nitro import DocumentKind
 from cloister.evidence.nvgpu import GpuDevice, evidence_digest, gpu_nonce
 from cloister.evidence.report import (
     API_VERSION,
@@ -74,8 +76,8 @@ class SimulatedHardware:
     """A worker on a simulated platform, with all of its secrets. Every field may be replaced."""
 
     platform: str
-    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``, ``azure-snp``, ``gcp-snp``,
-    ``tpm``."""
+    """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``, ``nitro-tpm``, ``azure-snp``,
+    ``gcp-snp``, ``tpm``."""
     tee_type: str
     worker: SimulatedAttester
     issue: Issue
@@ -276,6 +278,45 @@ def _nitro(
     )
 
 
+def _nitro_tpm(
+    now: datetime, worker: SimulatedAttester, fields: dict[str, object]
+) -> SimulatedHardware:
+    """A `SimulatedVtpm` that has booted something may be given as ``vtpm``, and the digest of a
+    manifest that it was started for as ``manifest_sha256``."""
+    nitro = SimulatedNitro(now=now)
+    vtpm = fields.get("vtpm")
+    if not isinstance(vtpm, SimulatedVtpm):
+        vtpm = SimulatedVtpm(banks=(Alg.SHA256, Alg.SHA384))
+        vtpm.boot()
+    booted = vtpm
+    vouched = _measured(booted, Alg.SHA384)
+    del vouched["pcr0"], vouched["pcr1"]
+    manifest = fields.get("manifest_sha256")
+    if isinstance(manifest, bytes):  # extended after the log was taken, as a guest does
+        digests = {int(Alg.SHA256): manifest, int(Alg.SHA384): hashlib.sha384(manifest).digest()}
+        booted.extend(Event(pcr=13, type=EventType.EV_IPL, digests=digests, data=b""))
+
+    def issue(digest: bytes) -> Items:
+        document = nitro.document(
+            kind=DocumentKind.NITRO_TPM, pcrs=booted.registers[Alg.SHA384], user_data=digest
+        )
+        return {
+            items.ITEM_NITRO_TPM_DOCUMENT: EvidenceItem(
+                media_type=items.MEDIA_TYPE_NITRO_DOCUMENT, data=document
+            ),
+            **_log(booted.event_log()),
+        }
+
+    return SimulatedHardware(
+        platform="nitro-tpm",
+        tee_type=items.TEE_TYPE_NITRO_TPM,
+        worker=worker,
+        issue=issue,
+        roots=nitro.roots,
+        reference=_reference("nitro-tpm", **vouched),
+    )
+
+
 def _azure(
     now: datetime, worker: SimulatedAttester, fields: dict[str, object]
 ) -> SimulatedHardware:
@@ -410,10 +451,10 @@ def _log(log: bytes | None) -> Items:
     return {ITEM_EVENT_LOG: EvidenceItem(media_type=MEDIA_TYPE_EVENT_LOG, data=log)}
 
 
-def _measured(vtpm: SimulatedVtpm) -> dict[str, bytes]:
+def _measured(vtpm: SimulatedVtpm, bank: int = Alg.SHA256) -> dict[str, bytes]:
     """Every register that reference values of a virtual TPM have to list."""
     numbers = (*range(10), 11, 12, 13, 14, 15)
-    return {f"pcr{number}": vtpm.registers[Alg.SHA256][number] for number in numbers}
+    return {f"pcr{number}": vtpm.registers[bank][number] for number in numbers}
 
 
 _MAKERS: Final = {
@@ -421,6 +462,7 @@ _MAKERS: Final = {
     "tdx": _tdx,
     "sgx": _sgx,
     "nitro": _nitro,
+    "nitro-tpm": _nitro_tpm,
     "azure-snp": _azure,
     "gcp-snp": _gcp,
     "tpm": _tpm,

@@ -1,4 +1,4 @@
-"""A simulated AWS Nitro: attestation documents of enclaves that do not exist.
+"""A simulated AWS Nitro: attestation documents of enclaves and NitroTPMs that do not exist.
 
 Documents are byte for byte like AWS', signed by keys in this process under a made-up root. Only
 `SimulatedNitro.roots` accepts them, and only a policy that names development affirms them::
@@ -30,9 +30,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from cloister.endorsements.roots import Anchor, Roots, Vendor
-from cloister.evidence.nitro import PCR_BYTES, PROTECTED, SIGNATURE_BYTES
+from cloister.evidence.nitro import PCR_BYTES, PROTECTED, SIGNATURE_BYTES, DocumentKind
 
 MODULE_ID: Final = "i-00000000000000000-enc0000000000000000"
+TPM_MODULE_ID: Final = "i-00000000000000000-tpm0000000000000000"
 
 DEFAULT_PCRS: Final[Mapping[int, bytes]] = {
     index: hashlib.sha384(f"simulated PCR{index}".encode()).digest() if index < 3 else bytes(48)
@@ -126,6 +127,7 @@ class SimulatedNitro:
         nonce: bytes | None = None,
         public_key: bytes | None = None,
         timestamp: datetime | None = None,
+        kind: DocumentKind = DocumentKind.ENCLAVE,
     ) -> bytes:
         """A document, untagged and unwrapped, made at `timestamp` or else at `now`."""
         return self.sign(
@@ -135,6 +137,7 @@ class SimulatedNitro:
                 nonce=nonce,
                 public_key=public_key,
                 timestamp=timestamp,
+                kind=kind,
             )
         )
 
@@ -146,14 +149,15 @@ class SimulatedNitro:
         nonce: bytes | None = None,
         public_key: bytes | None = None,
         timestamp: datetime | None = None,
+        kind: DocumentKind = DocumentKind.ENCLAVE,
     ) -> dict[str, Any]:
         """The members of a document, to change before they are signed."""
         made = self.now if timestamp is None else timestamp
         return {
-            "module_id": MODULE_ID,
+            "module_id": MODULE_ID if kind is DocumentKind.ENCLAVE else TPM_MODULE_ID,
             "digest": "SHA384",
             "timestamp": round(made.timestamp() * 1000),
-            "pcrs": dict(pcrs),
+            kind.value: dict(pcrs),
             "certificate": self.enclave.der,
             "cabundle": [authority.der for authority in self.authorities],
             "public_key": public_key,

@@ -34,6 +34,10 @@ _FIRMWARE_TO_APPLICATION: Final = tuple(
 """GRUB measures the kernel's command line into PCR 8 alone: without it ``init=/bin/sh`` would pass.
 Not PCR 10, into which a kernel that measures files (IMA) writes in whatever order it opens them."""
 
+_KERNEL_TO_APPLICATION: Final = _FIRMWARE_TO_APPLICATION[2:]
+"""Without PCR 0 and 1 of a NitroTPM: AWS documents that they "will always contain constant values"
+(EC2 User Guide, "NitroTPM Attestation Document contents"), and is who signs all the others."""
+
 IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
     {
         "snp": (("measurement",),),
@@ -46,6 +50,7 @@ IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "gcp-tdx": (("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),),
         "gcp-vtpm": (_FIRMWARE_TO_APPLICATION,),
         "tpm": (_FIRMWARE_TO_APPLICATION,),
+        "nitro-tpm": (_KERNEL_TO_APPLICATION,),
     }
 )
 """For each platform, the sets of registers of which a reference must list one: fewer would leave

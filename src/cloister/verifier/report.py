@@ -362,5 +362,5 @@ def _concerns(name: str, platform: str) -> bool:
     if name in {"chip_ids", "max_collateral_age_s"}:
         return intel or amd
     if name == "max_evidence_age_s":
-        return platform == "nitro"
+        return platform in {"nitro", "nitro-tpm"}
     return name != "required_gpus" or bool(platform)

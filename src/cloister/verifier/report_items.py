@@ -216,6 +216,15 @@ def _nitro(evidence: Items) -> tuple[Verify, object]:
     return verify_nitro, NitroEvidence(document=_data(evidence, items.ITEM_NITRO_DOCUMENT))
 
 
+def _nitro_tpm(evidence: Items) -> tuple[Verify, object]:
+    from cloister.verifier.platforms.nitro_tpm import NitroTpmEvidence, verify_nitro_tpm
+
+    return verify_nitro_tpm, NitroTpmEvidence(
+        document=_data(evidence, items.ITEM_NITRO_TPM_DOCUMENT),
+        event_log=_data(evidence, ITEM_EVENT_LOG),
+    )
+
+
 HARDWARE: Final[Mapping[str, HardwarePlatform]] = {
     items.TEE_TYPE_SEV_SNP: HardwarePlatform(reference="snp", assemble=_snp),
     items.TEE_TYPE_TDX: HardwarePlatform(reference="tdx", assemble=_tdx),
@@ -227,5 +236,6 @@ HARDWARE: Final[Mapping[str, HardwarePlatform]] = {
     items.TEE_TYPE_GCP_VTPM: HardwarePlatform(reference="gcp-vtpm", assemble=_gcp),
     items.TEE_TYPE_TPM_BOOT: HardwarePlatform(reference="tpm", assemble=_tpm_boot),
     items.TEE_TYPE_NITRO: HardwarePlatform(reference="nitro", assemble=_nitro),
+    items.TEE_TYPE_NITRO_TPM: HardwarePlatform(reference="nitro-tpm", assemble=_nitro_tpm),
 }
 """By ``tee_type``."""

@@ -13,8 +13,11 @@ from cloister.cli import evidence_files
 from cloister.cli.evidence_files import EvidenceFile, assemble, read_files
 from cloister.cli.verify import _is_address
 from cloister.errors import ConfigurationError
+from cloister.evidence.nitro import DocumentKind
 from cloister.evidence.recognise import Kind
+from cloister.evidence.tpm import Alg
 from cloister.testing.simulated_hardware import SimulatedHardware
+from cloister.testing.simulated_vtpm import SimulatedVtpm
 from cloister.verifier import policy
 from cloister.verifier.ear_jwt import open_ear
 from support.evidence_files import AT, NITRO, NOW, Run
@@ -41,6 +44,34 @@ def test_a_nonce_and_expectations(run: Run, document: Path) -> None:
     code, out, _ = run(*verified, "--expect", "pcr0=00")
     assert code == 1
     assert "measurement_mismatch" in out
+
+
+@pytest.mark.usefixtures("pinned")
+def test_whose_document_it_is(run: Run, document: Path, tmp_path: Path) -> None:
+    """An instance's document brings a log along; an enclave has none."""
+    vtpm = SimulatedVtpm(banks=(Alg.SHA384,))
+    vtpm.boot()
+    folder = tmp_path / "instance"
+    folder.mkdir()
+    (folder / "log").write_bytes(vtpm.event_log())
+    measured = folder / "document"
+    registers = vtpm.registers[Alg.SHA384]
+    measured.write_bytes(NITRO.document(kind=DocumentKind.NITRO_TPM, pcrs=registers, nonce=b"n"))
+    options = ("--at", AT, "--development", "--nonce", b"n".hex())
+    code, out, _ = run("verify", folder, *options)
+    assert code == 0
+    assert "NitroTPM" in out
+    assert "eventlog.replay" in out
+    assert run("verify", measured, *options)[0] == 0
+    code, out, err = run("verify", document, folder / "log", "--at", AT, "--development")
+    assert code == 0
+    assert "Nitro Enclaves" in out
+    assert "log" in err
+    other = {**registers, 4: bytes([1]) * 48}
+    measured.write_bytes(NITRO.document(kind=DocumentKind.NITRO_TPM, pcrs=other, nonce=b"n"))
+    code, out, _ = run("verify", folder, *options)
+    assert code == 1
+    assert "eventlog_mismatch" in out
 
 
 @pytest.mark.usefixtures("pinned")

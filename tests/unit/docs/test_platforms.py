@@ -12,6 +12,7 @@ from docs.generate_platforms import BEGIN, END, PAGE, Row, cases, render
 from cloister.cli.cases.folder import read_case
 from cloister.cli.cases.verdict import appraise_case
 from cloister.verifier.appraise.nitro import FIELD_NAMES as NITRO
+from cloister.verifier.appraise.nitro_tpm import FIELD_NAMES as NITRO_TPM
 from cloister.verifier.appraise.tpm_quote import FIELD_NAMES as TPM
 from cloister.verifier.ledger import NOT_CHECKED, UNAUTHENTICATED
 from cloister.verifier.platforms import dstack, nvgpu, sgx, snp, tdx
@@ -94,6 +95,7 @@ def test_only_the_table_is_replaced() -> None:
         ("SGX", sgx.FIELD_NAMES),
         ("dstack", tuple(dstack.EVENT_FIELDS)),
         ("Nitro", NITRO),
+        ("NitroTPM", NITRO_TPM),
         ("TPM, Google Cloud", TPM),
         ("NVIDIA", nvgpu.FIELD_NAMES),
     ],

@@ -191,6 +191,36 @@ def test_registers_of_a_nitro_tpm() -> None:
     members["nitrotpm_pcrs"] = members.pop("pcrs")
     document = parse_document(NITRO.sign(members))
     assert document.kind is DocumentKind.NITRO_TPM
+    assert document.pcrs == DEFAULT_PCRS
+
+
+def of_a_nitro_tpm(**changes: object) -> bytes:
+    payload = NITRO.payload(
+        kind=DocumentKind.NITRO_TPM, pcrs={index: bytes(48) for index in range(24)}
+    )
+    return NITRO.sign({**payload, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nitrotpm_pcrs": {}},
+        {"nitrotpm_pcrs": None},
+        {"nitrotpm_pcrs": [bytes(48)]},
+        {"nitrotpm_pcrs": {24: bytes(48)}},  # an enclave has such a register, a TPM none
+        {"nitrotpm_pcrs": {-1: bytes(48)}},
+        {"nitrotpm_pcrs": {True: bytes(48)}},
+        {"nitrotpm_pcrs": {"4": bytes(48)}},
+        {"nitrotpm_pcrs": {4: bytes(32)}},
+        {"nitrotpm_pcrs": {4: bytes(49)}},
+        {"nitrotpm_pcrs": {4: "0" * 48}},
+        {"pcrs": {0: bytes(48)}},
+        {"digest": "SHA256"},
+    ],
+)
+def test_registers_that_no_nitro_tpm_has(changes: dict[str, object]) -> None:
+    assert len(parse_document(of_a_nitro_tpm()).pcrs) == 24
+    refused(of_a_nitro_tpm(**changes))
 
 
 def test_size() -> None:

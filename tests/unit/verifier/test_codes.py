@@ -27,7 +27,17 @@ from cloister.verifier.authenticate.nvgpu import device_claims
 from cloister.verifier.authenticate.nvidia_chain import Revocation
 from cloister.verifier.chain import ChainFault
 from cloister.verifier.expected import NOTHING_EXPECTED
-from cloister.verifier.platforms import azure, gcp, gcp_confidential, nitro, sgx, snp, tdx, tpm
+from cloister.verifier.platforms import (
+    azure,
+    gcp,
+    gcp_confidential,
+    nitro,
+    nitro_tpm,
+    sgx,
+    snp,
+    tdx,
+    tpm,
+)
 from cloister.verifier.platforms import nvgpu as gpus
 
 SOURCE = Path(cloister.__file__).parent
@@ -266,6 +276,7 @@ def claims() -> set[str]:
         *sgx.claim_names(replace(bare_sgx, collateral=b""), policy, nothing),
         *(dstack.EVENT_LOG, dstack.PAYLOADS, dstack.EVENTS, dstack.COMPOSE, dstack.CONFIG_ID),
         *nitro.claim_names(policy, nothing),
+        *nitro_tpm.claim_names(nitro_tpm.NitroTpmEvidence(document=b""), policy, nothing),
         *(tpm.QUOTE, tpm.PUBLIC, tpm.ATTRIBUTES, tpm.CERTIFICATE),
         *(*ak.claim_names(policy), *tpm_quote.CLAIMS, *tpm_log.CLAIMS),
         *gcp.claim_names(gcp.GcpEvidence(quotes=()), policy, nothing),

@@ -27,12 +27,13 @@ from cloister.verifier.result import AttestationResult, Finding, Source
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 NONCE = bytes(range(32))
 OTHER = bytes(32)
-PLATFORMS = ("snp", "tdx", "sgx", "nitro", "azure-snp", "gcp-snp", "tpm")
+PLATFORMS = ("snp", "tdx", "sgx", "nitro", "nitro-tpm", "azure-snp", "gcp-snp", "tpm")
 MAIN_ITEM = {
     "snp": items.ITEM_SNP_REPORT,
     "tdx": items.ITEM_TDX_QUOTE,
     "sgx": items.ITEM_SGX_QUOTE,
     "nitro": items.ITEM_NITRO_DOCUMENT,
+    "nitro-tpm": items.ITEM_NITRO_TPM_DOCUMENT,
     "azure-snp": items.ITEM_AZURE_QUOTE,
     "gcp-snp": items.ITEM_SNP_REPORT,
     "tpm": items.ITEM_TPM_PCRS,
@@ -174,7 +175,7 @@ def test_other_software(platform: str) -> None:
 GROUP_OF = {name: group.claim for group in boot.GROUPS for name in group.registers}
 
 
-@pytest.mark.parametrize("platform", ["azure-snp", "gcp-snp", "tpm"])
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-snp", "tpm", "nitro-tpm"])
 def test_each_register_of_a_virtual_tpm(platform: str) -> None:
     worker = WORKERS[platform]
     assert verify(worker).verdict is Finding.AFFIRMING
@@ -481,6 +482,7 @@ STARTED_FOR: dict[str, Callable[[bytes], dict[str, object]]] = {
     "sgx": lambda digest: {"config_id": digest + bytes(32)},
     "gcp-snp": lambda digest: {"host_data": digest},
     "tpm": lambda digest: {"manifest_sha256": digest},
+    "nitro-tpm": lambda digest: {"manifest_sha256": digest},
     "nitro": lambda digest: {
         "pcrs": {
             **{index: bytes([0xD0 + index]) * 48 for index in range(3)},
@@ -508,7 +510,7 @@ def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
     assert NO_MANIFEST in verify(WORKERS[platform]).not_proven
     found = codes(verify(started_for(platform, OTHER)))
     assert found["manifest.bound"] == "manifest_mismatch"
-    if platform != "tpm":  # there the register is one of those that name software
+    if not platform.endswith("tpm"):  # there the register is one of those that name software
         assert found == {"manifest.bound": "manifest_mismatch"}
 
 
@@ -541,6 +543,7 @@ UNCHECKED_FIELDS = {
     "snp": {"snp_minimum_tcb", "chip_ids", "max_collateral_age_s", "required_gpus"},
     "tdx": {"chip_ids", "max_collateral_age_s", "required_gpus", "tcb_minimum_evaluation_number"},
     "nitro": {"max_evidence_age_s", "required_gpus"},
+    "nitro-tpm": {"max_evidence_age_s", "required_gpus"},
 }
 
 

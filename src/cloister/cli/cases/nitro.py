@@ -29,16 +29,16 @@ _INPUTS: Final = ("nonce", "user_data", "public_key")
 
 def read(case: CaseFiles) -> CaseInput:
     """The document, in whatever it is wrapped, and what the case expects of its members."""
-    values = {name: input_bytes(case, f"expected_{name}") for name in _INPUTS}
     return CaseInput(
-        evidence=NitroEvidence(document=case.one("document")),
-        expected=Expected(
-            values={
-                **{name: value for name, value in values.items() if value is not None},
-                **_pcrs(case),
-            }
-        ),
+        evidence=NitroEvidence(document=case.one("document")), expected=read_expected(case)
     )
+
+
+def read_expected(case: CaseFiles) -> Expected:
+    """What the case expects of the members of a document of either kind."""
+    values = {name: input_bytes(case, f"expected_{name}") for name in _INPUTS}
+    found = {name: value for name, value in values.items() if value is not None}
+    return Expected(values={**found, **_pcrs(case)})
 
 
 def _pcrs(case: CaseFiles) -> dict[str, bytes]:

@@ -31,6 +31,7 @@ READERS: Final = {
     "dstack": "dstack",
     "gcp-vtpm": "gcp",
     "nitro": "nitro",
+    "nitro-tpm": "nitro_tpm",
     "nvidia-gpu": "nvgpu",
     "sgx": "sgx",
     "snp": "snp",

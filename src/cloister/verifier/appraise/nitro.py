@@ -48,8 +48,12 @@ FIELD_NAMES: Final = (
 
 def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
     """Names of the claims made under `policy`, in order."""
-    denied = () if isinstance(policy.denied, Unchecked) else (DENIED,)
-    return (ENCLAVE, DEBUG, AGE, *denied)
+    return (ENCLAVE, DEBUG, *any_claims(policy))
+
+
+def any_claims(policy: AppraisalPolicy) -> tuple[str, ...]:
+    """Names of the claims that `appraise_any` makes, in order."""
+    return (AGE,) if isinstance(policy.denied, Unchecked) else (AGE, DENIED)
 
 
 def appraise_nitro(
@@ -103,11 +107,22 @@ def _appraise(
             ENCLAVE,
             "platform_unsupported",
             "The document is of the NitroTPM of an instance, not of an enclave: it says nothing"
-            " about isolated memory, and this verifier does not judge such documents.",
+            " about isolated memory, and its registers mean something else (nitro-tpm).",
         )
         return
     ledger.affirm(ENCLAVE, "The document is that of an enclave.", source=Source.HARDWARE_PROVEN)
     _debug(document, policy, ledger)
+    appraise_any(document, chain, policy, at, ledger)
+
+
+def appraise_any(
+    document: NitroDocument,
+    chain: Chain | None,
+    policy: AppraisalPolicy,
+    at: datetime,
+    ledger: Ledger,
+) -> None:
+    """Steps 3 and 4, which documents of both kinds take; `ledger` says what they are worth."""
     _age(document, policy, at, ledger)
     if not isinstance(policy.denied, Unchecked):
         _denied(chain, policy.denied, ledger)

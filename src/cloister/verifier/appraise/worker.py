@@ -51,14 +51,24 @@ MANIFEST_REGISTER: Final[Mapping[str, str]] = {
     "gcp-snp": "host_data",
     "gcp-tdx": "mr_config_id",
     "tpm": "pcr13",
+    "nitro-tpm": "pcr13",
 }
 """Where each platform carries the manifest's SHA-256 (docs/design.md section 5): as it is,
-zero-padded, except for Nitro's PCR16 and a TPM's PCR 13, which were extended with it. The host
-chooses HOST_DATA and MRCONFIGID; the measured image halts unless they name the manifest that it
-read."""
+zero-padded, except for Nitro's PCR16 and a TPM's PCR 13, which were extended with it. A TPM's bank
+takes digests of its own size alone: the one of SHA-384 was extended with the SHA-384 of those 32
+bytes. The host chooses HOST_DATA and MRCONFIGID; the measured image halts unless they name the
+manifest that it read."""
 
-_EXTENDED: Final[Mapping[str, tuple[str, int]]] = {"nitro": ("sha384", 48), "tpm": ("sha256", 32)}
+_EXTENDED: Final[Mapping[str, tuple[str, int]]] = {
+    "nitro": ("sha384", 48),
+    "tpm": ("sha256", 32),
+    "nitro-tpm": ("sha384", 48),
+}
 """Hash and size of the register where it is extended with the manifest's digest."""
+
+_HASHED_AGAIN: Final = frozenset({"nitro-tpm"})
+_LISTED: Final = frozenset({"tpm", "nitro-tpm"})
+"""Platforms whose reference values list that register."""
 
 
 def claims(policy: AppraisalPolicy) -> tuple[str, ...]:
@@ -86,10 +96,10 @@ def before_manifest(
 
     A manifest lists reference values, so no value that follows from its digest can be among them.
     Unless the register holds exactly what follows from `digest`, nothing is taken out of it. Only
-    for a TPM: other platforms' reference values need not list their register.
+    for TPMs: other platforms' reference values need not list their register.
     """
     register = MANIFEST_REGISTER.get(platform, "")
-    if platform != "tpm" or digest is None:
+    if platform not in _LISTED or digest is None:
         return registers
     if registers.get(register) != manifest_register(platform, bytes.fromhex(digest)):
         return registers
@@ -103,7 +113,8 @@ def manifest_register(platform: str, digest: bytes) -> bytes:
         KeyError: the platform carries the digest as it is.
     """
     name, size = _EXTENDED[platform]
-    return hashlib.new(name, bytes(size) + digest).digest()
+    extended = hashlib.new(name, digest).digest() if platform in _HASHED_AGAIN else digest
+    return hashlib.new(name, bytes(size) + extended).digest()
 
 
 def appraise_registers(

@@ -67,7 +67,7 @@ def verify_nitro(
     """
     check_names(expected, appraise.FIELD_NAMES)
     ledger.expect(*claim_names(policy, expected))
-    document = _parse(evidence, ledger)
+    document = read_document(evidence.document, ledger)
     if document is None:
         return Outcome(platform=PLATFORM, memory_confidentiality=MEMORY, facts={})
     found = authenticate.authenticate_nitro(document, roots=roots, at=at, ledger=ledger)
@@ -80,9 +80,10 @@ def verify_nitro(
     return _outcome(document, found, policy, authenticated=authenticated)
 
 
-def _parse(evidence: NitroEvidence, ledger: Ledger) -> NitroDocument | None:
+def read_document(data: bytes, ledger: Ledger) -> NitroDocument | None:
+    """Decode a document of either kind, with the claim `DOCUMENT`."""
     try:
-        document = parse_document(unwrap_document(evidence.document))
+        document = parse_document(unwrap_document(data))
     except MalformedError as error:
         ledger.refuse(DOCUMENT, error.code, f"The attestation document does not decode: {error}.")
         return None
@@ -100,7 +101,7 @@ def _outcome(
     return Outcome(
         platform=PLATFORM,
         memory_confidentiality=MEMORY,
-        facts=_facts(document, found),
+        facts=document_facts(document, found),
         development=anchor is not None and anchor.development,
         bound=document.user_data if proven else None,
         registers=appraise.registers(document) if proven else {},
@@ -108,7 +109,8 @@ def _outcome(
     )
 
 
-def _facts(document: NitroDocument, found: Authentication) -> JsonObject:
+def document_facts(document: NitroDocument, found: Authentication) -> JsonObject:
+    """What a document says, of either kind; worth what the claims are."""
     facts: JsonObject = {
         "module_id": document.module_id,
         "digest": "SHA384",

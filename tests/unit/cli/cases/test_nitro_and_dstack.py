@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cloister.cli.cases import dstack, nitro
+from cloister.cli.cases import dstack, nitro, nitro_tpm
 from cloister.cli.cases.folder import CaseFile, CaseFiles
+from cloister.cli.cases.verdict import READERS
 from cloister.errors import ConfigurationError
 from cloister.verifier.expected import NOTHING_EXPECTED, Expected
 from cloister.verifier.platforms.dstack import DstackEvidence
 from cloister.verifier.platforms.nitro import NitroEvidence
+from cloister.verifier.platforms.nitro_tpm import NitroTpmEvidence
 from cloister.verifier.platforms.tdx import TdxEvidence
 
 
@@ -61,6 +63,16 @@ def test_what_is_expected_of_an_enclave() -> None:
     for bad in wrong:
         with pytest.raises(ConfigurationError):
             nitro.read(case(("document",), expected_pcrs=bad))
+
+
+def test_nitro_tpm() -> None:
+    made = nitro_tpm.read(
+        case(("document", "event_log"), expected_nonce="6e", expected_pcrs={"4": "04" * 48})
+    )
+    assert made.evidence == NitroTpmEvidence(document=b"document", event_log=b"event_log")
+    assert made.expected == Expected(values={"nonce": b"n", "pcr4": b"\4" * 48})
+    assert nitro_tpm.read(case(("document",))).evidence == NitroTpmEvidence(document=b"document")
+    assert READERS["nitro-tpm"] == "nitro_tpm"
 
 
 def test_dstack() -> None:
