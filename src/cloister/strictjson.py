@@ -58,7 +58,7 @@ def parse_json(data: bytes, *, limit: int, what: str, code: str = _MALFORMED) ->
         _check_depth(text)
         value: Json = _DECODER.decode(text)
         # Only an escape can bring in half a surrogate pair: UTF-8 has none. Encoding finds it.
-        if "\\" in text and ("\\ud" in text or "\\uD" in text):
+        if "\\" in text and _may_escape_surrogates(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Refused as refused:
         raise MalformedError(f"{what} {refused}", code=code) from None
@@ -210,17 +210,20 @@ _STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(r"[\[\]{}]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _LONG: Final = 1 << 16
+_SHORT: Final = 1 << 13
+"""Characters; up to so many, counting all is as quick as looking for a few."""
+_FEW: Final = 256
 
 
 def _check_depth(text: str) -> None:
     escaped = "\\" in text
     # Most documents hold fewer brackets than may nest. Long ones are mostly long strings, which
     # without escapes are left out sooner than they are searched.
-    if (escaped or len(text) <= _LONG) and _openings(text) <= MAX_DEPTH:
+    if (escaped or len(text) <= _LONG) and not _opens_more(text, MAX_DEPTH):
         return
     # Without an escape every quote begins or ends a string: some fifty times faster.
     outside = _STRING.sub("", text) if escaped else "".join(text.split('"')[::2])
-    if _openings(outside) <= MAX_DEPTH or _is_shallow(outside):
+    if not _opens_more(outside, MAX_DEPTH) or _is_shallow(outside):
         return
     depth = 0
     for bracket in _BRACKET.findall(outside):
@@ -229,8 +232,32 @@ def _check_depth(text: str) -> None:
             raise _Refused(f"nests deeper than {MAX_DEPTH} levels")
 
 
-def _openings(text: str) -> int:
-    return text.count("[") + text.count("{")
+def _opens_more(text: str, most: int) -> bool:
+    """Whether more than `most` brackets open in `text`, within strings or not."""
+    if len(text) <= _SHORT:
+        return text.count("[") + text.count("{") > most
+    return len(_places(text, "[", most + 1)) + len(_places(text, "{", most + 1)) > most
+
+
+def _may_escape_surrogates(text: str) -> bool:
+    """Whether ``\\ud`` or ``\\uD`` may stand in `text`; true where it does."""
+    escapes = _places(text, "\\", _FEW)
+    if len(escapes) < _FEW:
+        return any(text.startswith(("ud", "uD"), at + 1) for at in escapes)
+    return "\\ud" in text or "\\uD" in text
+
+
+def _places(text: str, character: str, most: int) -> list[int]:
+    """Where `character` stands, the first `most` times.
+
+    Jumping from one to the next takes a sixth of the time of counting them, if they are rare.
+    """
+    found: list[int] = []
+    at = text.find(character)
+    while at >= 0 and len(found) < most:
+        found.append(at)
+        at = text.find(character, at + 1)
+    return found
 
 
 def _is_shallow(outside: str) -> bool:

@@ -69,7 +69,9 @@ def test_nesting_up_to_the_limit_and_brackets_in_strings() -> None:
     assert parse(json.dumps(["[" * 200, '\\"[[' * 100]).encode()) is not None
 
 
-@pytest.mark.parametrize("text", ["]]", "[[", "]\\n[", "[" * 70_000, "x" * 70_000], ids=len)
+@pytest.mark.parametrize(
+    "text", ["]]", "[[", "]\\n[", "[" * 70_000, "x" * 70_000, '"' * 5000], ids=len
+)
 def test_how_deep_many_brackets_nest_whatever_strings_hold(text: str) -> None:
     """Wide documents, short and long, with brackets and escapes in strings: 64 levels, no more."""
 
@@ -84,6 +86,15 @@ def test_how_deep_many_brackets_nest_whatever_strings_hold(text: str) -> None:
         assert parse_json(document, limit=1 << 24, what="the document") == json.loads(document)
     with pytest.raises(MalformedError, match="nests deeper than 64"):
         parse_json(json.dumps([nested(64)]).encode(), limit=1 << 24, what="the document")
+
+
+@pytest.mark.parametrize("escapes", [0, 1, 254, 255, 256, 257, 1000])
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uD83D", "\\udE00", "\\uDe00"])
+def test_half_a_pair_is_found_behind_any_number_of_escapes(escapes: int, half: str) -> None:
+    before = "x" * 20_000 + "\\n" * escapes
+    assert parse(f'["{before}\\ud83d\\uDE00"]'.encode()) == ["x" * 20_000 + "\n" * escapes + "😀"]
+    with pytest.raises(MalformedError):
+        parse(f'["{before}{half}"]'.encode())
 
 
 @pytest.mark.timeout(30)  # reading any part of it twice takes hours

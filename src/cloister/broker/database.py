@@ -19,6 +19,7 @@ from typing import Any, Final
 from sqlalchemy import Connection as SqlalchemyConnection
 from sqlalchemy import (
     Engine,
+    PoolProxiedConnection,
     Table,
     bindparam,
     create_engine,
@@ -106,6 +107,7 @@ class Database:
         # SQLite has one change at a time, and who waits for another's sleeps and asks again:
         # threads of one broker take turns here, and are woken.
         self._turn = threading.Lock() if self._on_sqlite else contextlib.nullcontext()
+        self._kept: list[PoolProxiedConnection] = []
 
     @classmethod
     def open(cls, address: str) -> Database:
@@ -135,6 +137,8 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
+        while self._kept:
+            self._kept.pop().close()
         self.engine.dispose()
 
     def has(self, table: Table) -> bool:
@@ -169,7 +173,7 @@ class Database:
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         """Committed at the end, undone by any exception."""
         dialect = self.engine.dialect
-        with self._converted(), contextlib.closing(self.engine.raw_connection()) as pooled:
+        with self._converted(), self._connected() as pooled:
             driver: Any = pooled.dbapi_connection
             if self._on_sqlite:
                 driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -186,6 +190,29 @@ class Database:
                     pooled.invalidate()  # it may hold a lock, or be within a transaction
                     raise
                 raise
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[PoolProxiedConnection]:
+        """A connection, for one transaction.
+
+        Nobody closes those to a file of our own, so as many are kept as are in use at a time: what
+        the pool does around each transaction takes longer than most of what is asked.
+        """
+        if not self._on_sqlite:
+            with contextlib.closing(self.engine.raw_connection()) as pooled:
+                yield pooled
+            return
+        try:
+            pooled = self._kept.pop()
+        except IndexError:
+            pooled = self.engine.raw_connection()
+        try:
+            yield pooled
+        finally:
+            if pooled.is_valid:
+                self._kept.append(pooled)
+            else:
+                pooled.close()
 
     @contextlib.contextmanager
     def _converted(self) -> Iterator[None]:
@@ -230,6 +257,7 @@ def _sqlite(path: Path) -> Engine:
         hide_parameters=True,
         paramstyle="named",
         pool_reset_on_return=None,  # each transaction is ended where it began
+        max_overflow=-1,  # there are as many as threads
     )
 
     @event.listens_for(engine, "connect")

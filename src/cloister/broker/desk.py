@@ -77,22 +77,15 @@ class Desk:
         Nothing is decided yet, and nothing written unless it is denied. Raises Denied, and
         FetchError where the database fails.
         """
-        with self._decision("challenge", source) as noted:
-            request = _decoded(lambda: rcar.parse_request(body))
-            if request.version != rcar.VERSION:
-                raise Denied("version", f"this broker speaks version {rcar.VERSION} of RCAR only")
-            if request.ask is None and self._stock is None:
-                raise Denied("stock", "this broker does not answer stock clients")
-            challenge = Challenge(
-                nonce=self._random(NONCE_SIZE),
-                tee=request.tee,
-                uri=None if request.ask is None else request.ask.resource,
-                version=None if request.ask is None else request.ask.version,
-                expires=int(self.store.now()) + session.CHALLENGE_S,
-            )
-            noted["session"] = challenge.name
-            cookie = session.encode_cookie(challenge, self.store.master)
-            return rcar.encode_challenge(challenge.nonce), cookie
+        with self._decision("challenge", source):
+            return self._challenge(body)
+
+    def undenied_challenge(self, body: bytes) -> tuple[bytes, str] | None:
+        """As `challenge`, without the database; None where a denial has to be written down."""
+        try:
+            return self._challenge(body)
+        except Denied:
+            return None
 
     def attest(self, cookie: str | None, body: bytes, *, source: str) -> bytes:
         """Answer ``/attest``: a token, for one secret and one use. Raises as `challenge`."""
@@ -129,6 +122,22 @@ class Desk:
                 outcome.recorded = True
                 raise outcome
             return outcome
+
+    def _challenge(self, body: bytes) -> tuple[bytes, str]:
+        request = _decoded(lambda: rcar.parse_request(body))
+        if request.version != rcar.VERSION:
+            raise Denied("version", f"this broker speaks version {rcar.VERSION} of RCAR only")
+        if request.ask is None and self._stock is None:
+            raise Denied("stock", "this broker does not answer stock clients")
+        challenge = Challenge(
+            nonce=self._random(NONCE_SIZE),
+            tee=request.tee,
+            uri=None if request.ask is None else request.ask.resource,
+            version=None if request.ask is None else request.ask.version,
+            expires=int(self.store.now()) + session.CHALLENGE_S,
+        )
+        cookie = session.encode_cookie(challenge, self.store.master)
+        return rcar.encode_challenge(challenge.nonce), cookie
 
     def _attest_worker(
         self, challenge: Challenge, uri: ResourceUri, attestation: rcar.Attestation

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 MAX_WAITING: Final = 4096
 MAX_BYTES: Final = 256 * 1024 * 1024
@@ -35,19 +35,26 @@ class _Waiting:
     size: int
 
 
+_Begun: TypeAlias = "SimpleQueue[_Waiting | None]"
+"""What one thread has to run."""
+
+
 class Turns:
     """Lines of waiting work. For one event loop; `aclose` at its end."""
 
     def __init__(
         self, *, threads: int = 1, max_waiting: int = MAX_WAITING, max_bytes: int = MAX_BYTES
     ) -> None:
-        # Not an executor: its futures, and the loop's around them, cost more than a challenge.
-        self._begun: SimpleQueue[_Waiting | None] = SimpleQueue()
+        # Not an executor: its futures, and the loop's around them, cost more than a challenge. Nor
+        # one queue for all: each thing put into it would wake every thread that waits, one after
+        # the other, and those would take the interpreter from the one that works.
+        self._free: list[_Begun] = [SimpleQueue() for _ in range(threads)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"cloister-broker-{number}", daemon=True)
-            for number in range(threads)
+            threading.Thread(
+                target=self._work, args=(begun,), name=f"cloister-broker-{number}", daemon=True
+            )
+            for number, begun in enumerate(self._free)
         ]
-        self._free = threads
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
         self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
@@ -86,8 +93,8 @@ class Turns:
                 waiting.done.cancel()
         self._lines.clear()
         await self._idle.wait()
-        for _ in self._threads:
-            self._begun.put(None)
+        for begun in self._free:
+            begun.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -101,25 +108,28 @@ class Turns:
             self._bytes -= waiting.size
             if waiting.done.done():  # cancelled while it waited
                 continue
-            self._free -= 1
             self._idle.clear()
-            self._begun.put(waiting)
+            self._free.pop().put(waiting)  # the one that ended last, whose memory is still near
 
-    def _work(self) -> None:
+    def _work(self, begun: _Begun) -> None:
         """In a thread: run what has its turn, until the end."""
-        while (waiting := self._begun.get()) is not None:
+        while (waiting := begun.get()) is not None:
             result, failed = None, None
             try:
                 result = waiting.run()
             except BaseException as error:
                 failed = error
             with contextlib.suppress(RuntimeError):  # the loop was closed without `aclose`
-                waiting.done.get_loop().call_soon_threadsafe(self._end, waiting, result, failed)
+                waiting.done.get_loop().call_soon_threadsafe(
+                    self._end, begun, waiting, result, failed
+                )
             del waiting, result, failed  # what was decided is not kept until the next turn
 
-    def _end(self, waiting: _Waiting, result: Any, failed: BaseException | None) -> None:
-        self._free += 1
-        if self._free == len(self._threads):
+    def _end(
+        self, begun: _Begun, waiting: _Waiting, result: Any, failed: BaseException | None
+    ) -> None:
+        self._free.append(begun)
+        if len(self._free) == len(self._threads):
             self._idle.set()
         self._next()
         if waiting.done.done():  # the caller went away

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import parse_qsl
 
@@ -175,10 +176,13 @@ def read_nonce(query: bytes) -> bytes | None:
 def source_of(scope: Scope) -> str:
     """The network a request came from: an IPv4 address, or the /64 of an IPv6 address."""
     client = scope.get("client")
-    if not client:
-        return "unix"
+    return _network(client[0]) if client else "unix"
+
+
+@lru_cache(maxsize=1024)
+def _network(host: str) -> str:
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return "unknown"
     if isinstance(address, ipaddress.IPv6Address):

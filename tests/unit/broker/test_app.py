@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from joserfc import jwe
 from joserfc.jwk import ECKey
 
 from cloister.broker.app import BrokerApp
+from cloister.broker.turns import Turns
 from cloister.broker.vouching import CONFIGURATION
 from cloister.channel import rcar
 from cloister.channel.key_release import BrokerIdentity, broker_statement
@@ -221,6 +223,27 @@ async def test_who_waits_in_line_is_not_denied_more_often_either(tmp_path: Path)
         await app.aclose()
     assert set(statuses) == {403, 429}
     assert 3 < len(denied) < 10
+
+
+async def test_a_challenge_waits_for_nobody_and_its_denial_for_its_turn(tmp_path: Path) -> None:
+    """Nothing is written for it: a decision that takes long holds up other decisions only."""
+    gate = threading.Event()
+    with bench(tmp_path) as at:
+        app = in_process(at, turns=Turns(threads=1))
+        holding = asyncio.create_task(app.turns.take("other", lambda: gate.wait(30), size=0))
+        await asyncio.sleep(0)
+        before = at.log()
+        assert await asked(app, rcar.encode_request("tpm", rcar.Ask(resource=WEIGHTS))) == 200
+        denied = asyncio.create_task(asked(app, b"{}"))
+        while not app.turns.waiting:
+            await asyncio.sleep(0.01)
+        assert at.log() == before
+        gate.set()
+        assert await denied == 403
+        entries = at.log()[len(before) :]
+        assert [entry["detail"]["step"] for entry in entries] == ["challenge"]
+        assert await holding
+        await app.aclose()
 
 
 async def test_requests_that_arrive_are_bounded_together(tmp_path: Path) -> None:

@@ -425,6 +425,25 @@ def test_every_connection_to_a_file_flushes_what_it_commits(tmp_path: Path) -> N
     database.close()
 
 
+def test_connections_to_a_file_are_used_again_and_closed_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    database = Database.open(f"sqlite:///{path}")
+    for at_once in (1, 3, 2):
+        with contextlib.ExitStack() as stack:
+            for _ in range(at_once):
+                stack.enter_context(database.reading()).first(text("PRAGMA user_version"))
+            found = opened(path)
+    assert found == 3
+    database.close()
+    assert opened(path) == 0
+
+
+def opened(path: Path) -> int:
+    """How many descriptors of this process lead to `path`."""
+    open_now = Path("/proc/self/fd").iterdir()
+    return sum(one.exists() and one.samefile(path) for one in open_now)
+
+
 def test_tables_without_a_store_take_no_change(address: str) -> None:
     database = Database.open(address)
     tables.metadata.create_all(database.engine)

@@ -131,9 +131,10 @@ def _components(
     ]
     changed = [one for one in wrong if (one.kind, one.name) in named]
     unexpected = [one for one in wrong if (one.kind, one.name) not in named]
-    measured = Counter([(one.kind, one.name) for one in components])
-    twice = [_named(kind, name) for (kind, name), count in measured.items() if count > 1]
-    missing = [_named(kind, name) for kind, name in sorted(named - measured.keys())]
+    names = [(one.kind, one.name) for one in components]
+    measured = set(names)
+    twice = [] if len(measured) == len(names) else _repeated(names)
+    missing = [_named(kind, name) for kind, name in sorted(named - measured)]
     _model(components, [*changed, *unexpected], policy, ledger)
     _unchanged(PACKAGES, "package_mismatch", "installed packages", changed, ledger)
     _unchanged(RUNTIME, "component_mismatch", "interpreter and native files", changed, ledger)
@@ -155,6 +156,10 @@ def _components(
         refused=f"Measured, though not expected (or twice): {_some(extra)}.",
         source=Source.HARDWARE_PROVEN,
     )
+
+
+def _repeated(names: list[tuple[ComponentKind, str]]) -> list[str]:
+    return [_named(kind, name) for (kind, name), count in Counter(names).items() if count > 1]
 
 
 def _model(
