@@ -25,9 +25,11 @@ run: setup  ## Start a sealed worker, verify it, ask it a question; chat on a te
 	@$(BIN)/cloister demo
 
 JOBS ?= 3
+# Bytecode is kept, whatever the environment says: hundreds of programs are started here. Files come
+# in the order of tests/conftest.py, not those with most tests first.
 test: setup  ## Everything but the long runs (under ten minutes), in JOBS (3) processes
 	@scripts/setup tests
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## Style
 	@$(BIN)/ruff check .

@@ -89,7 +89,36 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 }
 
 
+LONGEST = (
+    "integration/test_guest_launched.py",
+    "integration/test_tpm_launch.py",
+    "integration/test_managed_engine.py",
+    "mutation/test_mutation.py",
+    "integration/test_engine_processes.py",
+    "integration/test_faults.py",
+    "integration/test_sdk_scripted.py",
+    "integration/test_sandbox_llama.py",
+    "integration/test_sdk_failures.py",
+    "integration/test_managed_sandbox.py",
+    "integration/test_managed_serve.py",
+    "integration/test_api_llama_values.py",
+    "unit/cli/test_deploy.py",
+    "unit/deploy/test_every_target.py",
+    "unit/attester/test_measure.py",
+    "integration/test_sdk_llama_index.py",
+    "integration/test_guest_enrolment.py",
+)
+"""Files that take half a minute or more on a busy machine. They go first, so that no process is
+left with one of them when the others have nothing more to do (``pytest -n --dist loadfile``)."""
+
+
+def long_first(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long_first(items)
     asked_for = str(config.getoption("-m"))
     for item in items:
         for marker in ON_REQUEST:

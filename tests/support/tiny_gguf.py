@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,27 @@ LAYERS = 1
 HEADS = 2
 
 
-def write_tiny(path: Path, *, dtype: Any = np.float16, layers: int = LAYERS) -> Path:
-    """Write the model in `dtype` (float16 or float32), always the same for the same arguments."""
-    rng = np.random.default_rng(7)
+@cache
+def _tokenizer() -> tuple[list[str], list[int], list[str]]:
+    """Tokens, their types, and merges of the demo model."""
     fields = gguf.GGUFReader(demo_model_path()).fields
-    tokens = fields["tokenizer.ggml.tokens"].contents()
+    tokens, types, merges = (
+        fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges")
+    )
+    return tokens, types, merges
+
+
+def write_tiny(
+    path: Path, *, dtype: Any = np.float16, layers: int = LAYERS, words: int | None = None
+) -> Path:
+    """Write the model in `dtype` (float16 or float32), always the same for the same arguments.
+
+    With `words` it has the first of the tokens only, and one merge: enough for whoever reads the
+    file and runs no model, and much sooner read by gguf's own reader.
+    """
+    rng = np.random.default_rng(7)
+    tokens, types, merges = _tokenizer()
+    tokens, types, merges = tokens[:words], types[:words], merges[: None if words is None else 1]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(512)
@@ -36,8 +53,8 @@ def write_tiny(path: Path, *, dtype: Any = np.float16, layers: int = LAYERS) -> 
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types(fields["tokenizer.ggml.token_type"].contents())
-    writer.add_token_merges(fields["tokenizer.ggml.merges"].contents())
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)

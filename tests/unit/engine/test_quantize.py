@@ -25,13 +25,16 @@ from cloister.engine.quantize import (
 from cloister.errors import ConfigurationError, MalformedError
 from support.tiny_gguf import write_tiny
 
+WORDS = 256
+"""Of the models' vocabulary: they are copied here, and not run."""
+
 # The largest error of a weight as a share of the largest weight of its block, with room.
 TOLERANCE = {"Q8_0": 0.005, "Q6_K": 0.04, "Q5_1": 0.04, "Q5_K": 0.06, "Q4_0": 0.14, "Q4_K": 0.12}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny-F16.gguf")
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny-F16.gguf", words=WORDS)
 
 
 def made(
@@ -143,7 +146,7 @@ def test_numpy_alone_cannot_make_all_types(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_an_unquantised_copy_is_the_file_itself(tmp_path: Path) -> None:
-    source = write_tiny(tmp_path / "t.gguf")
+    source = write_tiny(tmp_path / "t.gguf", words=WORDS)
     made(source, tmp_path / "a", "F16")
     made(tmp_path / "a/t-F16.gguf", tmp_path / "b", "F16")
     first, second = (tmp_path / folder / "t-F16.gguf" for folder in "ab")
@@ -194,7 +197,7 @@ def test_a_quantised_model_has_to_be_asked_for(tmp_path: Path) -> None:
 def test_a_record_of_something_else_is_not_lost(tiny: Path, tmp_path: Path) -> None:
     made(tiny, tmp_path, "Q8_0")
     made(tiny, tmp_path, "Q8_0,Q4_0")  # the same source again
-    other = write_tiny(tmp_path / "other.gguf", layers=2)
+    other = write_tiny(tmp_path / "other.gguf", layers=2, words=WORDS)
     with pytest.raises(ConfigurationError) as caught:
         made(other, tmp_path, "Q8_0")
     assert caught.value.code == "model.out_taken"
@@ -221,7 +224,7 @@ def test_a_model_in_parts_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "quantize.split"
 
 
-@pytest.mark.parametrize("keep", [0, 3, 100, 5000])
+@pytest.mark.parametrize("keep", [0, 3, 100, 2000, 5000])
 def test_what_is_no_model_is_malformed(keep: int, tiny: Path, tmp_path: Path) -> None:
     made(tiny, tmp_path / "whole", "Q8_0")
     path = tmp_path / "cut.gguf"

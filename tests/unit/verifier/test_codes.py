@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -209,12 +210,20 @@ def rows(page: str) -> dict[str, str]:
     return found
 
 
-VERIFIERS = tuple(survey(*FOLDERS))
-COMMANDS_CODES = tuple(survey(*CLI))
+@cache
+def of_verifiers() -> tuple[Found, ...]:
+    return tuple(survey(*FOLDERS))
+
+
+@cache
+def of_commands() -> tuple[Found, ...]:
+    return tuple(survey(*CLI))
 
 
 def test_every_expression_is_understood() -> None:
-    assert [(one.where, one.unknown) for one in (*VERIFIERS, *COMMANDS_CODES) if one.unknown] == []
+    assert [
+        (one.where, one.unknown) for one in (*of_verifiers(), *of_commands()) if one.unknown
+    ] == []
 
 
 def test_what_is_passed_on_still_is() -> None:
@@ -231,12 +240,12 @@ def test_what_is_passed_on_still_is() -> None:
 
 
 def test_codes_and_reference_agree() -> None:
-    used = {code for one in VERIFIERS for code in one.codes} | set(ChainFault)
+    used = {code for one in of_verifiers() for code in one.codes} | set(ChainFault)
     assert used == rows(CODES).keys()
 
 
 def test_the_commands_codes_are_in_theirs() -> None:
-    used = {code for one in COMMANDS_CODES for code in one.codes}
+    used = {code for one in of_commands() for code in one.codes}
     listed = rows(COMMANDS).keys()
     assert used - rows(CODES).keys() <= listed
     # Of other commands' codes it is only known that somebody still gives them.
