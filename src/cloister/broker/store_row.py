@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -25,7 +26,9 @@ class StoreRow:
     """Time of the last audit entry: no clock of a broker may begin before it."""
 
 
-def read_row(database: Database) -> StoreRow:
+def read_row(
+    database: Database, *, formats: Collection[int] = frozenset({tables.FORMAT})
+) -> StoreRow:
     """Read it; ConfigurationError if there is no store, or one of another format."""
     if not database.has(tables.store):
         raise no_store()
@@ -33,9 +36,11 @@ def read_row(database: Database) -> StoreRow:
         row = connection.first(select(tables.store))
     if row is None:
         raise no_store()
-    if row.format != tables.FORMAT:
+    if row.format not in formats:
         raise ConfigurationError(
-            "the store in this database is of another format than this version's",
+            f"the store in this database is of format {row.format}, and this version's are of"
+            f" {tables.FORMAT}: stop its brokers, keep a copy, and run `cloister broker upgrade`,"
+            " which knows format 2; of others, put the secrets into a new store",
             code="broker.format",
         )
     return StoreRow(

@@ -88,6 +88,22 @@ def identity(store: StoreAddress = DEFAULT_STORE) -> None:
 
 
 @broker.command()
+def upgrade(store: StoreAddress = DEFAULT_STORE, root_key: RootKeyName = DEFAULT_ROOT) -> None:
+    """Bring a store of an earlier version to this one's format. Stop its brokers, and copy it."""
+    from cloister.broker import upgrade as upgrading
+    from cloister.broker.clock import SteadyWall
+    from cloister.broker.database import Database
+    from cloister.broker.root_keys.places import open_root_key
+
+    database = Database.open(store)
+    try:
+        reached = upgrading.upgrade(database, open_root_key(root_key), now=SteadyWall())
+        typer.echo(f"the store is of format {reached} now")
+    finally:
+        database.close()
+
+
+@broker.command()
 def serve(
     *,
     store: StoreAddress = DEFAULT_STORE,

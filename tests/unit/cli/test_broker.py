@@ -50,6 +50,8 @@ def test_a_secret_s_life(broker: Path, capsys: pytest.CaptureFixture[str]) -> No
     identity = said(capsys, "init").strip()
     assert identity.startswith("ed25519:")
     assert said(capsys, "identity").strip() == identity
+    assert run("upgrade") == 2, "it is of this format"
+    assert "this version's format" in capsys.readouterr().err
     assert "released to nobody" in said(capsys, "secret", "put", URI, "--generate", "32")
     (broker / "policy.toml").write_text(POLICY)
     (broker / "values.json").write_text(simulated().reference_values.dump_json())
