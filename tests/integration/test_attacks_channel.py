@@ -330,7 +330,7 @@ def raw(url: str, message: bytes) -> bytes:
     """Send bytes to the worker and return how its answer begins."""
     target = urlsplit(url)
     with socket.create_connection((str(target.hostname), int(target.port or 0))) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.sendall(message)
         return connection.recv(65536)
 

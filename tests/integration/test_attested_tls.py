@@ -37,7 +37,7 @@ PATH = "/v1/chat/completions"
 async def client(pinned: Pinned, **headers: str) -> AsyncIterator[httpx2.AsyncClient]:
     """An HTTP client that trusts the pinned certificate, and nothing else."""
     async with httpx2.AsyncClient(
-        base_url=pinned.url, verify=pinned.context(), headers=headers, trust_env=False, timeout=30
+        base_url=pinned.url, verify=pinned.context(), headers=headers, trust_env=False, timeout=60
     ) as http:
         yield http
 
@@ -351,7 +351,7 @@ async def test_a_body_that_stops_coming_is_given_up(tmp_path: Path) -> None:
             "127.0.0.1", pinned.port, ssl=pinned.context()
         )
         writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{" % PATH.encode())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408")
         writer.close()

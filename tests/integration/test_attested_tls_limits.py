@@ -37,7 +37,7 @@ async def connected(pinned: Pinned, *, tls: bool = True) -> AsyncIterator[Stream
 async def served(pinned: Pinned) -> bool:
     """Whether an honest client is answered."""
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-        async with asyncio.timeout(20), connected(pinned) as (reader, writer):
+        async with asyncio.timeout(60), connected(pinned) as (reader, writer):
             writer.write(GET)
             return b" 200 " in await reader.readuntil(b"\r\n")
     return False
@@ -45,7 +45,7 @@ async def served(pinned: Pinned) -> bool:
 
 async def closed(reader: asyncio.StreamReader) -> bool:
     """Whether the worker has closed the connection, without a word in clear."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with contextlib.suppress(OSError):
             return b"HTTP" not in await reader.read()
     return True
@@ -82,7 +82,7 @@ async def test_the_protocol_is_http_1_1_and_nothing_outlives_a_connection(tmp_pa
 
         def once() -> tuple[str | None, str | None, bool]:
             with (
-                socket.create_connection(("127.0.0.1", pinned.port), timeout=20) as plain,
+                socket.create_connection(("127.0.0.1", pinned.port), timeout=60) as plain,
                 context.wrap_socket(plain, server_hostname="127.0.0.1") as inside,
             ):
                 inside.sendall(GET)
@@ -171,7 +171,7 @@ async def test_heads_are_bounded(tmp_path: Path, head: bytes) -> None:
             for at in range(0, len(head), 8192):
                 writer.write(head[at : at + 8192])
                 await writer.drain()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with contextlib.suppress(OSError):
                 while await reader.read(65536):
                     pass

@@ -99,7 +99,7 @@ class WorkerThread:
 
     def __enter__(self) -> WorkerThread:
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,7 +190,7 @@ def test_a_stopped_engine_is_an_error_and_not_an_answer() -> None:
         client = cloister.OpenAI(base_url=worker.url, verifier=DigestVerifier(), max_retries=0)
         with pytest.raises(openai.APIError):
             words(client)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 assert words(client) == "well"

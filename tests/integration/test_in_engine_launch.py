@@ -113,5 +113,5 @@ def test_what_is_no_application_is_not_started(state: Path, named: str) -> None:
     ):
         with pytest.raises(EngineError):
             worker.wait_ready(90)
-        assert worker.wait(20) == 1
+        assert worker.wait(60) == 1
     assert b"configuration.application" in output.read_bytes()

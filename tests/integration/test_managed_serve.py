@@ -207,7 +207,7 @@ def test_a_configuration_of_other_words_is_not_served(vllm: Served) -> None:
     ):
         with pytest.raises(EngineError):
             worker.wait_ready(90)
-        assert worker.wait(20) == 1
+        assert worker.wait(60) == 1
     assert b"configuration.engine_mismatch" in output.read_bytes()
 
 

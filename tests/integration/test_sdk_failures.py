@@ -141,9 +141,8 @@ def test_a_client_that_waits_no_longer(place: Place) -> None:
     hasty = place.client.with_options(timeout=0.5)
     with pytest.raises(openai.APITimeoutError):
         create(hasty)
-    stream = create(hasty, stream=True)
     with pytest.raises((openai.APIConnectionError, openai.APITimeoutError)):
-        list(stream)
+        list(create(hasty, stream=True))
     place.will()
     create(place.client)
     until(lambda: place.script.bare.running == place.script.behind.running == 0)

@@ -43,5 +43,5 @@ def test_state_that_is_no_tpms_is_refused_and_nothing_runs_on(tmp_path: Path) ->
     with pytest.raises(TpmError, match="does not start") as refused:
         SoftwareTpm.start(replace(made, state=broken), runtime=tmp_path / "runtime")
     assert refused.value.code == "tpm.swtpm"
-    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert set(Path("/proc/self/fd").iterdir()) <= before
     assert mentioning(str(tmp_path)) == []

@@ -115,7 +115,7 @@ def gone(pid: int) -> bool:
     return not status.exists() or status.read_text().split(")")[1].split()[0] == "Z"
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], timeout: float = 60.0) -> bool:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -139,7 +139,7 @@ def test_worker_quotes_what_was_measured_before_it_started(
 ) -> None:
     made = plan()
     with launch(made) as worker:
-        ready = worker.wait_ready(30)
+        ready = worker.wait_ready(60)
         assert quoted_digest(ready) == expected_digest(worker, ready)
         assert ready["configuration"] == {"debug": False}
         assert ready["operator"] == {"secret_path": "/operator/only"}
@@ -153,7 +153,7 @@ def test_worker_quotes_what_was_measured_before_it_started(
         directory = Path(ready["directory"])
         assert directory.stat().st_mode & 0o777 == 0o700
         worker.terminate()
-        assert worker.wait(10) == 7
+        assert worker.wait(60) == 7
     assert not directory.exists()
     assert {path.name for path in state.iterdir()} == {
         ".lock",
@@ -169,7 +169,7 @@ def test_nothing_is_handed_over_where_others_can_read_it(
     monkeypatch.setenv("PYTHONPATH", "/evil")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/evil")
     with launch(plan()) as worker:
-        ready = worker.wait_ready(30)
+        ready = worker.wait_ready(60)
         assert set(ready["environment"]) <= {"LANG", "PATH", "TMPDIR", "LC_CTYPE"}
         assert len(ready["arguments"]) == 2
         assert ready["inheritable"] == []
@@ -179,7 +179,7 @@ def test_another_configuration_quotes_differently_under_the_same_key(
     plan: Callable[..., LaunchPlan],
 ) -> None:
     with launch(plan()) as first, launch(plan(isolation="none")) as second:
-        digests = [quoted_digest(worker.wait_ready(30)) for worker in (first, second)]
+        digests = [quoted_digest(worker.wait_ready(60)) for worker in (first, second)]
         assert digests[0] != digests[1]
         assert first.enrolment_ca == second.enrolment_ca
         keys = [worker.ak_chain[0].public_key() for worker in (first, second)]
@@ -188,14 +188,14 @@ def test_another_configuration_quotes_differently_under_the_same_key(
 
 def test_worker_that_ends_early_is_reported(plan: Callable[..., LaunchPlan]) -> None:
     with launch(plan("broken")) as worker, pytest.raises(EngineError) as caught:
-        worker.wait_ready(30)
+        worker.wait_ready(60)
     assert caught.value.code == "worker.ended"
     assert worker.wait() == 3
 
 
 def test_worker_that_does_not_listen_is_ended(plan: Callable[..., LaunchPlan]) -> None:
     worker = launch(plan("stubborn"))
-    worker.wait_ready(30)
+    worker.wait_ready(60)
     with pytest.raises(EngineError, match="not ready within"):
         worker.wait_ready(0.05)
     assert worker.close(grace=0.2) == -signal.SIGKILL
@@ -204,7 +204,7 @@ def test_worker_that_does_not_listen_is_ended(plan: Callable[..., LaunchPlan]) -
 
 def test_certificate_is_renewed_without_a_restart(plan: Callable[..., LaunchPlan]) -> None:
     with launch(plan()) as worker:
-        worker.wait_ready(30)
+        worker.wait_ready(60)
         before = worker.ak_chain[0]
         worker.renew_certificate()
         after = worker.ak_chain[0]
@@ -308,7 +308,7 @@ def test_signals_are_passed_on_and_the_status_comes_back(
 ) -> None:
     with launcher_process(plan()) as (process, directory, others):
         process.send_signal(number)
-        assert process.wait(20) == 7
+        assert process.wait(60) == 7
         assert all(gone(other) for other in others)
         assert not Path(directory).exists()
 
@@ -320,7 +320,7 @@ def test_prepared_state_is_what_the_launch_uses(
     prepare(made)
     before = sorted(path for path in made.state_dir.rglob("*") if path.is_file())
     with launch(made) as worker:
-        worker.wait_ready(30)
+        worker.wait_ready(60)
     assert sorted(path for path in made.state_dir.rglob("*") if path.is_file()) == before
 
 

@@ -269,7 +269,7 @@ def test_tpm_ends_with_its_last_connection(running: tuple[SoftwareTpm, Manufactu
     tpm, _ = running
     assert tpm.poll() is None
     tpm.tpm.close()
-    assert tpm._process.wait(5) == 0
+    assert tpm._process.wait(60) == 0
 
 
 @pytest.mark.skipif(which("tpm2_checkquote") is None, reason="tpm2-tools is not installed")

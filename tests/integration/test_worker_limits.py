@@ -310,19 +310,20 @@ async def test_reports_are_limited_per_source() -> None:
         assert await ask("192.0.2.1") == 200
 
 
-class SlowEvidence(FakeEvidence):
-    def quote(self, statement_digest: bytes) -> Any:
-        import time
-
-        time.sleep(0.2)
-        return super().quote(statement_digest)
-
-
 async def test_the_queue_for_reports_is_bounded() -> None:
+    answer = threading.Event()
+
+    class SlowEvidence(FakeEvidence):
+        def quote(self, statement_digest: bytes) -> Any:
+            answer.wait(60)
+            return super().quote(statement_digest)
+
     settings = WorkerSettings(reports=ReportSettings(max_waiting=2))
     async with running(settings, evidence=SlowEvidence()) as bench:
         calls = [Call(bench.worker, "GET", "/v1/aci/attestation", query=NONCE) for _ in range(5)]
         models = await bench.peer.ask("/v1/models")
+        await until(lambda: sum(one.task.done() for one in calls) == 3)
+        answer.set()
         outers = [await one.result() for one in calls]
         assert sorted(outer.status for outer in outers) == [200, 200, 503, 503, 503]
         assert all(o.headers[b"retry-after"] for o in outers if o.status == 503)
@@ -336,7 +337,7 @@ async def test_a_device_that_hangs_is_asked_by_one_thread_only() -> None:
     class HangingEvidence(FakeEvidence):
         def quote(self, statement_digest: bytes) -> Any:
             entered.append(threading.current_thread())
-            answer.wait(5)
+            answer.wait(60)
             return super().quote(statement_digest)
 
     settings = WorkerSettings(reports=ReportSettings(timeout_s=0.05))
@@ -345,11 +346,11 @@ async def test_a_device_that_hangs_is_asked_by_one_thread_only() -> None:
             outer = await call(bench.worker, "GET", "/v1/aci/attestation", query=NONCE)
             assert outer.status == 503
         large = chat("x" * 2 * IN_A_THREAD_FROM)  # needs a thread of its own
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             assert (await bench.peer.ask(document=large)).status == 200
         assert len(entered) == 1
         answer.set()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             while outer.status != 200:
                 outer = await call(bench.worker, "GET", "/v1/aci/attestation", query=NONCE)
         assert bench.evidence.made == 2  # those given up meanwhile were never asked for

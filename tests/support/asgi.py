@@ -96,7 +96,7 @@ class Call:
 
     async def pieces(self, count: int) -> None:
         """Wait until `count` pieces have arrived."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.outer.pieces) < count and not self.task.done():
                 self._piece.clear()
                 await self._piece.wait()

@@ -124,7 +124,7 @@ class Card:
         kind = 0x86DD if packet[0] >> 4 == 6 else 0x0800
         os.write(self.descriptor, OWN_MAC + HOST_MAC + struct.pack("!H", kind) + packet)
 
-    def seen(self, wait_ms: int = 15) -> Iterator[bytes]:
+    def seen(self, wait_ms: int = 50) -> Iterator[bytes]:
         """The frames that have left; the kernel hands them over as it sends them."""
         while select.select([self.descriptor], [], [], wait_ms / 1000)[0]:
             yield os.read(self.descriptor, 65536)
@@ -252,7 +252,7 @@ def converse(card: Card, listener: socket.socket) -> list[str]:
     card.put(tcp(peer, own, ACK, sequence=1001, acknowledged=theirs, data=b"ask"))
     accepted = listener.accept()[0]
     with accepted:
-        accepted.settimeout(5)
+        accepted.settimeout(60)
         accepted.sendall(accepted.recv(16).upper())
         answers = [frame for frame in card.seen() if frame[23] == 6]
         card.put(tcp(peer, own, RST, sequence=1004))
@@ -269,7 +269,7 @@ def main() -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind(("", PORT))
     listener.listen()
-    listener.settimeout(5)
+    listener.settimeout(60)
     for _ in card.seen(200):
         pass  # what the kernel itself says when a card comes up
     left: dict[str, list[str]] = {"a client": converse(card, listener)}

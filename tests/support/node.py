@@ -70,4 +70,4 @@ def running(script: str) -> Iterator[Peer]:
         yield peer
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0

@@ -117,7 +117,7 @@ def _connect(folder: Path) -> Any:
     import psycopg
 
     return psycopg.connect(
-        f"host={folder} user=cloister dbname=postgres", autocommit=True, connect_timeout=10
+        f"host={folder} user=cloister dbname=postgres", autocommit=True, connect_timeout=60
     )
 
 

@@ -136,7 +136,7 @@ def upstream_policy() -> AppraisalPolicy:
     )
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until `condition` holds; TimeoutError if it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -75,7 +75,7 @@ class SimulatedSource:
 
     def quote(self, statement_digest: bytes) -> Mapping[str, EvidenceItem]:
         self.made += 1
-        self.gate.wait(timeout=30)
+        self.gate.wait(timeout=60)
         return quoted(self.attester, statement_digest)
 
 
@@ -126,7 +126,7 @@ class LiveWorker:
 
     def run(self, step: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine where the worker runs."""
-        return asyncio.run_coroutine_threadsafe(step, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(step, self._loop).result(60)
 
     @property
     def config(self) -> KeyConfig:
@@ -240,7 +240,7 @@ def live_worker(
 
     thread = threading.Thread(target=run, name="worker")
     thread.start()
-    ready.wait(30)
+    ready.wait(60)
     if not started:
         thread.join()
         raise RuntimeError("the worker did not start")
@@ -399,7 +399,7 @@ class HeldPost:
             )
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -270,7 +270,7 @@ def chat(text: str = "hello", **fields: Any) -> dict[str, Any]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until `condition` holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 

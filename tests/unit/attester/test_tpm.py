@@ -125,7 +125,7 @@ def test_ak_template_is_a_restricted_p256_signing_key() -> None:
 @pytest.fixture
 def pair() -> Iterator[tuple[SocketTransport, socket.socket]]:
     ours, theirs = socket.socketpair()
-    transport = SocketTransport(ours, timeout=2.0)
+    transport = SocketTransport(ours, timeout=60.0)
     yield transport, theirs
     transport.close()
     theirs.close()

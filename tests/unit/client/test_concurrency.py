@@ -71,7 +71,7 @@ def test_threads_share_one_verification_after_a_restart() -> None:
 
 def test_threads_share_one_failure() -> None:
     worker = FakeWorker(refuse="no")
-    verifier = FakeVerifier(delay=0.1)
+    verifier = FakeVerifier(delay=1)
     client = blocking(worker, verifier)
     barrier = threading.Barrier(THREADS)
 
@@ -93,7 +93,7 @@ def test_threads_share_one_connection_failure() -> None:
     def unreachable(_: WireRequest) -> WireReply:
         nonlocal tried
         tried += 1
-        threading.Event().wait(0.1)
+        threading.Event().wait(1)
         raise httpx2.ConnectTimeout("nobody there")
 
     client = blocking(unreachable, FakeVerifier())

@@ -388,7 +388,7 @@ def test_threads_fetch_once(kept: EndorsementCache) -> None:
     class Slow(Gives):
         def fetch(self, request: ArtefactRequest, *, at: datetime) -> Artefact:
             started.set()
-            assert proceed.wait(10)
+            assert proceed.wait(60)
             return super().fetch(request, at=at)
 
     slow, results = Slow(tcb_info()), []
@@ -398,7 +398,7 @@ def test_threads_fetch_once(kept: EndorsementCache) -> None:
     ]
     for thread in threads:
         thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     proceed.set()
     for thread in threads:
         thread.join()

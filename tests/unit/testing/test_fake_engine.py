@@ -76,7 +76,7 @@ async def test_faults() -> None:
         async for chunk in (await engine.send(asked(stream=True))).chunks:
             got.append(chunk)  # noqa: PERF401 - what came before the error is kept
     assert (caught.value.code, len(got)) == (STOPPED, 2)
-    await asyncio.wait_for(engine.wait_stopped(), 1)
+    await asyncio.wait_for(engine.wait_stopped(), 60)
     with pytest.raises(EngineError) as caught:
         await engine.send(asked())
     assert caught.value.code == NOT_RUNNING

@@ -26,7 +26,7 @@ from support.sealed import until
 async def test_a_frozen_engine_is_noticed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member_module, "PROBE_EVERY_S", 0.02)
     engine = Noting(script=lambda *_: Answer(rate=20), recyclable=True, slots=4)
-    async with running(engine=engine, probe_s=0.02) as bench:
+    async with running(engine=engine, probe_s=0.3) as bench:
         stream = await bench.open()
         await anext(aiter(stream.chunks))
         await asyncio.sleep(0.3)
@@ -128,10 +128,10 @@ async def test_a_client_that_does_not_read_is_not_the_engines_silence() -> None:
 
 async def test_an_engine_heard_by_one_client_is_not_silent() -> None:
     def script(_: str, body: Any) -> Answer:
-        return Answer(stall_after=1) if body.get("stall") else Answer(rate=50, tokens=("x",) * 40)
+        return Answer(stall_after=1) if body.get("stall") else Answer(rate=50, tokens=("x",) * 100)
 
     engine = Noting(script=script, recyclable=True, slots=4)
-    async with running(engine=engine, stall_s=0.3) as bench:
+    async with running(engine=engine, stall_s=1.5) as bench:
         body = b'{"stream":true,"stall":true}'
         stalled = await bench.pool.send(EngineRequest(path=CHAT_COMPLETIONS, body=body))
         bench.answers.append(stalled)

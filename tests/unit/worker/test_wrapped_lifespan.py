@@ -26,7 +26,7 @@ class Server:
 
     async def run(self, app: Any) -> None:
         wrapped = WrappedLifespan(self.receive, self.send, begin=self.begin, end=self.end)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await wrapped.run(app, {"type": "lifespan"})
 
     async def receive(self) -> MutableMapping[str, Any]:
