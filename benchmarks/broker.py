@@ -309,7 +309,7 @@ def run(context: Context) -> Report:
                         ),
                         Arm(name="primitives", run=primitives),
                     ],
-                    context.plan(8),
+                    context.plan(10),
                 )
             busy = measure(
                 [
@@ -321,7 +321,7 @@ def run(context: Context) -> Report:
                     ),
                     Arm(name="primitives", run=lambda: _rate(primitives())),
                 ],
-                context.plan(6),
+                context.plan(10),
             )
             crowd, ends = _all_at_once(port, pid, prover, identity, workers=many, each=1)
         shares = _shares(directory / "shares", worker, context.count(40, 2))
