@@ -519,7 +519,7 @@ async def test_a_client_that_leaves_cancels_the_generation(path: str) -> None:
 @pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
 async def test_time_runs_out_in_the_formats_own_words(path: str) -> None:
     engine = FakeEngine(script=lambda *_: Answer(stall_after=2))
-    settings = WorkerSettings(limits=Limits(generation_s=0.2))
+    settings = WorkerSettings(limits=Limits(generation_s=1))
     async with running(settings, engine=engine) as bench:
         inner = await bench.peer.ask(path, MINIMAL[path] | {"stream": True})
         assert inner.events[-1]["type"] == "error"

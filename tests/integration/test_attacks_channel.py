@@ -301,7 +301,7 @@ def peak_of(action: Callable[[], object]) -> int:
 
 
 def test_gigabytes_declared_by_a_request_are_refused_before_memory_is_taken() -> None:
-    settings = WorkerSettings(limits=Limits(first_byte_s=0.3))
+    settings = WorkerSettings(limits=Limits(first_byte_s=2))
     with scene(settings) as at:
         answered(at.client())
         url, config = at.live.url, at.live.config

@@ -122,7 +122,7 @@ def test_a_ratio_to_less_than_a_tick_is_said_to_be_none() -> None:
 def test_a_slower_arm_is_seen_as_slower() -> None:
     def slow(path: str, body: Mapping[str, Any]) -> Answer:
         made = words(path, body)
-        return Answer(tokens=made.tokens, rate=40)
+        return Answer(tokens=made.tokens, rate=10)
 
     (found,) = run(Stage({"sealed+sandbox": slow}), comparison(levels=(1,)))
     ratio = found.ratio("sealed+sandbox", "plain", "decode_tokens_per_s")

@@ -75,7 +75,7 @@ class Watch:
         until(lambda: self.at.live.worker.ready)
 
 
-LIMITS = Limits(generation_s=0.3, max_request_bytes=200_000, first_byte_s=0.3)
+LIMITS = Limits(generation_s=1.5, max_request_bytes=200_000, first_byte_s=1.5)
 
 
 @pytest.fixture

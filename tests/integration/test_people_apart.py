@@ -123,7 +123,7 @@ async def test_a_stolen_cache_secret_is_no_way_into_a_process(tmp_path: Path) ->
 
 def story(_: str, body: Mapping[str, Any]) -> Answer:
     if body["messages"][0]["content"] == "long":
-        return Answer(tokens=("x",) * 5, rate=50)
+        return Answer(tokens=("x",) * 5, rate=5)
     return Answer.text("short")
 
 

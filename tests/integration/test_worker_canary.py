@@ -15,7 +15,7 @@ from support.asgi import call
 from support.sealed import chat, until
 from support.worker import running
 
-LIMITS = WorkerSettings(limits=Limits(generation_s=0.3, drain_s=0.05))
+LIMITS = WorkerSettings(limits=Limits(generation_s=1.5, drain_s=0.05))
 
 
 def found(marker: str, *places: Path) -> list[Path]:

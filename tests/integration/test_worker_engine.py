@@ -261,7 +261,7 @@ async def test_time_runs_out_while_a_client_is_slow_to_read(read_first: int) -> 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_time_runs_out(stream: bool) -> None:
     engine = FakeEngine(script=lambda *_: Answer(stall_after=2))
-    async with running(limits(generation_s=0.2), engine=engine) as bench:
+    async with running(limits(generation_s=1), engine=engine) as bench:
         sealed = bench.peer.seal(document=chat(stream=stream))
         async with asyncio.timeout(60):
             inner = sealed.opened(await bench.peer.send(sealed))

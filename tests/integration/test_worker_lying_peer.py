@@ -298,7 +298,7 @@ async def test_silence_is_ended_by_the_time_limit(
 ) -> None:
     if not stream and said.startswith(STREAM):
         said = head(b"application/json", b"Content-Length: 9") + b"{"
-    async with lying(tmp_path, HONEST, limits(generation_s=0.3)) as bench:
+    async with lying(tmp_path, HONEST, limits(generation_s=1)) as bench:
         bench.engine.handler = saying(said)
         inner = await bench.peer.ask(document=chat(stream=stream))
         error = inner.events[-1]["error"] if inner.status == 200 else inner.error
