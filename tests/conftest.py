@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -87,6 +88,20 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "curl": missing_curl,
     "evidence": missing_evidence,
 }
+
+
+SHORT = 40
+"""Longest path of a folder in which pytest's own folders leave room for a Unix socket."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses its folder
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave a deep temporary folder: a Unix socket's path holds 107 bytes, pytest takes about
+    sixty of them, and many tests have a socket in ``tmp_path``."""
+    if config.option.basetemp is None and len(tempfile.gettempdir()) > SHORT:
+        short = tempfile.mkdtemp(prefix="tests-", dir="/tmp")
+        config.option.basetemp = short
+        config.add_cleanup(lambda: shutil.rmtree(short, ignore_errors=True))
 
 
 LONGEST = (
