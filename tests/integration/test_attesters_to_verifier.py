@@ -18,14 +18,17 @@ import pytest
 from cloister.attester.configfs_tsm import TsmAttester
 from cloister.attester.gramine import GramineAttester
 from cloister.attester.machine import MachineAttester, encode_item
+from cloister.attester.nitro_tpm import NitroTpmAttester
 from cloister.attester.nsm import NitroAttester, Nsm
 from cloister.attester.sev_guest import EXTENDED_REQUEST, REQUEST, SevGuest, SevGuestAttester
+from cloister.attester.tpm import Tpm
 from cloister.errors import AppraisalError
 from cloister.evidence import items
-from cloister.evidence.report import MEDIA_TYPE_CERTIFICATE, EvidenceItem
+from cloister.evidence.report import ITEM_EVENT_LOG, MEDIA_TYPE_CERTIFICATE, EvidenceItem
 from cloister.evidence.snp import CertificateKind
 from cloister.strictjson import JsonObject
 from cloister.testing.simulated_hardware import SimulatedHardware
+from cloister.testing.simulated_nitro_tpm import SimulatedNitroTpm
 from cloister.testing.simulated_snp import certificate_table
 from cloister.verifier import policy
 from cloister.verifier.report import verify_report
@@ -162,12 +165,24 @@ def nitro_by_device(directory: Path, issue: Quote) -> Quote:
     return NitroAttester(Nsm(ioctl=module, device=directory / "nsm")).quote
 
 
+def nitro_tpm_by_device(_: Path, issue: Quote) -> Quote:
+    made = issue(bytes(32))  # whose log is that of every other one
+
+    def attest(*, user_data: bytes, **_: object) -> bytes:
+        return issue(user_data)[items.ITEM_NITRO_TPM_DOCUMENT].data
+
+    return NitroTpmAttester(
+        Tpm(SimulatedNitroTpm(attest)), event_log=made[ITEM_EVENT_LOG].data
+    ).quote
+
+
 WAYS = [
     ("snp", snp_by_configfs),
     ("snp", snp_by_device),
     ("tdx", tdx_by_configfs),
     ("sgx", sgx_by_gramine),
     ("nitro", nitro_by_device),
+    ("nitro-tpm", nitro_tpm_by_device),
 ]
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,9 +25,17 @@ from typer.testing import CliRunner, Result
 
 from cloister.attester.start_disk import DISK_BYTES, parse_disk
 from cloister.cli.main import build_app
+from cloister.endorsements.certificates import parse_certificate
+from cloister.endorsements.roots import Anchor, Roots, Vendor
 from cloister.errors import CloisterError, ConfigurationError, EngineError
 from cloister.manifest import SignedManifest
 from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
+from cloister.verifier.appraise.worker import manifest_register
+from cloister.verifier.expected import Expected
+from cloister.verifier.ledger import Ledger
+from cloister.verifier.platforms.nitro_tpm import NitroTpmEvidence, verify_nitro_tpm
+from cloister.verifier.policy import development
+from cloister.verifier.result import Finding
 from cloister.worker.api_keys import ApiKeyFile
 from support.manifests import ALICE, IMAGE
 
@@ -244,6 +253,93 @@ sys.exit(guest.main(guest.Surroundings(
     open_nsm=Module,
 )))
 """
+
+
+NITRO_TPM = """
+import hashlib, json, os, socket, sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cloister.attester import guest
+from cloister.attester.tpm import Tpm
+from cloister.evidence.eventlog import Event
+from cloister.evidence.nitro import DocumentKind
+from cloister.evidence.tpm import Alg
+from cloister.testing.simulated_nitro import SimulatedNitro
+from cloister.testing.simulated_nitro_tpm import SimulatedNitroTpm
+from cloister.testing.simulated_vtpm import SimulatedVtpm
+
+listening, folder = int(sys.argv[4]), Path(sys.argv[6])
+sys.path.insert(0, str(folder))
+import stand_in
+
+vtpm, nitro = SimulatedVtpm(banks=(Alg.SHA256, Alg.SHA384)), SimulatedNitro(now=datetime.now(UTC))
+vtpm.boot()
+(folder / "boot-log").write_bytes(vtpm.event_log())
+(folder / "root").write_bytes(nitro.root.der)
+
+def attest(**asked):
+    return nitro.document(
+        kind=DocumentKind.NITRO_TPM, pcrs=vtpm.registers[Alg.SHA384], **asked
+    )
+
+class Measuring:
+    def extend_banks(self, pcr, digests):
+        vtpm.extend(Event(pcr=pcr, type=0, digests=digests, data=b""))
+
+def worker(handover):
+    assert handover.tee_type == "nitro-tpm"
+    for name, item in handover.attester.quote(bytes(range(32))).items():
+        (folder / name).write_bytes(item.data)
+    return stand_in_main(handover)
+
+stand_in_main, stand_in.main = stand_in.main, worker
+guest.ENTRY = "stand_in:main"
+sys.exit(guest.main(guest.Surroundings(
+    settings=folder / "worker.json",
+    run=folder,
+    open_tpm=Measuring,
+    open_nitro_tpm=lambda: Tpm(SimulatedNitroTpm(attest)),
+    open_machine=lambda named: sys.exit("the guest knows how to ask a NitroTPM"),
+    open_port=lambda: (
+        None if listening < 0 else socket.socket(fileno=listening).accept()[0].detach()
+    ),
+)))
+"""
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["a manifest", "none"])
+@pytest.mark.parametrize("port", [True, False], ids=["a port", "a start disk"])
+def test_an_instance_with_a_nitro_tpm_measures_its_manifest(
+    manifest: SignedManifest, tmp_path: Path, named: bool, port: bool
+) -> None:
+    """It needs nobody's certificate: with a port not the operator's, and without none at all."""
+    given = manifest if named else None
+    disk = None if port else start_disk(tmp_path, given)
+    with guest("nitro-tpm", None, disk=disk, port=port, program=NITRO_TPM) as at:
+        if port:
+            said = at.start(given)
+            assert said.exit_code == 0, said.output
+        assert at.process.wait(WITHIN_S) == 0, (at.folder / "errors").read_text()
+        evidence = NitroTpmEvidence(
+            document=(at.folder / "nitrotpm.document").read_bytes(),
+            event_log=(at.folder / "tpm.event_log").read_bytes(),
+        )
+        root = parse_certificate((at.folder / "root").read_bytes())
+    anchor = Anchor(vendor=Vendor.AWS_NITRO, certificate=root, development=True)
+    ledger = Ledger()
+    outcome = verify_nitro_tpm(
+        evidence,
+        policy=development(),
+        roots=Roots(anchors=(anchor,)),
+        at=datetime.now(UTC),
+        expected=Expected(values={"user_data": bytes(range(32))}),
+        ledger=ledger,
+    )
+    assert {claim.finding for claim in ledger.close(development=True)} == {Finding.AFFIRMING}
+    digest = bytes.fromhex(manifest.digest)
+    expected = manifest_register("nitro-tpm", digest) if named else bytes(48)
+    assert outcome.registers["pcr13"] == expected
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["a manifest", "none"])

@@ -66,7 +66,8 @@ class FakeTpm(Tpm):
         self.created.append(template)
         return LoadedKey(handle=0x80000000, public=self.public)
 
-    def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
+    def read_pcrs(self, pcrs: Sequence[int], *, bank: int = Alg.SHA256) -> dict[int, bytes]:
+        assert bank == Alg.SHA256
         return {pcr: self.registers[pcr] for pcr in pcrs}
 
     def quote(self, key: int, qualifying_data: bytes, pcrs: Sequence[int]) -> tuple[bytes, bytes]:

@@ -6,7 +6,8 @@ the worker does stands in ``worker.json`` of the same measured disk; nothing els
 changes it.
 
 In an enclave the operator's port is a vsock port, and the manifest's digest goes into a register of
-the security module.
+the security module. At AWS outside of one, the NitroTPM makes the evidence, which needs nobody's
+certificate.
 
 Weights that lie sealed on the model disk are opened into a folder in memory, which is made before
 the process has a second thread. Their key comes from the broker that ``worker.json`` names, to
@@ -23,6 +24,7 @@ that answers the operator's port (`cloister.attester.guest_port`) has a TPM conn
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -66,7 +68,8 @@ from cloister.errors import (
     ConfigurationError,
 )
 from cloister.evidence.component import CONFIGURATION_MANIFEST
-from cloister.evidence.items import TEE_TYPE_NITRO, TEE_TYPE_TPM_BOOT
+from cloister.evidence.items import TEE_TYPE_NITRO, TEE_TYPE_NITRO_TPM, TEE_TYPE_TPM_BOOT
+from cloister.evidence.tpm import Alg
 
 if TYPE_CHECKING:
     from cloister.attester.nsm import Nsm
@@ -91,6 +94,12 @@ def _open_machine(platform: str) -> Evidence:
     return open_attester(platform)
 
 
+def _open_nitro_tpm() -> Tpm:
+    from cloister.attester.nitro_tpm import DEVICE
+
+    return open_tpm(DEVICE)
+
+
 def _open_nsm() -> Nsm:
     from cloister.attester.nsm import Nsm  # no other guest needs CBOR
 
@@ -104,6 +113,8 @@ class Surroundings:
     settings: Path = SETTINGS
     run: Path = RUN
     open_tpm: Callable[[], Tpm] = open_tpm
+    open_nitro_tpm: Callable[[], Tpm] = _open_nitro_tpm
+    """Past the kernel's resource manager."""
     open_port: Callable[[], int | None] = _open_port
     """The operator's port; None on a machine that has none."""
     open_listener: Callable[[], socket.socket] = listen_vsock
@@ -181,6 +192,9 @@ def _run(around: Surroundings) -> int:
     bundle = state.wait_for_start(around.patience_s)
     if settings.platform == TEE_TYPE_NITRO:
         fix_enclaves_manifest(around.open_nsm(), bundle)
+    elif settings.platform == TEE_TYPE_NITRO_TPM:
+        if bundle is not None:
+            measure_manifest(around.open_tpm(), bundle, sha384=True)
     elif not isinstance(evidence, DeviceTpmAttester):
         require_manifest(evidence, bundle)
     elif bundle is not None:
@@ -279,6 +293,11 @@ def require_certificate(evidence: Evidence) -> None:
 
 def _evidence(platform: str, around: Surroundings, provided: Sequence[tuple[int, int]]) -> Evidence:
     """`provided` names keys of the machine's provider, for who gets no other certificate."""
+    if platform == TEE_TYPE_NITRO_TPM:
+        from cloister.attester.nitro_tpm import NitroTpmAttester  # no other guest needs CBOR
+
+        log = read_boot_log(around.boot_log)
+        return NitroTpmAttester(around.open_nitro_tpm(), event_log=log)
     if platform != TEE_TYPE_TPM_BOOT:
         return around.open_machine(platform)
     tpm = around.open_tpm()
@@ -293,17 +312,21 @@ def digest_of(bundle: bytes) -> str:
     return load_bundle(bundle).digest
 
 
-def measure_manifest(tpm: Tpm, bundle: bytes) -> bytes:
+def measure_manifest(tpm: Tpm, bundle: bytes, *, sha384: bool = False) -> bytes:
     """Extend the register for manifests with the digest of the one in `bundle`; return the digest.
 
     The digest itself, not its hash: so a verifier computes the register from the digest that the
-    claims document names (`cloister.verifier.appraise.worker`).
+    claims document names (`cloister.verifier.appraise.worker`). With `sha384` also in that bank,
+    which takes 48 bytes: there with the SHA-384 of the digest.
 
     Raises:
         MalformedError: it is no manifest's bundle.
     """
     digest = bytes.fromhex(digest_of(bundle))
-    tpm.extend(MANIFEST_REGISTER, digest)
+    digests = {int(Alg.SHA256): digest}
+    if sha384:
+        digests[int(Alg.SHA384)] = hashlib.sha384(digest).digest()
+    tpm.extend_banks(MANIFEST_REGISTER, digests)
     return digest
 
 

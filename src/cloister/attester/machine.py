@@ -21,6 +21,8 @@ from cloister.attester.device_tpm import (
 )
 from cloister.attester.devices import absent, answer_error, check_digest, read_file
 from cloister.attester.gramine import GramineAttester
+from cloister.attester.nitro_tpm import DEVICE as NITRO_TPM
+from cloister.attester.nitro_tpm import NitroTpmAttester
 from cloister.attester.nsm import NitroAttester
 from cloister.attester.sev_guest import SevGuestAttester
 from cloister.attester.tdx_guest import TdxGuestAttester
@@ -32,6 +34,7 @@ from cloister.evidence.items import (
     TEE_TYPE_GCP_TDX,
     TEE_TYPE_GCP_VTPM,
     TEE_TYPE_NITRO,
+    TEE_TYPE_NITRO_TPM,
     TEE_TYPE_SEV_SNP,
     TEE_TYPE_SGX,
     TEE_TYPE_TDX,
@@ -201,11 +204,16 @@ def _azure() -> Attester:
     return AzureAttester(open_tpm())
 
 
+def _nitro_tpm() -> Attester:
+    return NitroTpmAttester(open_tpm(NITRO_TPM), event_log=read_boot_log())
+
+
 _OPENERS: Final[Mapping[str, Callable[[], Attester]]] = {
     TEE_TYPE_SEV_SNP: _sev_snp,
     TEE_TYPE_TDX: _tdx,
     TEE_TYPE_SGX: GramineAttester,
     TEE_TYPE_NITRO: NitroAttester,
+    TEE_TYPE_NITRO_TPM: _nitro_tpm,
     TEE_TYPE_AZURE_SNP: _azure,
     TEE_TYPE_AZURE_TDX: _azure,
     TEE_TYPE_GCP_SNP: lambda: Together((_sev_snp(), _tpm())),

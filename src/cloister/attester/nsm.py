@@ -34,7 +34,7 @@ from cloister.attester.devices import (
     system_ioctl,
 )
 from cloister.errors import AuthenticationError, FetchError, MalformedError
-from cloister.evidence.cbor import parse_cbor
+from cloister.evidence.cbor import Cbor, parse_cbor
 from cloister.evidence.items import ITEM_NITRO_DOCUMENT, MEDIA_TYPE_NITRO_DOCUMENT
 from cloister.evidence.report import EvidenceItem
 
@@ -52,6 +52,7 @@ MAX_ATTEMPTS: Final = 5
 MANIFEST_REGISTER: Final = 16
 """The first that is the application's own."""
 
+ATTESTATION: Final = "Attestation"
 _WHAT: Final = "the Nitro secure module"
 
 
@@ -88,15 +89,8 @@ class Nsm:
         public_key: bytes | None = None,
     ) -> bytes:
         """A signed attestation document over the three, each of them optional."""
-        for name, value, limit in (
-            ("user_data", user_data, MAX_USER_DATA_BYTES),
-            ("nonce", nonce, MAX_USER_DATA_BYTES),
-            ("public_key", public_key, MAX_PUBLIC_KEY_BYTES),
-        ):
-            if value is not None and len(value) > limit:
-                raise ValueError(f"{name} has at most {limit} bytes")
-        fields = {"user_data": user_data, "nonce": nonce, "public_key": public_key}
-        return _bytes(self._ask("Attestation", fields), "document")
+        fields = attestation_fields(user_data=user_data, nonce=nonce, public_key=public_key)
+        return read_document(self._ask(ATTESTATION, fields), what=_WHAT)
 
     def describe_pcr(self, index: int) -> Register:
         """Read register `index`."""
@@ -193,34 +187,62 @@ class NitroAttester:
         }
 
 
+def attestation_fields(
+    *, user_data: bytes | None, nonce: bytes | None, public_key: bytes | None
+) -> dict[str, bytes | None]:
+    """The members of a request for a document; a NitroTPM takes the same."""
+    for name, value, limit in (
+        ("user_data", user_data, MAX_USER_DATA_BYTES),
+        ("nonce", nonce, MAX_USER_DATA_BYTES),
+        ("public_key", public_key, MAX_PUBLIC_KEY_BYTES),
+    ):
+        if value is not None and len(value) > limit:
+            raise ValueError(f"{name} has at most {limit} bytes")
+    return {"user_data": user_data, "nonce": nonce, "public_key": public_key}
+
+
+def read_document(fields: Mapping[str, Any], *, what: str) -> bytes:
+    """The document in the members of an answer; FetchError (``device.answer``) if it has none."""
+    return _bytes(fields, "document", what)
+
+
+def read_answer(name: str, decoded: Cbor, *, what: str) -> dict[str, Any]:
+    """The members of the answer to the request `name`, by serde's rules.
+
+    Raises:
+        FetchError: an error (code ``device.refused``), or no answer to it (``device.answer``).
+    """
+    if decoded == name:  # a variant without fields
+        return {}
+    if not isinstance(decoded, dict) or len(decoded) != 1:
+        raise answer_error(what, "is none of its responses")
+    if "Error" in decoded:
+        raise FetchError(f"{what} refused: {_error_name(decoded['Error'])}", code="device.refused")
+    fields = decoded.get(name)
+    if not isinstance(fields, dict):
+        raise answer_error(what, f"does not answer {name}")
+    return {str(key): value for key, value in fields.items()}
+
+
 def _decode(name: str, response: bytes) -> dict[str, Any]:
     try:
         decoded = parse_cbor(response, limit=MAX_RESPONSE_BYTES, depth=4, what="it")
     except MalformedError:
         raise answer_error(_WHAT, "is not CBOR") from None
-    if decoded == name:  # a variant without fields
-        return {}
-    if not isinstance(decoded, dict) or len(decoded) != 1:
-        raise answer_error(_WHAT, "is none of its responses")
-    if "Error" in decoded:
-        raise FetchError(f"{_WHAT} refused: {_error_name(decoded['Error'])}", code="device.refused")
-    fields = decoded.get(name)
-    if not isinstance(fields, dict):
-        raise answer_error(_WHAT, f"does not answer {name}")
-    return {str(key): value for key, value in fields.items()}
+    return read_answer(name, decoded, what=_WHAT)
 
 
 def _error_name(value: object) -> str:
     return value if isinstance(value, str) and value.isalnum() and len(value) < 64 else "unknown"
 
 
-def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
+def _bytes(fields: Mapping[str, Any], name: str, what: str = _WHAT) -> bytes:
     value = fields.get(name)
     # Older modules wrote byte strings as arrays of integers, serde's plain form of a vector.
     if isinstance(value, list) and all(isinstance(x, int) and 0 <= x < 256 for x in value):
         value = bytes(value)
     if not isinstance(value, bytes) or not value:
-        raise answer_error(_WHAT, f"lacks its {name}")
+        raise answer_error(what, f"lacks its {name}")
     return value
 
 

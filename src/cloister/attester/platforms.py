@@ -17,6 +17,7 @@ from cloister.evidence.items import (
     TEE_TYPE_AZURE_SNP,
     TEE_TYPE_GCP_VTPM,
     TEE_TYPE_NITRO,
+    TEE_TYPE_NITRO_TPM,
     TEE_TYPE_SEV_SNP,
     TEE_TYPE_SGX,
     TEE_TYPE_TDX,
@@ -29,6 +30,7 @@ AZURE_ASSET_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 """SMBIOS chassis asset tag of every virtual machine of Azure."""
 GOOGLE_PRODUCT: Final = "Google Compute Engine"
 AMAZON_VENDOR: Final = "Amazon EC2"
+"""``sys_vendor`` of instances (AWS, "EC2 User Guide", "Identify EC2 instances")."""
 
 TSM_REPORTS: Final = "sys/kernel/config/tsm/report"
 _TSM_KERNEL: Final = (6, 7)
@@ -128,6 +130,7 @@ def detect(root: Path = Path("/"), *, may_use: Access | None = None) -> tuple[Pl
         _tdx(machine),
         _sgx(machine),
         _nitro(machine),
+        _nitro_tpm(machine),
         _azure(machine),
         _google(machine),
         _tpm(machine),
@@ -230,6 +233,28 @@ def _nitro(machine: Machine) -> PlatformFinding:
             steps=("run inside an enclave: nitro-cli run-enclave",),
         )
     return PlatformFinding(platform=TEE_TYPE_NITRO, title=title, state=State.ABSENT)
+
+
+def _nitro_tpm(machine: Machine) -> PlatformFinding:
+    title = "AWS NitroTPM"
+    named = PlatformFinding(
+        platform=TEE_TYPE_NITRO_TPM, title=title, state=State.ABSENT, confidential=False
+    )
+    if machine.smbios("sys_vendor") != AMAZON_VENDOR:
+        return named
+    found = ("the firmware says that this is an instance of Amazon EC2",)
+    if machine.has("dev/tpm0"):
+        usable = machine.usable("dev/tpm0")
+        steps = () if usable else ("give this user /dev/tpm0 (read and write)",)
+    else:
+        usable = False
+        steps = ("start it from an AMI with UEFI and --tpm-support v2.0",)
+    return replace(
+        named,
+        state=State.READY if usable else State.BLOCKED,
+        found=(*found, "whether its TPM gives documents, --try tells"),
+        steps=steps,
+    )
 
 
 def _azure(machine: Machine) -> PlatformFinding:

@@ -1,4 +1,4 @@
-"""A small TPM 2.0 client: the dozen commands that attestation needs, and no library.
+"""A small TPM 2.0 client: the commands that attestation needs, and no library.
 
 Source: TCG "Trusted Platform Module Library", family 2.0, revision 01.59: Part 1 section 18
 (command and session framing), Part 3 (commands). All integers are big-endian.
@@ -8,8 +8,9 @@ Authorisations are empty passwords: nothing here is kept from whoever holds the 
 from __future__ import annotations
 
 import enum
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,7 @@ from cloister.attester.transport import Transport
 from cloister.errors import MalformedError
 from cloister.evidence.reader import ByteReader
 from cloister.evidence.tpm import (
+    HASH_NAMES,
     Alg,
     Curve,
     ObjectAttribute,
@@ -60,6 +62,7 @@ AK_ATTRIBUTES: Final = (
 class Command(enum.IntEnum):
     """``TPM_CC`` values (Part 2 section 6.5.2)."""
 
+    NV_UNDEFINE_SPACE = 0x122
     NV_DEFINE_SPACE = 0x12A
     CREATE_PRIMARY = 0x131
     NV_WRITE = 0x137
@@ -78,6 +81,8 @@ class Command(enum.IntEnum):
     PCR_READ = 0x17E
     POLICY_PCR = 0x17F
     PCR_EXTEND = 0x182
+    AWS_NSM_REQUEST = 0x20000001
+    """A vendor's (``TPM_CC`` bit 29): AWS', of a NitroTPM (`cloister.attester.nitro_tpm`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,12 +164,15 @@ class Tpm:
         """The whole content of an NV index that its owner may read, such as an EK certificate."""
         public = self._run(Command.NV_READ_PUBLIC, (index,)).sized()
         size = int.from_bytes(public[-2:], "big")  # dataSize ends TPMS_NV_PUBLIC
+        return self._read(RH_OWNER, index, size)
+
+    def _read(self, authorising: int, index: int, size: int) -> bytes:
         content = bytearray()
         while len(content) < size:
             length = min(NV_CHUNK, size - len(content))
             parameters = length.to_bytes(2, "big") + len(content).to_bytes(2, "big")
             piece = self._run(
-                Command.NV_READ, (RH_OWNER, index), parameters, sessions=_passwords(1)
+                Command.NV_READ, (authorising, index), parameters, sessions=_passwords(1)
             ).sized()
             if not piece:
                 raise TpmError("the TPM returned an empty piece of an NV index", code="tpm.io")
@@ -173,11 +181,14 @@ class Tpm:
 
     def nv_define(self, index: int, size: int) -> None:
         """Make an NV index of `size` bytes that its owner may read and write."""
+        self._define(index, size, 1 << 1 | 1 << 17)  # TPMA_NV: OWNERWRITE, OWNERREAD
+
+    def _define(self, index: int, size: int, attributes: int) -> None:
         public = b"".join(
             (
                 index.to_bytes(4, "big"),
                 Alg.SHA256.to_bytes(2, "big"),
-                (1 << 1 | 1 << 17).to_bytes(4, "big"),  # TPMA_NV: OWNERWRITE, OWNERREAD
+                attributes.to_bytes(4, "big"),
                 sized(b""),
                 size.to_bytes(2, "big"),
             )
@@ -192,24 +203,63 @@ class Tpm:
         parameters = sized(data) + bytes(2)
         self._run(Command.NV_WRITE, (RH_OWNER, index), parameters, sessions=_passwords(1))
 
+    def buffer_define(self, index: int, size: int) -> None:
+        """Make an NV index of `size` bytes that whoever knows its (empty) password may use."""
+        self._define(index, size, 1 << 2 | 1 << 18)  # TPMA_NV: AUTHWRITE, AUTHREAD
+
+    def buffer_write(self, index: int, data: bytes) -> None:
+        """Write `data` to the start of an index of `buffer_define`."""
+        for offset in range(0, len(data), NV_CHUNK):
+            parameters = sized(data[offset : offset + NV_CHUNK]) + offset.to_bytes(2, "big")
+            self._run(Command.NV_WRITE, (index, index), parameters, sessions=_passwords(1))
+
+    def buffer_read(self, index: int, size: int) -> bytes:
+        """The whole content of an index of `buffer_define`, of `size` bytes."""
+        return self._read(index, index, size)
+
+    def nv_undefine(self, index: int) -> None:
+        """Remove an NV index of the owner's."""
+        self._run(Command.NV_UNDEFINE_SPACE, (RH_OWNER, index), sessions=_passwords(1))
+
+    def nsm_request(self, index: int) -> None:
+        """Have a NitroTPM answer the request in the buffer `index`, in its place.
+
+        Handles: the index that authorises, and the index (both the same); no parameters. Source:
+        github.com/aws/NitroTPM-Tools at c598a10, ``nitro-tpm-attest/src/raw/tpm/mod.rs``
+        (``TPM2_VENDOR_AWS_NSM_REQUEST``).
+        """
+        self._run(Command.AWS_NSM_REQUEST, (index, index), sessions=_passwords(1))
+
     def extend(self, pcr: int, digest: bytes) -> None:
         """Extend the 32-byte `digest` into register `pcr` of the SHA-256 bank."""
-        if len(digest) != 32:
-            raise ValueError("a SHA-256 register is extended by 32 bytes")
-        parameters = (1).to_bytes(4, "big") + Alg.SHA256.to_bytes(2, "big") + digest
+        self.extend_banks(pcr, {Alg.SHA256: digest})
+
+    def extend_banks(self, pcr: int, digests: Mapping[int, bytes]) -> None:
+        """Extend register `pcr` in the banks of `digests` (by ``TPM_ALG_ID``) alone.
+
+        A bank that the TPM knows and does not keep is passed over (Part 3 section 22.2).
+        """
+        listed = b""
+        for bank, digest in digests.items():
+            size = hashlib.new(HASH_NAMES[bank]).digest_size
+            if len(digest) != size:
+                raise ValueError(f"a {HASH_NAMES[bank]} register is extended by {size} bytes")
+            listed += bank.to_bytes(2, "big") + digest
+        parameters = len(digests).to_bytes(4, "big") + listed
         self._run(Command.PCR_EXTEND, (pcr,), parameters, sessions=_passwords(1))
 
-    def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
-        """The values of registers of the SHA-256 bank."""
+    def read_pcrs(self, pcrs: Sequence[int], *, bank: int = Alg.SHA256) -> dict[int, bytes]:
+        """The values of registers of one bank."""
         values: dict[int, bytes] = {}
         ascending = sorted(set(pcrs))
         for start in range(0, len(ascending), PCRS_PER_READ):
             wanted = tuple(ascending[start : start + PCRS_PER_READ])
-            selection = encode_selections((sha256_selection(wanted),))
+            chosen = PcrSelection(hash_algorithm=bank, pcrs=wanted)
+            selection = encode_selections((chosen,))
             answer = self._run(Command.PCR_READ, parameters=selection)
             answer.integer(4)  # how often any register changed
             if answer.take(len(selection)) != selection:
-                raise TpmError("the TPM has no such register in its SHA-256 bank")
+                raise TpmError(f"the TPM has no such register in its {HASH_NAMES[bank]} bank")
             count = answer.integer(4)
             values.update(zip(wanted, (answer.sized() for _ in range(count)), strict=True))
         return values

@@ -14,11 +14,14 @@ class ResponseCode(enum.IntEnum):
     SUCCESS = 0x000
     VALUE = 0x084
     HANDLE = 0x08B
+    SIZE = 0x095
     AUTH_FAIL = 0x08E
     POLICY_FAIL = 0x09D
     INTEGRITY = 0x09F
     BAD_AUTH = 0x0A2
     INITIALIZE = 0x100
+    COMMAND_CODE = 0x143
+    NV_DEFINED = 0x14C
     YIELDED = 0x908
     TESTING = 0x90A
     RETRY = 0x922

@@ -61,6 +61,27 @@ def parse_cbor(
 
     Raises MalformedError (with `code`), and nothing else.
     """
+    item, size = parse_cbor_first(
+        data, limit=limit, depth=depth, what=what, code=code, indefinite=indefinite
+    )
+    if size != len(data):
+        raise MalformedError(f"{what} has {len(data) - size} bytes too many", code=code)
+    return item
+
+
+def parse_cbor_first(
+    data: bytes,
+    *,
+    limit: int,
+    depth: int,
+    what: str,
+    code: str = MalformedError.default_code,
+    indefinite: bool = False,
+) -> tuple[Cbor, int]:
+    """Decode the item that `data` begins with, and how many bytes it has; see `parse_cbor`.
+
+    For memory of a fixed size, of which an item fills the beginning. Raises MalformedError.
+    """
     if len(data) > limit:
         raise MalformedError(
             f"{what} has {len(data)} bytes; at most {limit} are accepted", code=code
@@ -77,9 +98,7 @@ def parse_cbor(
     except (cbor2.CBORError, ValueError, TypeError, OverflowError):
         # The decoder's own message may quote the document, so it goes no further.
         raise MalformedError(f"{what} is not strict CBOR", code=code) from None
-    if source.tell() != len(data):
-        raise MalformedError(f"{what} has {len(data) - source.tell()} bytes too many", code=code)
-    return _plain(item, what, code)
+    return _plain(item, what, code), source.tell()
 
 
 def _plain(item: object, what: str, code: str) -> Cbor:

@@ -21,6 +21,7 @@ from cloister.attester.machine import (
     open_attester,
     read_ccel,
 )
+from cloister.attester.nitro_tpm import NitroTpmAttester
 from cloister.attester.nsm import NitroAttester
 from cloister.attester.sev_guest import SevGuestAttester
 from cloister.attester.tdx_guest import TdxGuestAttester
@@ -112,6 +113,7 @@ OPENED = {
     "tdx": (TsmAttester, TdxGuestAttester),
     "sgx": (GramineAttester, GramineAttester),
     "nitro": (NitroAttester, NitroAttester),
+    "nitro-tpm": (NitroTpmAttester, NitroTpmAttester),
     "azure-snp": (AzureAttester, AzureAttester),
     "azure-tdx": (AzureAttester, AzureAttester),
     "gcp-snp": (Together, Together),
@@ -126,7 +128,7 @@ OPENED = {
 def test_each_platform_has_its_attester(
     platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "open_tpm", FakeTpm)
+    monkeypatch.setattr(machine, "open_tpm", lambda *_: FakeTpm())
     with_configfs, without = OPENED[platform]
     monkeypatch.setattr(machine, "REPORTS", tmp_path)
     assert type(open_attester(platform)) is with_configfs

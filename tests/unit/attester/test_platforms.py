@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloister.attester.platforms import (
+    AMAZON_VENDOR,
     AZURE_ASSET_TAG,
     GOOGLE_PRODUCT,
     GPU,
@@ -68,7 +69,7 @@ def test_looking_changes_nothing(machine: Machine) -> None:
 
 
 def test_this_very_machine_can_be_looked_at() -> None:
-    assert len(detect()) == 8
+    assert len(detect()) == 9
 
 
 def test_an_snp_guest_with_configfs_is_ready(machine: Machine) -> None:
@@ -144,6 +145,25 @@ def test_a_nitro_enclave_and_its_parent_are_told_apart(machine: Machine) -> None
     assert machine.look("nitro").state is State.READY
     machine.locked = {"dev/nsm"}
     assert machine.look("nitro").state is State.BLOCKED
+
+
+def test_a_nitro_tpm_is_asked_past_the_resource_manager(machine: Machine) -> None:
+    machine.put("dev/tpm0").put("dev/tpmrm0")
+    assert machine.look("nitro-tpm").state is State.ABSENT
+    machine.put("sys/class/dmi/id/sys_vendor", f"{AMAZON_VENDOR}\n")
+    found = machine.look("nitro-tpm")
+    assert (found.state, found.confidential) == (State.READY, False)
+    machine.locked.add("dev/tpm0")
+    found = machine.look("nitro-tpm")
+    assert found.state is State.BLOCKED
+    assert "/dev/tpm0" in found.steps[0]
+
+
+def test_an_instance_without_a_nitro_tpm(machine: Machine) -> None:
+    machine.put("sys/class/dmi/id/sys_vendor", AMAZON_VENDOR)
+    found = machine.look("nitro-tpm")
+    assert found.state is State.BLOCKED
+    assert "--tpm-support" in found.steps[0]
 
 
 def test_azure_and_google_are_told_by_the_firmware(machine: Machine) -> None:

@@ -8,7 +8,7 @@ import cbor2
 import pytest
 
 from cloister.errors import MalformedError
-from cloister.evidence.cbor import Cbor, parse_cbor
+from cloister.evidence.cbor import Cbor, parse_cbor, parse_cbor_first
 
 LIMIT = 1024
 
@@ -103,3 +103,17 @@ def test_a_declared_length_allocates_nothing(head: str, length: str) -> None:
 
 def test_the_decoders_words_go_no_further() -> None:
     assert refused(bytes.fromhex("a266736563726574016673656372657402")) == "it is not strict CBOR"
+
+
+def test_the_first_item_of_more() -> None:
+    data = cbor2.dumps({"a": b"x"})
+    assert parse_cbor_first(data, limit=99, depth=3, what="it") == ({"a": b"x"}, len(data))
+    for behind in (b"\xff" * 20, b"\0", data):
+        found = parse_cbor_first(data + behind, limit=99, depth=3, what="it")
+        assert found == ({"a": b"x"}, len(data))
+        refused(data + behind)
+    for bad in (b"", b"\xff", data[:-1], b"\xc1" + data):
+        with pytest.raises(MalformedError):
+            parse_cbor_first(bad, limit=99, depth=3, what="it")
+    with pytest.raises(MalformedError):
+        parse_cbor_first(data + bytes(99), limit=99, depth=3, what="it")

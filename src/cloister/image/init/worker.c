@@ -187,6 +187,8 @@ _Noreturn void run_worker(void)
 	copy_boot_log();
 	give(PRIVATE_DIRECTORY);
 	give("/dev/tpmrm0");
+	/* A NitroTPM is asked for documents past the kernel's resource manager. */
+	give("/dev/tpm0");
 	give("/dev/sev-guest");
 	give("/dev/tdx_guest");
 	give("/dev/nsm");
