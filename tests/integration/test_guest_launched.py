@@ -320,7 +320,7 @@ def test_an_instance_with_a_nitro_tpm_measures_its_manifest(
         if port:
             said = at.start(given)
             assert said.exit_code == 0, said.output
-        assert at.process.wait(WITHIN_S) == 0, (at.folder / "errors").read_text()
+        assert at.served(), (at.folder / "errors").read_text()
         evidence = NitroTpmEvidence(
             document=(at.folder / "nitrotpm.document").read_bytes(),
             event_log=(at.folder / "tpm.event_log").read_bytes(),
