@@ -119,7 +119,7 @@ def parse_disk(data: bytes) -> Start:
     Raises MalformedError (code ``guest.start_disk``), and nothing else.
     """
     end = BLOCK + _header(data[:BLOCK])[0]
-    if data.count(0, end) != len(data) - end:  # `any` takes a hundred times as long
+    if data.count(0, end) != len(data) - end:  # `any` takes ten times as long
         raise _malformed("goes on behind its document")
     return parse_start(data[:end])
 
