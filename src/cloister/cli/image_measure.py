@@ -90,22 +90,27 @@ def measure(
 
     Nothing is booted. Exit 0 printed or written, 1 the image cannot be measured.
     """
+    from cloister.image.configuration import Platform
     from cloister.image.image_files import read_image
-    from cloister.image.measurements import describe
+    from cloister.image.measurements import bank_of, describe
     from cloister.image.pcrs import predict
-    from cloister.image.references import tpm_references
+    from cloister.image.references import nitro_tpm_reference, tpm_references
     from cloister.verifier.reference_values import ReferenceValues
 
     files = read_image(directory)
     state = _secure_boot(secure_boot)
-    prediction = predict(files.parts(state))
+    prediction = predict(files.parts(state), bank=bank_of(files.platform))
     if events:
         _write(json.dumps(describe(prediction), indent=2) + "\n", output)
         return
-    references = list(
-        tpm_references(
-            prediction, _golden(directory, golden), files.name, secure_boot=state.enabled
-        )
+    references = (
+        [nitro_tpm_reference(files, state)]
+        if files.platform is Platform.NITRO_TPM
+        else [
+            *tpm_references(
+                prediction, _golden(directory, golden), files.name, secure_boot=state.enabled
+            )
+        ]
     )
     if snp_firmware is not None:
         references += _snp(files, snp_firmware, vcpu_type, vcpus or [1])

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Final
 
-from cloister.deploy.boot_disk import write_boot_disk
 from cloister.deploy.kernel_parts import read_parts
 from cloister.deploy.vhd import write_vhd
 from cloister.errors import BuildError
+from cloister.image.boot_disk import write_boot_disk
 
 GIBIBYTE: Final = 1 << 30
 _PIECE: Final = 1 << 20

@@ -33,7 +33,7 @@ def aws_module(
     protection: aws_machine.Protection,
 ) -> JsonObject:
     """Bucket object, snapshot, AMI, security group and instance."""
-    deployment.image.require_platform(Platform.TPM_BOOT)
+    deployment.image.require_platform(aws_machine.PLATFORM[protection])
     name = resource_name(deployment)
     image = image_name(deployment)
     instance: JsonObject = {

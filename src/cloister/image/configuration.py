@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from cloister.errors import ConfigurationError
 from cloister.evidence.items import (
     TEE_TYPE_NITRO,
+    TEE_TYPE_NITRO_TPM,
     TEE_TYPE_SEV_SNP,
     TEE_TYPE_TDX,
     TEE_TYPE_TPM_BOOT,
@@ -54,6 +55,13 @@ class Platform(enum.StrEnum):
     TDX = TEE_TYPE_TDX
     NITRO = TEE_TYPE_NITRO
     """An enclave, which has a vsock and neither disks nor a card."""
+    NITRO_TPM = TEE_TYPE_NITRO_TPM
+    """An AWS instance with a NitroTPM."""
+
+    @property
+    def one_disk(self) -> bool:
+        """Whether a machine starts from one disk that holds all parts of an image."""
+        return self in {Platform.NITRO_TPM}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@
     esp.img           the disk it lies on, with its table      register 5
     application.img   its last block names it                  register 14
     model.img         its last block names it                  register 15
+    configuration.json  for which platform it is: in clouds all parts lie on one disk
 
 Which of the last two there are, and whether the image names them itself, is what the command line
 in the unified kernel image says (`cloister.image.command_line`).
@@ -24,17 +25,23 @@ from typing import Final
 
 from cloister.errors import ConfigurationError, MalformedError
 from cloister.image.authenticode import MAX_PE_BYTES
+from cloister.image.boot_disk import boot_disk_head
 from cloister.image.boot_events import BootParts
 from cloister.image.command_line import MEASURED, NONE
+from cloister.image.configuration import Platform
 from cloister.image.footer import BLOCK, DiskFooter, parse_footer
 from cloister.image.partition_table import PREFIX_BYTES, measured_table
 from cloister.image.secure_boot import SECURE_BOOT_OFF, SecureBoot
 from cloister.image.stub import UnifiedKernel, parse_uki
+from cloister.strictjson import parse_json_object
 
 UKI: Final = "uki.efi"
 ESP: Final = "esp.img"
+ROOT: Final = "root.img"
 APPLICATION: Final = "application.img"
 MODEL: Final = "model.img"
+CONFIGURATION: Final = "configuration.json"
+MAX_CONFIGURATION_BYTES: Final = 8 << 20
 
 _DEBUG_ARGUMENT: Final = "cloister.debug="
 """With any value: the init does not look at it."""
@@ -61,6 +68,8 @@ class ImageFiles:
     partition_table: bytes
     application: bytes | None
     model: bytes | None
+    platform: Platform = Platform.TPM_BOOT
+    """What makes its guest's evidence."""
 
     @property
     def name(self) -> ImageName:
@@ -88,14 +97,49 @@ def read_image(directory: Path) -> ImageFiles:
     Raises:
         ConfigurationError: a file is missing or cannot be read (code ``image.folder``).
         MalformedError, UnsupportedError: one does not decode, or cannot be predicted.
+        BuildError: its parts do not go on one disk (code ``deploy.disk``).
     """
+    platform = read_platform(directory)
     kernel = parse_uki(_beginning(directory / UKI, MAX_PE_BYTES + 1))
     return ImageFiles(
         kernel=kernel,
-        partition_table=measured_table(_beginning(directory / ESP, PREFIX_BYTES)),
+        partition_table=measured_table(_boot_disk(directory, platform)),
         application=_line(directory / APPLICATION, "application", kernel),
         model=_line(directory / MODEL, "model", kernel),
+        platform=platform,
     )
+
+
+def read_platform(directory: Path) -> Platform:
+    """What the image's effective configuration says makes its evidence; a TPM where it does not.
+
+    Raises:
+        ConfigurationError: it cannot be read, or names none that is known (code
+            ``image.folder``).
+    """
+    path = directory / CONFIGURATION
+    if not path.exists():
+        return Platform.TPM_BOOT
+    try:
+        data = _beginning(path, MAX_CONFIGURATION_BYTES + 1)
+        document = parse_json_object(data, limit=MAX_CONFIGURATION_BYTES, what=CONFIGURATION)
+        return Platform(str(document.get("platform", Platform.TPM_BOOT)))
+    except (MalformedError, ValueError):
+        raise ConfigurationError(
+            f"{path} names no platform that is known here", code=_FOLDER
+        ) from None
+
+
+def _boot_disk(directory: Path, platform: Platform) -> bytes:
+    """How the disk begins that the firmware starts from."""
+    esp = directory / ESP
+    if not platform.one_disk:
+        return _beginning(esp, PREFIX_BYTES)
+    disks = [directory / name for name in (ROOT, APPLICATION, MODEL)]
+    try:
+        return boot_disk_head(esp, [disk for disk in disks if disk.exists()])
+    except OSError as error:
+        raise _unreadable(esp, error) from None
 
 
 def image_name(kernel: UnifiedKernel) -> ImageName:

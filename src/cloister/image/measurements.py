@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from cloister.evidence.tpm import Alg
+from cloister.evidence.tpm import HASH_NAMES, Alg
+from cloister.image.configuration import Platform
 from cloister.image.eif_image import ENCLAVE_IMAGE, measurements_of, read_enclave_image
 from cloister.image.golden import Golden
 from cloister.image.image_files import ImageName, read_image
 from cloister.image.pcrs import Prediction, predict
-from cloister.image.references import nitro_reference, tpm_references
+from cloister.image.references import nitro_reference, nitro_tpm_reference, tpm_references
+from cloister.image.secure_boot import SECURE_BOOT_OFF
 from cloister.strictjson import JsonObject
+from cloister.verifier.platform_references import PlatformReference
 from cloister.verifier.reference_values import ReferenceValues
 
 MEASUREMENTS: Final = "measurements.json"
@@ -24,17 +27,23 @@ def write_measurements(folder: Path, golden: Sequence[Golden] = ()) -> tuple[str
     """Measure the image in `folder`, Secure Boot off; the names of the files written there.
 
     `MEASUREMENTS` has every predicted event and register; `REFERENCE_VALUES` is written where
-    `golden` has values of PCR 0 and 1. Equal images and golden values give equal bytes.
+    `golden` has values of PCR 0 and 1, and for a NitroTPM without. Equal images and golden values
+    give equal bytes.
 
     Raises:
         ConfigurationError, MalformedError, UnsupportedError: as `read_image`.
     """
     files = read_image(folder)
-    prediction = predict(files.parts())
+    measured = files.platform is Platform.NITRO_TPM
+    prediction = predict(files.parts(), bank=bank_of(files.platform))
     (folder / MEASUREMENTS).write_text(
         json.dumps(describe(prediction), indent=1) + "\n", encoding="utf-8"
     )
-    references = tpm_references(prediction, golden, files.name, secure_boot=False)
+    references: tuple[PlatformReference, ...] = (
+        (nitro_tpm_reference(files, SECURE_BOOT_OFF),)
+        if measured
+        else tpm_references(prediction, golden, files.name, secure_boot=False)
+    )
     if not references:
         return (MEASUREMENTS,)
     values = ReferenceValues.from_platforms(*references)
@@ -57,13 +66,21 @@ def write_enclave_measurements(folder: Path, name: ImageName) -> tuple[str, ...]
     return (MEASUREMENTS, REFERENCE_VALUES)
 
 
+def bank_of(platform: Platform) -> int:
+    """The bank of registers that evidence of `platform` has."""
+    return Alg.SHA384 if platform is Platform.NITRO_TPM else Alg.SHA256
+
+
 def describe(prediction: Prediction) -> JsonObject:
     """Every register with its value and its events, in order, by name."""
     return {
         f"pcr{pcr}": {
             "value": value.hex(),
             "events": [
-                {"what": event.what, "sha256": event.digests[Alg.SHA256].hex()}
+                {
+                    "what": event.what,
+                    HASH_NAMES[prediction.bank]: event.digests[prediction.bank].hex(),
+                }
                 for event in prediction.of(pcr)
             ],
         }

@@ -1,7 +1,7 @@
 """Predicts the registers of a measured boot from the parts of an image, byte for byte.
 
 ``PCR = SHA-256(PCR || digest)`` for every event (TCG "PC Client Platform Firmware Profile
-Specification", version 1.06, section 3.3.1), from 32 zero bytes.
+Specification", version 1.06, section 3.3.1), from 32 zero bytes; or the same with SHA-384.
 
 PCR 2 to 9 and 11 to 15 follow from the image alone. PCR 0 and 1 are the firmware's and the
 machine's: their values are recorded from a boot that one trusts (`cloister.image.golden`). PCR 10
@@ -31,22 +31,24 @@ class Prediction:
 
     events: tuple[PredictedEvent, ...]
     registers: Mapping[int, bytes]
-    """The registers in `PREDICTED`, of the SHA-256 bank."""
+    """The registers in `PREDICTED`, of one bank."""
+    bank: int = Alg.SHA256
 
     def of(self, pcr: int) -> tuple[PredictedEvent, ...]:
         """The events of one register, in order."""
         return tuple(event for event in self.events if event.pcr == pcr)
 
 
-def predict(parts: BootParts) -> Prediction:
-    """Compute events and registers of the SHA-256 bank."""
+def predict(parts: BootParts, *, bank: int = Alg.SHA256) -> Prediction:
+    """Compute events and registers of one bank, of `cloister.image.boot_events.BANKS`."""
     events = predicted_events(parts)
     return Prediction(
         events=events,
         registers={
-            pcr: extend(event.digests[Alg.SHA256] for event in events if event.pcr == pcr)
+            pcr: extend((event.digests[bank] for event in events if event.pcr == pcr), bank=bank)
             for pcr in PREDICTED
         },
+        bank=bank,
     )
 
 

@@ -13,9 +13,9 @@ from cloister.image.boot_events import secure_boot_policy
 from cloister.image.eif import EifMeasurements
 from cloister.image.golden import Golden
 from cloister.image.gramine import EnclaveSignature
-from cloister.image.image_files import ImageName
-from cloister.image.pcrs import Prediction, extend
-from cloister.image.secure_boot import SECURE_BOOT_ABSENT
+from cloister.image.image_files import ImageFiles, ImageName
+from cloister.image.pcrs import Prediction, extend, predict
+from cloister.image.secure_boot import SECURE_BOOT_ABSENT, SecureBoot
 from cloister.verifier.platform_references import PlatformReference, ReferenceImage
 
 
@@ -42,6 +42,16 @@ def tpm_references(
         for entry in golden
         if entry.secure_boot is secure_boot
     )
+
+
+def nitro_tpm_reference(files: ImageFiles, state: SecureBoot) -> PlatformReference:
+    """The state of an AWS instance with a NitroTPM, whose document has registers of SHA-384.
+
+    Nothing is recorded: AWS keeps PCR 0 and 1 constant, and no verifier compares them.
+    """
+    prediction = predict(files.parts(state), bank=Alg.SHA384)
+    registers = {f"pcr{pcr}": value for pcr, value in prediction.registers.items()}
+    return _reference("nitro-tpm", files.name, registers)
 
 
 def nitro_reference(measurements: EifMeasurements, image: ImageName) -> PlatformReference:

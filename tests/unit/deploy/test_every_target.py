@@ -247,6 +247,7 @@ def test_an_enclave_of_another_image_ends_it(tmp_path: Path) -> None:
 PLATFORMS = {"qemu-snp": "sev-snp", "libvirt-snp": "sev-snp", "qemu-tdx": "tdx"} | {
     "libvirt-tdx": "tdx",
     "aws-nitro": "nitro",
+    "aws-nitrotpm": "nitro-tpm",
 }
 
 
@@ -256,7 +257,7 @@ def test_an_image_for_another_platform_is_refused(target: str, tmp_path: Path) -
     plan_of(target, tmp_path)
     image = tmp_path / "image"
     own = PLATFORMS.get(target, "tpm-boot")
-    for platform in ("tpm-boot", "sev-snp", "tdx", "nitro"):
+    for platform in ("tpm-boot", "sev-snp", "tdx", "nitro", "nitro-tpm"):
         write_configuration(image, members={"platform": platform})
         write_record(image, {"debug": False})
         if platform == own:

@@ -167,7 +167,7 @@ def test_what_goes_with_no_network_card(before: str, after: str, said: str) -> N
 
 @pytest.mark.parametrize(
     ("platform", "pinned"),
-    [("tpm-boot", False), ("sev-snp", True), ("tdx", True), ("nitro", False)],
+    [("tpm-boot", False), ("sev-snp", True), ("tdx", True), ("nitro", False), ("nitro-tpm", False)],
 )
 def test_disks_are_pinned_where_nothing_measures_them_later(platform: str, pinned: bool) -> None:
     text = ENCLAVE.replace('"nitro"', f'"{platform}"')

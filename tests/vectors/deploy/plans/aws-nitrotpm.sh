@@ -1,8 +1,8 @@
 #!/bin/sh
 # aws-nitrotpm: web
 # Never tried on AWS. Parameters were checked against the API's own model.
-# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; a NitroTPM brings no certificate. The guest ends and says so (guest.no_certificate).
 # A NitroTPM measures software; memory is AWS's word. Its document is AWS's signature.
+# AWS documents PCR 4, 7 and 12 as predictable. What else the reference values list follows from the firmware profile; compare it once with an instance that you trust.
 set -eu
 umask 077
 mkdir -p /home/me/deployment

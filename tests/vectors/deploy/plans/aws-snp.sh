@@ -1,7 +1,7 @@
 #!/bin/sh
 # aws-snp: web
 # Never tried on AWS. Parameters were checked against the API's own model.
-# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; a NitroTPM brings no certificate. The guest ends and says so (guest.no_certificate).
+# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; a NitroTPM brings no certificate. The guest ends and says so (guest.no_certificate): for the NitroTPM's own documents deploy to aws nitrotpm.
 # SEV-SNP is there on some machine types (m6a, c6a, r6a) in some regions only.
 # The launch digest covers AWS's firmware and nothing of this image. Only a NitroTPM's registers do, so that a client has to compare both; Cloister's verifier has no platform for the two together yet. Do not accept the launch digest alone.
 set -eu

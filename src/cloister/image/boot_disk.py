@@ -4,7 +4,7 @@ Source: UEFI specification 2.10, chapter 5 (GPT). The first partition is the EFI
 as it stands in ``esp.img``; root, application and model follow, one partition each, exactly as long
 as their files: the image's init finds them by their last block. Identifiers are fixed and gaps are
 zero, so that equal parts give equal disks. The firmware measures this table, not that of
-``esp.img``, into PCR 5, so predict from the disk that is deployed.
+``esp.img``, into PCR 5, so its value is predicted from the same lay-out (`boot_disk_head`).
 """
 
 from __future__ import annotations
@@ -60,16 +60,11 @@ def write_boot_disk(esp: Path, disks: Sequence[Path], target: Path) -> None:
             or there are too many (code ``deploy.disk``).
         OSError: a file cannot be read or written.
     """
-    if 1 + len(disks) > MAX_PARTS:
-        raise BuildError(f"a disk has at most {MAX_PARTS} parts", code="deploy.disk")
-    pieces = _lay_out(esp, disks)
-    sectors = _aligned(pieces[-1].last + 1 + _TABLE_SECTORS + 1)
+    pieces, sectors = _lay_out(esp, disks)
     entries = _table(pieces)
     with target.open("wb") as disk:
         disk.truncate(sectors * SECTOR)
-        disk.write(_protective_record(sectors))
-        disk.write(_header(entries, sectors, first=True).ljust(SECTOR, b"\0"))
-        disk.write(entries)
+        disk.write(_head(entries, sectors))
         for piece in pieces:
             _copy(piece, disk)
         disk.seek((sectors - 1 - _TABLE_SECTORS) * SECTOR)
@@ -77,7 +72,25 @@ def write_boot_disk(esp: Path, disks: Sequence[Path], target: Path) -> None:
         disk.write(_header(entries, sectors, first=False).ljust(SECTOR, b"\0"))
 
 
-def _lay_out(esp: Path, disks: Sequence[Path]) -> tuple[Piece, ...]:
+def boot_disk_head(esp: Path, disks: Sequence[Path]) -> bytes:
+    """How the disk of `write_boot_disk` begins: all that firmware measures of its table.
+
+    Raises:
+        BuildError, OSError: see `write_boot_disk`.
+    """
+    pieces, sectors = _lay_out(esp, disks)
+    return _head(_table(pieces), sectors)
+
+
+def _head(entries: bytes, sectors: int) -> bytes:
+    header = _header(entries, sectors, first=True).ljust(SECTOR, b"\0")
+    return _protective_record(sectors) + header + entries
+
+
+def _lay_out(esp: Path, disks: Sequence[Path]) -> tuple[tuple[Piece, ...], int]:
+    """What lies where, and how many sectors the disk has."""
+    if 1 + len(disks) > MAX_PARTS:
+        raise BuildError(f"a disk has at most {MAX_PARTS} parts", code="deploy.disk")
     offset, sectors = esp_extent(esp)
     pieces = [Piece(source=esp, offset=offset, first=ALIGNMENT, sectors=sectors)]
     for disk in disks:
@@ -86,7 +99,7 @@ def _lay_out(esp: Path, disks: Sequence[Path]) -> tuple[Piece, ...]:
             raise BuildError(f"{disk.name} has no whole number of sectors", code="deploy.disk")
         first = _aligned(pieces[-1].last + 1)
         pieces.append(Piece(source=disk, offset=0, first=first, sectors=size // SECTOR))
-    return tuple(pieces)
+    return tuple(pieces), _aligned(pieces[-1].last + 1 + _TABLE_SECTORS + 1)
 
 
 def esp_extent(image: Path) -> tuple[int, int]:
