@@ -19,7 +19,7 @@ from cloister.deploy import qemu
 from cloister.deploy.libvirt import libvirt_snp_plan, libvirt_tdx_plan
 from cloister.deploy.plan import Plan, Run, Write
 from support.cloud_plans import GPU, plan_of
-from support.deployments import deployment
+from support.deployments import built_for, deployment
 
 pytestmark = pytest.mark.platforms
 
@@ -42,7 +42,7 @@ def inside(*command: str, given: str) -> subprocess.CompletedProcess[str]:
 def domain(
     folder: Path, tee: str, network: qemu.Network, gpus: tuple[str, ...], *, manifest: bool
 ) -> str:
-    what = deployment(folder)
+    what = built_for(deployment(folder), {"snp": "sev-snp", "tdx": "tdx"}[tee])
     if not manifest:
         what = replace(what, manifest=None)
     host = qemu.Host(

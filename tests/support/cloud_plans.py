@@ -16,7 +16,7 @@ from cloister.deploy.qemu_snp import qemu_snp_plan
 from cloister.deploy.qemu_tdx import QuoteService, qemu_tdx_plan
 from cloister.deploy.tools import Finished
 from cloister.image.eif_write import EifParts, write_eif
-from support.deployments import deployment, write_image, write_record
+from support.deployments import built_for, deployment, write_image, write_record
 
 GPU = "0000:41:00.0"
 AWS_PLACE = aws_machine.Place(
@@ -80,11 +80,29 @@ TARGETS = (
 )
 
 
+PLATFORMS = {
+    "qemu-snp": "sev-snp",
+    "qemu-tdx": "tdx",
+    "libvirt-snp": "sev-snp",
+    "libvirt-tdx": "tdx",
+    "aws-snp": "tpm-boot",
+    "aws-nitrotpm": "nitro-tpm",
+    "aws-nitro": "nitro",
+    "google-snp": "gcp-snp",
+    "google-tdx": "gcp-tdx",
+    "azure": "tpm-boot",
+}
+"""What an image has to be built for, by target."""
+
+
 def plan_of(target: str, folder: Path) -> Plan:
-    """The plan of a target, for a tiny image below `folder`."""
+    """The plan of a target, for a tiny image below `folder`: for the target's platform, unless the
+    image's configuration says another one."""
     if not (folder / "image").exists():
         with_enclave_image(folder)
     what = deployment(folder)
+    if what.image.platform is None:
+        what = built_for(what, PLATFORMS[target])
     host = qemu.Host(
         firmware=Path("/usr/share/ovmf/OVMF.fd"),
         machine=qemu.Machine(vcpus=4, memory_mib=8192),

@@ -8,7 +8,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cloister.attester.start_disk import Start
@@ -91,6 +91,11 @@ def write_start_disk(folder: Path) -> Path:
     if not start.exists():
         start.write_bytes(Start(api_keys=b"table", manifest=b"bundle").disk())
     return start
+
+
+def built_for(what: Deployment, platform: str) -> Deployment:
+    """`what`, of an image whose configuration names `platform`."""
+    return replace(what, image=replace(what.image, platform=platform))
 
 
 @dataclass

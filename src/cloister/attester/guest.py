@@ -31,7 +31,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,7 +68,16 @@ from cloister.errors import (
     ConfigurationError,
 )
 from cloister.evidence.component import CONFIGURATION_MANIFEST
-from cloister.evidence.items import TEE_TYPE_NITRO, TEE_TYPE_NITRO_TPM, TEE_TYPE_TPM_BOOT
+from cloister.evidence.items import (
+    TEE_TYPE_GCP_SNP,
+    TEE_TYPE_GCP_TDX,
+    TEE_TYPE_GCP_VTPM,
+    TEE_TYPE_NITRO,
+    TEE_TYPE_NITRO_TPM,
+    TEE_TYPE_SEV_SNP,
+    TEE_TYPE_TDX,
+    TEE_TYPE_TPM_BOOT,
+)
 from cloister.evidence.tpm import Alg
 
 if TYPE_CHECKING:
@@ -78,6 +87,15 @@ SETTINGS: Final = Path("/application/worker.json")
 
 MANIFEST_REGISTER: Final = 13
 """Nothing else in the guest extends it; zero, or one manifest's digest."""
+
+BESIDE_GOOGLES_TPM: Final[Mapping[str, str | None]] = {
+    TEE_TYPE_GCP_SNP: TEE_TYPE_SEV_SNP,
+    TEE_TYPE_GCP_TDX: TEE_TYPE_TDX,
+    TEE_TYPE_GCP_VTPM: None,
+}
+"""At Google: what makes evidence of the processor, beside the TPM."""
+MEASURED_MANIFEST: Final = frozenset({TEE_TYPE_TPM_BOOT, *BESIDE_GOOGLES_TPM})
+"""Where the guest measures its manifest: nobody could name it in HOST_DATA or MRCONFIGID."""
 
 ENTRY: Final = "cloister.worker.serve:main"
 MIB: Final = 1024 * 1024
@@ -185,7 +203,7 @@ def _run(around: Surroundings) -> int:
     module, _, function = ENTRY.partition(":")
     if serve is not None:
         certifiable = None
-        if isinstance(evidence, DeviceTpmAttester):
+        if settings.platform == TEE_TYPE_TPM_BOOT and isinstance(evidence, DeviceTpmAttester):
             certifiable = Certifiable.open(evidence, around.open_tpm())
         questions = Questions(certifiable, state, boot_log=around.boot_log)
         _in_background("operator", lambda: serve(questions))
@@ -195,7 +213,7 @@ def _run(around: Surroundings) -> int:
     elif settings.platform == TEE_TYPE_NITRO_TPM:
         if bundle is not None:
             measure_manifest(around.open_tpm(), bundle, sha384=True)
-    elif not isinstance(evidence, DeviceTpmAttester):
+    elif settings.platform not in MEASURED_MANIFEST:
         require_manifest(evidence, bundle)
     elif bundle is not None:
         measure_manifest(around.open_tpm(), bundle)
@@ -278,15 +296,16 @@ def read_start(path: Path) -> Start | None:
 
 
 def require_certificate(evidence: Evidence) -> None:
-    """Return only if evidence of a TPM has a certificate, where no port can bring one.
+    """Return only if evidence of a TPM has a certificate, where nobody can bring one.
 
     Raises:
         ConfigurationError: it has none, so that nobody would accept it (``guest.no_certificate``).
     """
     if isinstance(evidence, DeviceTpmAttester) and not evidence.certified:
         raise ConfigurationError(
-            "this machine's TPM brings no certificate for an attestation key, and without an"
-            " operator's port none can follow: no client would accept its evidence",
+            "this machine's TPM brings no certificate for an attestation key, and none can follow"
+            " that a client would accept: evidence at Google takes Google's own, and without an"
+            " operator's port nobody can send another",
             code="guest.no_certificate",
         )
 
@@ -298,11 +317,28 @@ def _evidence(platform: str, around: Surroundings, provided: Sequence[tuple[int,
 
         log = read_boot_log(around.boot_log)
         return NitroTpmAttester(around.open_nitro_tpm(), event_log=log)
+    if platform in BESIDE_GOOGLES_TPM:
+        return _google(BESIDE_GOOGLES_TPM[platform], around)
     if platform != TEE_TYPE_TPM_BOOT:
         return around.open_machine(platform)
+    return _tpm(around, provided)
+
+
+def _tpm(around: Surroundings, provided: Sequence[tuple[int, int]]) -> DeviceTpmAttester:
     tpm = around.open_tpm()
     key = find_attestation_key(tpm, provided=provided)
     return DeviceTpmAttester(tpm, key, event_log=read_boot_log(around.boot_log))
+
+
+def _google(beside: str | None, around: Surroundings) -> Evidence:
+    """The TPM's evidence by the key that Google certified, for verifiers accept no other there."""
+    tpm = _tpm(around, GOOGLE_KEYS)
+    require_certificate(tpm)
+    if beside is None:
+        return tpm
+    from cloister.attester.machine import Together  # imports every platform's code
+
+    return Together((around.open_machine(beside), tpm))
 
 
 def digest_of(bundle: bytes) -> str:

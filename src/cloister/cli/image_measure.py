@@ -31,8 +31,7 @@ def measure(
         list[Path] | None,
         typer.Option(
             "--golden",
-            help="PCR 0 and 1 of firmware that you recorded; by default golden.json in the folder."
-            " Repeatable.",
+            help="What you recorded of firmware; by default golden.json in the folder. Repeatable.",
         ),
     ] = None,
     secure_boot: Annotated[
@@ -90,28 +89,19 @@ def measure(
 
     Nothing is booted. Exit 0 printed or written, 1 the image cannot be measured.
     """
-    from cloister.image.configuration import Platform
     from cloister.image.image_files import read_image
     from cloister.image.measurements import bank_of, describe
     from cloister.image.pcrs import predict
-    from cloister.image.references import nitro_tpm_reference, tpm_references
+    from cloister.image.references import machine_references
     from cloister.verifier.reference_values import ReferenceValues
 
     files = read_image(directory)
     state = _secure_boot(secure_boot)
-    prediction = predict(files.parts(state), bank=bank_of(files.platform))
     if events:
+        prediction = predict(files.parts(state), bank=bank_of(files.platform))
         _write(json.dumps(describe(prediction), indent=2) + "\n", output)
         return
-    references = (
-        [nitro_tpm_reference(files, state)]
-        if files.platform is Platform.NITRO_TPM
-        else [
-            *tpm_references(
-                prediction, _golden(directory, golden), files.name, secure_boot=state.enabled
-            )
-        ]
-    )
+    references = list(machine_references(files, _golden(directory, golden), state=state))
     if snp_firmware is not None:
         references += _snp(files, snp_firmware, vcpu_type, vcpus or [1])
     if (tdvf is None) != (ccel is None):
@@ -127,8 +117,8 @@ def measure(
         references.append(sgx_reference(parse_sigstruct(_read(sgx_signature)), files.name))
     if not references:
         raise ConfigurationError(
-            "no golden values of PCR 0 and 1 for this Secure Boot state: record some with"
-            " 'cloister image golden', or see what is predicted with --events",
+            f"no golden values of a machine for {files.platform} in this Secure Boot state: record"
+            " some with 'cloister image golden', or see what is predicted with --events",
             code="image.no_golden",
         )
     _write(ReferenceValues.from_platforms(*references).dump_json(), output)
@@ -137,7 +127,10 @@ def measure(
 def golden(
     log: Annotated[
         Path,
-        typer.Argument(help="A boot's event log, such as binary_bios_measurements of the kernel."),
+        typer.Argument(
+            help="A boot's event log, such as binary_bios_measurements of the kernel, or a report"
+            " of a worker in a cloud (GET /v1/aci/attestation?nonce=…)."
+        ),
     ],
     *,
     firmware: Annotated[str, typer.Option("--firmware", help="Its name and version.")],
@@ -161,10 +154,16 @@ def golden(
 
     Exit 0 printed or written, 1 the log cannot be used.
     """
-    from cloister.image.golden import check_firmware, dump_golden, golden_from_log
+    from cloister.image.golden import (
+        check_firmware,
+        dump_golden,
+        golden_from_log,
+        golden_from_report,
+    )
 
     data = _read(log)
-    entry = golden_from_log(data, firmware=firmware, machine=machine)
+    reads = golden_from_report if data[:1] == b"{" else golden_from_log
+    entry = reads(data, firmware=firmware, machine=machine)
     if code is not None:
         recorded = sum(len(one.data) for one in check_firmware(data, _read(code, MAX_FIRMWARE)))
         typer.echo(

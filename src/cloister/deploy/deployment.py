@@ -75,18 +75,27 @@ class BuiltImage:
             )
         return found
 
-    def require_platform(self, platform: Platform) -> None:
-        """Refuse an image whose worker would look for another platform's evidence.
+    def require_platform(self, *platforms: Platform) -> None:
+        """Refuse an image whose worker would look for other evidence than this target gives.
+
+        `platforms` are those that it may be built for. An enclave image alone, without the
+        configuration that `cloister image build` writes, says of none, and is taken as it is.
 
         Raises:
-            ConfigurationError: it was built for another one (code ``deploy.platform``).
+            ConfigurationError: it was built for another one, or does not say for which (code
+                ``deploy.platform``).
         """
-        if self.platform not in {None, platform}:
-            raise ConfigurationError(
-                f"the image was built for {self.platform}, and could prove nothing here: build it"
-                f' with platform = "{platform}"',
-                code="deploy.platform",
-            )
+        if self.platform in platforms:
+            return
+        if self.platform is None and self.network is None and platforms == (Platform.NITRO,):
+            return
+        built = (
+            "the image does not say what it was built for"
+            if self.platform is None
+            else f"the image was built for {self.platform}, and could prove nothing here"
+        )
+        wanted = " or ".join(f'platform = "{one}"' for one in platforms)
+        raise ConfigurationError(f"{built}: build it with {wanted}", code="deploy.platform")
 
     def disks(self) -> tuple[tuple[str, Input], ...]:
         """Root, application and model disk, those that there are."""

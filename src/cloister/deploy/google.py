@@ -17,7 +17,6 @@ from typing import Final
 from cloister.deploy import words
 from cloister.deploy.cloud import (
     IPV4,
-    NO_CERTIFICATE,
     disk_step,
     image_name,
     inputs,
@@ -45,9 +44,8 @@ GCLOUD: Final = Tool(
 NOTES: Final = (
     "Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.",
     "The virtual TPM is Google's: that it belongs to this guest is Google's word.",
-    NO_CERTIFICATE.format(
-        "Google certifies one, which the guest uses. That a client accepts it so was not tried."
-    ),
+    "Where the TPM has no certificate of Google's for its key the guest ends, and says so"
+    " (guest.no_certificate).",
 )
 
 
@@ -60,6 +58,8 @@ class Kind(StrEnum):
 
 TYPE: Final = {Kind.SNP: "SEV_SNP", Kind.TDX: "TDX"}
 """Google's own words."""
+PLATFORM: Final = {Kind.SNP: Platform.GCP_SNP, Kind.TDX: Platform.GCP_TDX}
+"""What an image has to be built for, to prove itself on such a machine."""
 DEFAULT_MACHINE: Final = {Kind.SNP: "n2d-standard-4", Kind.TDX: "c3-standard-4"}
 
 
@@ -96,9 +96,10 @@ def google_plan(deployment: Deployment, place: Place, allowed: Filter, kind: Kin
     """The plan: disk, image, firewall, machine.
 
     Raises:
-        ConfigurationError: the image lacks a part, or a word cannot be used.
+        ConfigurationError: the image lacks a part, was built for another platform, or a word cannot
+            be used.
     """
-    deployment.image.require_platform(Platform.TPM_BOOT)
+    deployment.image.require_platform(PLATFORM[kind])
     make = _Steps(deployment, place, allowed, kind)
     return Plan(
         target=f"google-{kind}",

@@ -124,7 +124,7 @@ def google_module(
     deployment: Deployment, place: google.Place, allowed: Filter, kind: google.Kind
 ) -> JsonObject:
     """Bucket object, image, firewall rules and machine."""
-    deployment.image.require_platform(Platform.TPM_BOOT)
+    deployment.image.require_platform(google.PLATFORM[kind])
     name = resource_name(deployment)
     image = image_name(deployment)
     start = start_name(deployment)

@@ -20,6 +20,9 @@ from typing import Final, TypeVar
 
 from cloister.errors import ConfigurationError
 from cloister.evidence.items import (
+    TEE_TYPE_GCP_SNP,
+    TEE_TYPE_GCP_TDX,
+    TEE_TYPE_GCP_VTPM,
     TEE_TYPE_NITRO,
     TEE_TYPE_NITRO_TPM,
     TEE_TYPE_SEV_SNP,
@@ -57,11 +60,22 @@ class Platform(enum.StrEnum):
     """An enclave, which has a vsock and neither disks nor a card."""
     NITRO_TPM = TEE_TYPE_NITRO_TPM
     """An AWS instance with a NitroTPM."""
+    GCP_SNP = TEE_TYPE_GCP_SNP
+    """SEV-SNP at Google, whose launch digest covers Google's firmware alone, and its TPM."""
+    GCP_TDX = TEE_TYPE_GCP_TDX
+    """TDX at Google, whose registers cover the boot image, and its TPM."""
+    GCP_VTPM = TEE_TYPE_GCP_VTPM
+    """Google's TPM alone: nothing protects the memory."""
 
     @property
     def one_disk(self) -> bool:
         """Whether a machine starts from one disk that holds all parts of an image."""
-        return self in {Platform.NITRO_TPM}
+        return self in {
+            Platform.NITRO_TPM,
+            Platform.GCP_SNP,
+            Platform.GCP_TDX,
+            Platform.GCP_VTPM,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +162,9 @@ class ImageConfiguration:
 
     @property
     def pins_disks(self) -> bool:
-        """Whether the command line names every disk, for nothing measures one that comes later."""
-        return self.platform in {Platform.SEV_SNP, Platform.TDX}
+        """Whether the command line names every disk, for no register of the processor's measures
+        one that comes later."""
+        return self.platform in {Platform.SEV_SNP, Platform.TDX, Platform.GCP_TDX}
 
     def path(self, written: str | Path) -> Path:
         """A path as it was written, from where it was written."""

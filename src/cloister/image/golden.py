@@ -3,17 +3,28 @@
 PCR 0 holds the firmware's code, PCR 1 its configuration: ACPI tables where the firmware measures
 them, boot order, what else it was told. Neither follows from an image. Record them from a boot on
 a machine that you trust, once for each firmware and shape; every entry is one accepted pair.
+
+In a cloud the firmware is the provider's, and so is what the processor measured when it launched
+it: that is recorded beside the two, from a report of the guest itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
+from cloister.evidence import items
 from cloister.evidence.eventlog import EventType, is_crypto_agile, parse_event_log, replay
+from cloister.evidence.pcrs import parse_pcrs_json
+from cloister.evidence.report import (
+    ITEM_EVENT_LOG,
+    AttestationReport,
+    EvidenceItem,
+    parse_attestation_report,
+)
 from cloister.evidence.tpm import Alg
 from cloister.image.firmware_volumes import FirmwareVolume, unpacked_volumes
 from cloister.strictjson import (
@@ -31,6 +42,9 @@ MAX_BYTES: Final = 1 << 20
 MAX_ENTRIES: Final = 64
 _CODE: Final = "image.golden"
 _PCR_BYTES: Final = 32
+_HARDWARE: Final = ("measurement", "mr_td", "rtmr0")
+"""SEV-SNP's launch digest, and TDX' registers that hold the firmware and what it was told."""
+_HARDWARE_BYTES: Final = 48
 _FIRMWARE: Final = frozenset(
     {EventType.EV_EFI_PLATFORM_FIRMWARE_BLOB, EventType.EV_EFI_PLATFORM_FIRMWARE_BLOB2}
 )
@@ -48,6 +62,8 @@ class Golden:
     """Whether Secure Boot was on: firmware built for it measures itself differently."""
     pcr0: bytes
     pcr1: bytes
+    hardware: tuple[tuple[str, bytes], ...] = ()
+    """What the processor measured of the firmware, of `_HARDWARE`, sorted by name."""
 
     @property
     def name(self) -> str:
@@ -63,6 +79,11 @@ class Golden:
             "secure_boot": self.secure_boot,
             "pcr0": self.pcr0.hex(),
             "pcr1": self.pcr1.hex(),
+            **(
+                {"hardware": {name: value.hex() for name, value in self.hardware}}
+                if self.hardware
+                else {}
+            ),
         }
 
 
@@ -94,6 +115,66 @@ def golden_from_log(data: bytes, *, firmware: str, machine: str) -> Golden:
         pcr0=registers[0],
         pcr1=registers[1],
     )
+
+
+def golden_from_report(data: bytes, *, firmware: str, machine: str) -> Golden:
+    """The same from an attestation report, which has a boot's log, and what its processor measured.
+
+    Nothing is authenticated: the report has to be of a machine that you started yourself.
+
+    Raises:
+        MalformedError: no report, one without the log of a measured boot, or one whose log leads to
+            other registers than it lists.
+    """
+    report = parse_attestation_report(data)
+    log = report.evidence.get(ITEM_EVENT_LOG)
+    if log is None:
+        raise MalformedError("the report brings no event log of a measured boot", code=_CODE)
+    found = golden_from_log(log.data, firmware=firmware, machine=machine)
+    listed = _listed(report)
+    if (found.pcr0, found.pcr1) != (listed.get(0), listed.get(1)):
+        raise MalformedError("the report lists other registers than its log leads to", code=_CODE)
+    return replace(found, hardware=tuple(sorted(_hardware(report.evidence).items())))
+
+
+def _listed(report: AttestationReport) -> Mapping[int, bytes]:
+    """The registers of the SHA-256 bank that a report lists."""
+    for name in (items.ITEM_TPM_PCRS, items.ITEM_AZURE_PCRS):
+        if name in report.evidence:
+            return parse_pcrs_json(report.evidence[name].data).get(Alg.SHA256, {})
+    return {}
+
+
+def _hardware(evidence: Mapping[str, EvidenceItem]) -> Mapping[str, bytes]:
+    from cloister.evidence.hcl import HardwareType, parse_hcl_report
+
+    if items.ITEM_SNP_REPORT in evidence:
+        return _snp(evidence[items.ITEM_SNP_REPORT].data)
+    if items.ITEM_TDX_QUOTE in evidence:
+        return _tdx(evidence[items.ITEM_TDX_QUOTE].data)
+    if items.ITEM_AZURE_TD_QUOTE in evidence:
+        return _tdx(evidence[items.ITEM_AZURE_TD_QUOTE].data)
+    if items.ITEM_AZURE_HCL_REPORT in evidence:
+        report = parse_hcl_report(evidence[items.ITEM_AZURE_HCL_REPORT].data)
+        if report.hardware_type is HardwareType.SNP:
+            return _snp(report.hardware_report)
+    return {}
+
+
+def _snp(data: bytes) -> Mapping[str, bytes]:
+    from cloister.evidence.snp import parse_report
+
+    return {"measurement": parse_report(data, any_version=True).measurement}
+
+
+def _tdx(data: bytes) -> Mapping[str, bytes]:
+    from cloister.evidence.dcap import parse_quote
+    from cloister.evidence.tdx import TdReport
+
+    body = parse_quote(data).body
+    if not isinstance(body, TdReport):
+        raise MalformedError("the quote is not one of a trust domain", code=_CODE)
+    return {"mr_td": body.mr_td, "rtmr0": body.rtmrs[0]}
 
 
 def check_firmware(data: bytes, code: bytes) -> tuple[FirmwareVolume, ...]:
@@ -151,7 +232,14 @@ def load_golden(data: bytes) -> tuple[Golden, ...]:
 def _entry(value: object) -> Golden:
     what = "a golden value"
     members = expect_object(value, what)
-    expect_keys(members, what, required={"firmware", "machine", "secure_boot", "pcr0", "pcr1"})
+    expect_keys(
+        members,
+        what,
+        required={"firmware", "machine", "secure_boot", "pcr0", "pcr1"},
+        optional={"hardware"},
+    )
+    hardware = expect_object(members.get("hardware", {}), "what a processor measured")
+    expect_keys(hardware, "what a processor measured", required=set(), optional=set(_HARDWARE))
     secure_boot = members["secure_boot"]
     if not isinstance(secure_boot, bool):
         raise MalformedError(f"{what} does not say whether Secure Boot was on")
@@ -161,4 +249,8 @@ def _entry(value: object) -> Golden:
         secure_boot=secure_boot,
         pcr0=expect_hex(members["pcr0"], "a register", size=_PCR_BYTES),
         pcr1=expect_hex(members["pcr1"], "a register", size=_PCR_BYTES),
+        hardware=tuple(
+            (name, expect_hex(value, "a register", size=_HARDWARE_BYTES))
+            for name, value in sorted(hardware.items())
+        ),
     )

@@ -13,10 +13,8 @@ from cloister.image.eif_image import ENCLAVE_IMAGE, measurements_of, read_enclav
 from cloister.image.golden import Golden
 from cloister.image.image_files import ImageName, read_image
 from cloister.image.pcrs import Prediction, predict
-from cloister.image.references import nitro_reference, nitro_tpm_reference, tpm_references
-from cloister.image.secure_boot import SECURE_BOOT_OFF
+from cloister.image.references import machine_references, nitro_reference
 from cloister.strictjson import JsonObject
-from cloister.verifier.platform_references import PlatformReference
 from cloister.verifier.reference_values import ReferenceValues
 
 MEASUREMENTS: Final = "measurements.json"
@@ -34,15 +32,10 @@ def write_measurements(folder: Path, golden: Sequence[Golden] = ()) -> tuple[str
         ConfigurationError, MalformedError, UnsupportedError: as `read_image`.
     """
     files = read_image(folder)
-    measured = files.platform is Platform.NITRO_TPM
     prediction = predict(files.parts(), bank=bank_of(files.platform))
+    references = machine_references(files, golden)
     (folder / MEASUREMENTS).write_text(
         json.dumps(describe(prediction), indent=1) + "\n", encoding="utf-8"
-    )
-    references: tuple[PlatformReference, ...] = (
-        (nitro_tpm_reference(files, SECURE_BOOT_OFF),)
-        if measured
-        else tpm_references(prediction, golden, files.name, secure_boot=False)
     )
     if not references:
         return (MEASUREMENTS,)

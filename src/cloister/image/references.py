@@ -7,24 +7,72 @@ machine, and nothing that mixes two of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from cloister.evidence.tpm import Alg
 from cloister.image.boot_events import secure_boot_policy
+from cloister.image.configuration import Platform
 from cloister.image.eif import EifMeasurements
 from cloister.image.golden import Golden
 from cloister.image.gramine import EnclaveSignature
 from cloister.image.image_files import ImageFiles, ImageName
 from cloister.image.pcrs import Prediction, extend, predict
-from cloister.image.secure_boot import SECURE_BOOT_ABSENT, SecureBoot
+from cloister.image.rtmrs import predicted_rtmrs
+from cloister.image.secure_boot import SECURE_BOOT_ABSENT, SECURE_BOOT_OFF, SecureBoot
 from cloister.verifier.platform_references import PlatformReference, ReferenceImage
+
+BELOW: Final[Mapping[str, tuple[str, ...]]] = {
+    "tpm": (),
+    "gcp-vtpm": (),
+    "gcp-snp": ("measurement",),
+}
+"""Platforms whose TPM measures the image, and what their processor measures of the firmware."""
+RECORDED_TDX: Final = ("mr_td", "rtmr0")
+BY_THE_INIT: Final = ("pcr12", "pcr13", "pcr14", "pcr15")
+"""What no firmware decides: additions beside the image, its manifest, and its disks."""
+
+
+def machine_references(
+    files: ImageFiles, golden: Iterable[Golden], *, state: SecureBoot = SECURE_BOOT_OFF
+) -> tuple[PlatformReference, ...]:
+    """The states of machines that boot an image, as verifiers of its platform compare them.
+
+    Of a platform that starts guests by itself only what a TPM beside it would measure.
+    """
+    if files.platform is Platform.NITRO_TPM:
+        return (nitro_tpm_reference(files, state),)
+    parts = files.parts(state)
+    prediction = predict(parts)
+    if files.platform is Platform.GCP_TDX:
+        return google_tdx_references(
+            prediction,
+            predicted_rtmrs(parts),
+            golden,
+            files.name,
+            secure_boot=state.enabled,
+        )
+    return tpm_references(
+        prediction,
+        golden,
+        files.name,
+        secure_boot=state.enabled,
+        platform=files.platform if files.platform in BELOW else "tpm",
+    )
 
 
 def tpm_references(
-    prediction: Prediction, golden: Iterable[Golden], image: ImageName, *, secure_boot: bool
+    prediction: Prediction,
+    golden: Iterable[Golden],
+    image: ImageName,
+    *,
+    secure_boot: bool,
+    platform: str = "tpm",
 ) -> tuple[PlatformReference, ...]:
     """One state for each of `golden` that was recorded in the same Secure Boot state.
 
-    Where Secure Boot is off, PCR 7 may also be that of firmware which was built without it.
+    `platform` is a key of `BELOW`; of a processor's, those golden values count alone that have what
+    it measured. Where Secure Boot is off, PCR 7 may also be that of firmware which was built
+    without it.
     """
     predicted: dict[str, bytes | tuple[bytes, ...]] = {
         f"pcr{pcr}": value for pcr, value in prediction.registers.items()
@@ -34,13 +82,18 @@ def tpm_references(
         predicted["pcr7"] = (prediction.registers[7], absent)
     return tuple(
         _reference(
-            "tpm",
+            platform,
             image,
-            {"pcr0": entry.pcr0, "pcr1": entry.pcr1, **predicted},
+            {
+                "pcr0": entry.pcr0,
+                "pcr1": entry.pcr1,
+                **_recorded(entry, BELOW[platform]),
+                **predicted,
+            },
             on=entry.name,
         )
         for entry in golden
-        if entry.secure_boot is secure_boot
+        if entry.secure_boot is secure_boot and _has(entry, BELOW[platform])
     )
 
 
@@ -52,6 +105,38 @@ def nitro_tpm_reference(files: ImageFiles, state: SecureBoot) -> PlatformReferen
     prediction = predict(files.parts(state), bank=Alg.SHA384)
     registers = {f"pcr{pcr}": value for pcr, value in prediction.registers.items()}
     return _reference("nitro-tpm", files.name, registers)
+
+
+def google_tdx_references(
+    prediction: Prediction,
+    rtmrs: Mapping[str, tuple[bytes, ...]],
+    golden: Iterable[Golden],
+    image: ImageName,
+    *,
+    secure_boot: bool,
+) -> tuple[PlatformReference, ...]:
+    """The same of guests of TDX with Google's TPM beside it.
+
+    The processor's registers name the image, `rtmrs` of them as predicted. Of the TPM's only those
+    are compared that the image itself decides: what Google's firmware measures into the others,
+    where it has both, is not known.
+    """
+    beside = {name: prediction.registers[int(name.removeprefix("pcr"))] for name in BY_THE_INIT}
+    return tuple(
+        _reference(
+            "gcp-tdx", image, {**_recorded(entry, RECORDED_TDX), **rtmrs, **beside}, on=entry.name
+        )
+        for entry in golden
+        if entry.secure_boot is secure_boot and _has(entry, RECORDED_TDX)
+    )
+
+
+def _has(entry: Golden, names: tuple[str, ...]) -> bool:
+    return dict(entry.hardware).keys() >= set(names)
+
+
+def _recorded(entry: Golden, names: tuple[str, ...]) -> dict[str, bytes]:
+    return {name: dict(entry.hardware)[name] for name in names}
 
 
 def nitro_reference(measurements: EifMeasurements, image: ImageName) -> PlatformReference:

@@ -23,6 +23,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from cloister.channel.statement import REPORT_DATA_SIZE, StatementDigest, statement_digest
@@ -77,7 +78,7 @@ class SimulatedHardware:
 
     platform: str
     """As in reference values: ``snp``, ``tdx``, ``sgx``, ``nitro``, ``nitro-tpm``, ``azure-snp``,
-    ``gcp-snp``, ``tpm``."""
+    ``gcp-snp``, ``gcp-tdx``, ``gcp-vtpm``, ``tpm``."""
     tee_type: str
     worker: SimulatedAttester
     issue: Issue
@@ -322,8 +323,9 @@ def _azure(
 ) -> SimulatedHardware:
     machine = SimulatedAzure.make(now=now)
     crl = machine.amd.crl()
-    for pcr in range(9, 16):
-        machine.vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+    _close(machine.vtpm)
+    vouched = _measured(machine.vtpm)
+    _start_under(machine.vtpm, fields.pop("manifest_sha256", None))
 
     def issue(digest: bytes) -> Items:
         made = machine.evidence(digest)
@@ -353,26 +355,29 @@ def _azure(
         worker=worker,
         issue=issue,
         roots=machine.roots,
-        reference=_reference(
-            "azure-snp", measurement=report.measurement, **_measured(machine.vtpm)
-        ),
+        reference=_reference("azure-snp", measurement=report.measurement, **vouched),
     )
 
 
-def _gcp(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) -> SimulatedHardware:
-    below = _snp(now, worker, fields)
+def _gcp(
+    now: datetime, worker: SimulatedAttester, fields: dict[str, object], *, beside: str | None
+) -> SimulatedHardware:
+    """A machine at Google; `beside` says what its processor is. Of `fields` ``manifest_sha256`` is
+    the TPM's (see `_tpm`), the others are the processor's."""
     google, vtpm = SimulatedAkVendor(Vendor.GOOGLE_VTPM, now=now), SimulatedVtpm()
     vtpm.boot()
-    for pcr in range(9, 16):
-        vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+    _close(vtpm)
+    vouched = _measured(vtpm)
+    _start_under(vtpm, fields.pop("manifest_sha256", None))
     ak = AkEvidence(
         certificate=google.certify(vtpm.key.public_key()), intermediates=google.intermediates
     )
+    below = None if beside is None else _MAKERS[beside](now, worker, fields)
 
     def issue(digest: bytes) -> Items:
         quote = vtpm.quote(digest)
         return {
-            **below.issue(digest),
+            **({} if below is None else below.issue(digest)),
             ITEM_QUOTE: EvidenceItem(
                 media_type=MEDIA_TYPE_QUOTE, data=quote.quote, endorsements=_chain(ak)
             ),
@@ -381,13 +386,19 @@ def _gcp(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) ->
             **_log(vtpm.event_log()),
         }
 
+    platform = "gcp-vtpm" if beside is None else f"gcp-{beside}"
+    hardware = {} if below is None else below.reference.registers
     return SimulatedHardware(
-        platform="gcp-snp",
-        tee_type=items.TEE_TYPE_GCP_SNP,
+        platform=platform,
+        tee_type=platform,
         worker=worker,
         issue=issue,
-        roots=below.roots.merged(google.roots),
-        reference=_reference("gcp-snp", measurement=MEASUREMENT, **_measured(vtpm)),
+        roots=google.roots if below is None else below.roots.merged(google.roots),
+        reference=PlatformReference(
+            platform=platform,
+            name="simulated image 1",
+            registers={**hardware, **{name: (v.hex(),) for name, v in vouched.items()}},
+        ),
     )
 
 
@@ -401,10 +412,7 @@ def _tpm(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) ->
         vtpm.boot()
     booted = vtpm
     vouched = _measured(booted)
-    manifest = fields.get("manifest_sha256")
-    if isinstance(manifest, bytes):  # extended after the log was taken, as an init does
-        digests = {int(Alg.SHA256): manifest}
-        booted.extend(Event(pcr=13, type=EventType.EV_IPL, digests=digests, data=b""))
+    _start_under(booted, fields.get("manifest_sha256"))
     chain = (vendor.certify(booted.key.public_key()), *vendor.intermediates)
 
     def issue(digest: bytes) -> Items:
@@ -428,6 +436,21 @@ def _tpm(now: datetime, worker: SimulatedAttester, fields: dict[str, object]) ->
         roots=vendor.roots,
         reference=_reference("tpm", **vouched),
     )
+
+
+def _close(vtpm: SimulatedVtpm) -> None:
+    """What an image measures after its start, but for a manifest, whose register stays zero."""
+    for pcr in (9, 10, 11, 12, 14, 15):
+        vtpm.measure(pcr, EventType.EV_SEPARATOR, bytes(4))
+
+
+def _start_under(vtpm: SimulatedVtpm, manifest: object) -> None:
+    """Extend a manifest's digest, which no log tells of, as a guest does; None: nothing."""
+    if isinstance(manifest, bytes):
+        digests = {
+            int(bank): manifest[: _SIZES[bank]].ljust(_SIZES[bank], b"\0") for bank in vtpm.banks
+        }
+        vtpm.extend(Event(pcr=13, type=EventType.EV_IPL, digests=digests, data=b""))
 
 
 def _chain(ak: AkEvidence | None) -> tuple[Endorsement, ...]:
@@ -457,13 +480,19 @@ def _measured(vtpm: SimulatedVtpm, bank: int = Alg.SHA256) -> dict[str, bytes]:
     return {f"pcr{number}": vtpm.registers[bank][number] for number in numbers}
 
 
-_MAKERS: Final = {
+_SIZES: Final = {Alg.SHA1: 20, Alg.SHA256: 32, Alg.SHA384: 48}
+
+_MAKERS: Final[
+    Mapping[str, Callable[[datetime, SimulatedAttester, dict[str, object]], SimulatedHardware]]
+] = {
     "snp": _snp,
     "tdx": _tdx,
     "sgx": _sgx,
     "nitro": _nitro,
     "nitro-tpm": _nitro_tpm,
     "azure-snp": _azure,
-    "gcp-snp": _gcp,
+    "gcp-snp": partial(_gcp, beside="snp"),
+    "gcp-tdx": partial(_gcp, beside="tdx"),
+    "gcp-vtpm": partial(_gcp, beside=None),
     "tpm": _tpm,
 }

@@ -14,7 +14,13 @@ import pytest
 
 from cloister.attester.start_disk import Start
 from cloister.cli.main import build_app, guard
-from support.deployments import write_image, write_record, write_start_disk
+from support.cloud_plans import PLATFORMS
+from support.deployments import (
+    write_configuration,
+    write_image,
+    write_record,
+    write_start_disk,
+)
 
 FAKE = """#!{python}
 import json, os, sys
@@ -65,10 +71,17 @@ def heard(path: Path) -> list[list[str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def image_for(platform: str, folder: Path) -> str:
+    write_image(folder)
+    write_configuration(folder, members={"platform": platform})
+    write_record(folder, {"debug": False})
+    return str(folder)
+
+
 def azure(tmp_path: Path, *more: str) -> tuple[int, str, str]:
     image = tmp_path / "image"
     if not image.exists():
-        write_image(image)
+        image_for(PLATFORMS["azure"], image)
     more = ("--start-disk", str(write_start_disk(tmp_path)), *more)
     folder = str(tmp_path / "deployment")
     return call("azure", str(image), "--name", "web", *AZURE, "--folder", folder, *more)
@@ -175,7 +188,7 @@ def test_options_that_say_two_things_are_refused(
 
 
 def test_a_hostile_name_reaches_nobody(tools: Path, tmp_path: Path) -> None:
-    image = str(write_image(tmp_path / "image"))
+    image = image_for(PLATFORMS["azure"], tmp_path / "image")
     start = ("--start-disk", str(write_start_disk(tmp_path)))
     good = call("azure", image, "--name", "web", *AZURE, *start)
     assert good[0] == 0
@@ -209,7 +222,8 @@ GOOGLE = "--project my-project --zone us-central1-a --bucket abc --from any"
     ],
 )
 def test_every_target_writes_its_commands(target: str, options: str, tmp_path: Path) -> None:
-    image = str(write_image(tmp_path / "image"))
+    kind = {"google": " tdx" if options.endswith("tdx") else " snp"}.get(target, "")
+    image = image_for(PLATFORMS[f"{target}{kind}".replace(" ", "-")], tmp_path / "image")
     words = [*target.split(), image, "--name", "web", *options.split()]
     start = write_start_disk(tmp_path)
     code, out, err = call(*words, "--start-disk", str(start))

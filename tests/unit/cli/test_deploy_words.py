@@ -12,8 +12,8 @@ import pytest
 import typer.main
 
 from cloister.cli.main import build_app, guard
-from support.cloud_plans import with_enclave_image
-from support.deployments import MANIFEST, write_start_disk
+from support.cloud_plans import PLATFORMS, with_enclave_image
+from support.deployments import MANIFEST, write_configuration, write_record, write_start_disk
 
 AWS = (
     "--region us-east-2 --bucket my-images --vpc vpc-0123abcd --subnet subnet-0123abcd"
@@ -73,6 +73,10 @@ def test_no_option_lets_through_what_could_be_read_as_more(
     target: str, program: Any, tmp_path: Path
 ) -> None:
     with_enclave_image(tmp_path)
+    kind = {"google": " snp"}.get(target, "")
+    platform = PLATFORMS[f"{target}{kind}".replace(" ", "-")]
+    write_configuration(tmp_path / "image", members={"platform": platform})
+    write_record(tmp_path / "image", {"debug": False})
     words = f"--name web --port 8440 {GOOD[target]}".split()
     good = dict(zip(words[::2], words[1::2], strict=True))
     good["--folder"] = str(tmp_path / "deployment")

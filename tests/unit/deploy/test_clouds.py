@@ -19,12 +19,13 @@ from support.cloud_plans import (
     AWS_PLACE,
     AZURE_PLACE,
     GOOGLE_PLACE,
+    PLATFORMS,
     allowed,
     answers,
     by_query,
     plan_of,
 )
-from support.deployments import Recorder, deployment
+from support.deployments import Recorder, built_for, deployment
 
 Protection = aws_machine.Protection
 
@@ -202,8 +203,9 @@ def test_everything_else_is_shut_before_the_machine_starts(target: str, tmp_path
 
 def test_a_machine_has_a_public_address_only_where_somebody_wants_one(tmp_path: Path) -> None:
     what = deployment(tmp_path)
+    at_azure, at_google = (built_for(what, PLATFORMS[one]) for one in ("azure", "google-snp"))
     for public in (False, True):
-        plan = azure.azure_plan(what, replace(AZURE_PLACE, public=public), allowed(what))
+        plan = azure.azure_plan(at_azure, replace(AZURE_PLACE, public=public), allowed(what))
         (machine,) = [step for step in plan.steps if isinstance(step, Run) and step.id == "machine"]
         at = machine.argv.index("--private-ip-address")
         assert machine.argv[at + 1] == "10.0.2.15"
@@ -211,7 +213,7 @@ def test_a_machine_has_a_public_address_only_where_somebody_wants_one(tmp_path: 
         assert machine.argv[at + 1] == ("cloister-web-ip" if public else "")
         assert ("public-address" in [step.id for step in plan.steps]) == public
         google_one = google.google_plan(
-            what, replace(GOOGLE_PLACE, public=public), allowed(what), google.Kind.SNP
+            at_google, replace(GOOGLE_PLACE, public=public), allowed(what), google.Kind.SNP
         )
         (machine,) = [
             step for step in google_one.steps if isinstance(step, Run) and step.id == "machine"
@@ -223,7 +225,7 @@ def test_a_machine_has_a_public_address_only_where_somebody_wants_one(tmp_path: 
 
 def test_an_enclave_has_room_for_its_image(tmp_path: Path) -> None:
     plan_of("aws-nitro", tmp_path)
-    what = deployment(tmp_path)
+    what = built_for(deployment(tmp_path), "nitro")
     eif = tmp_path / "image" / "image.eif"
     aws_nitro_plan(what, Enclave(vcpus=2, memory_mib=64))
     large = replace(

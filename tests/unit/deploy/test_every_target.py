@@ -12,12 +12,15 @@ import pytest
 
 from cloister.deploy import formats
 from cloister.deploy.apply import DeployError, Effects, apply, undo
+from cloister.deploy.ingress import make_filter
 from cloister.deploy.journal import Journal
 from cloister.deploy.plan import Argument, Plan, Run, Step, parts
 from cloister.deploy.shell import script
 from cloister.deploy.tools import Finished
 from cloister.errors import ConfigurationError
-from support.cloud_plans import TARGETS, answers, by_query, plan_of
+from cloister.image import configuration
+from support import cloud_plans
+from support.cloud_plans import PLATFORMS, TARGETS, answers, by_query, plan_of
 from support.deployments import Recorder, write_configuration, write_record
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "deploy"
@@ -244,20 +247,13 @@ def test_an_enclave_of_another_image_ends_it(tmp_path: Path) -> None:
         assert tools.calls[-1][:2] == command
 
 
-PLATFORMS = {"qemu-snp": "sev-snp", "libvirt-snp": "sev-snp", "qemu-tdx": "tdx"} | {
-    "libvirt-tdx": "tdx",
-    "aws-nitro": "nitro",
-    "aws-nitrotpm": "nitro-tpm",
-}
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_image_for_another_platform_is_refused(target: str, tmp_path: Path) -> None:
     """Its worker would look for evidence that this target has none of."""
     plan_of(target, tmp_path)
     image = tmp_path / "image"
-    own = PLATFORMS.get(target, "tpm-boot")
-    for platform in ("tpm-boot", "sev-snp", "tdx", "nitro", "nitro-tpm"):
+    own = PLATFORMS[target]
+    for platform in configuration.Platform:
         write_configuration(image, members={"platform": platform})
         write_record(image, {"debug": False})
         if platform == own:
@@ -266,3 +262,25 @@ def test_an_image_for_another_platform_is_refused(target: str, tmp_path: Path) -
             with pytest.raises(ConfigurationError, match=f'platform = "{own}"') as caught:
                 plan_of(target, tmp_path)
             assert caught.value.code == "deploy.platform"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_that_does_not_say_its_platform_is_refused(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_of(target, tmp_path)
+    monkeypatch.setattr(cloud_plans, "built_for", lambda what, _: what)
+    with pytest.raises(ConfigurationError, match="does not say") as caught:
+        plan_of(target, tmp_path)
+    assert caught.value.code == "deploy.platform"
+    (tmp_path / "image" / "configuration.json").unlink()
+    write_record(tmp_path / "image", {"debug": False})
+    monkeypatch.setattr(
+        cloud_plans, "allowed", lambda what: make_filter(what.port, ["203.0.113.0/24"], ())
+    )
+    if target == "aws-nitro":  # an enclave image alone, of whatever maker
+        plan_of(target, tmp_path)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        plan_of(target, tmp_path)
+    assert caught.value.code == "deploy.platform"

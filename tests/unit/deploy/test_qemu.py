@@ -17,6 +17,7 @@ import pytest
 from cloister.attester import guest_port
 from cloister.deploy import google, qemu
 from cloister.deploy.apply import DeployError, apply
+from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import make_filter
 from cloister.deploy.libvirt import libvirt_snp_plan, libvirt_tdx_plan
 from cloister.deploy.plan import Plan, Run, Write
@@ -33,6 +34,7 @@ from support.deployments import (
     COMMAND_LINE,
     MANIFEST,
     Recorder,
+    built_for,
     deployment,
     write_configuration,
     write_image,
@@ -63,12 +65,20 @@ def host(folder: Path, **changes: object) -> qemu.Host:
     return replace(made, **changes)  # type: ignore[arg-type]  # names of its own fields
 
 
+def for_snp(folder: Path) -> Deployment:
+    return built_for(deployment(folder), "sev-snp")
+
+
+def for_tdx(folder: Path) -> Deployment:
+    return built_for(deployment(folder), "tdx")
+
+
 def snp(folder: Path, **changes: object) -> Plan:
-    return qemu_snp_plan(deployment(folder), host(folder, **changes))
+    return qemu_snp_plan(for_snp(folder), host(folder, **changes))
 
 
 def tdx(folder: Path, **changes: object) -> Plan:
-    return qemu_tdx_plan(deployment(folder), host(folder, **changes), quotes=QuoteService())
+    return qemu_tdx_plan(for_tdx(folder), host(folder, **changes), quotes=QuoteService())
 
 
 def command(plan: Plan) -> list[str]:
@@ -158,7 +168,7 @@ def test_an_image_that_leaves_a_disk_open_does_not_start_without_a_tpm(
 
 
 def test_a_uki_that_changes_while_it_is_planned_is_refused(tmp_path: Path) -> None:
-    made = deployment(tmp_path)
+    made = for_snp(tmp_path)
     qemu_snp_plan(made, host(tmp_path))
     line = f"{COMMAND_LINE} more"
     (tmp_path / "image" / "uki.efi").write_bytes(boot_parts.uki(cmdline=line.encode()))
@@ -188,7 +198,7 @@ def test_tdx_starts_from_the_disk_and_names_the_manifest_in_48_bytes(tmp_path: P
 
 def test_quotes_over_vsock_go_to_the_host(tmp_path: Path) -> None:
     plan = qemu_tdx_plan(
-        deployment(tmp_path), host(tmp_path), quotes=QuoteService(path=None, vsock_port=4050)
+        for_tdx(tmp_path), host(tmp_path), quotes=QuoteService(path=None, vsock_port=4050)
     )
     guest = objects(command(plan))["tdx-guest"]
     assert guest["quote-generation-socket"] == {"type": "vsock", "cid": "2", "port": "4050"}
@@ -230,14 +240,17 @@ def test_an_image_without_a_card_starts_where_there_is_none(tmp_path: Path) -> N
     }
     write_configuration(image, members={"network": {"card": False, **nothing}})
     write_record(image, {"debug": False})
-    made = deployment(tmp_path)
+    made = for_snp(tmp_path)
     qemu_snp_plan(made, host(tmp_path, network=qemu.Network.SERIAL))
     libvirt_snp_plan(made, serial(tmp_path))
     refused: tuple[Callable[[], Plan], ...] = (
         lambda: qemu_snp_plan(made, host(tmp_path)),
         lambda: libvirt_snp_plan(made, host(tmp_path, network=qemu.Network.TAP, interface="tap0")),
         lambda: google.google_plan(
-            made, GOOGLE_PLACE, make_filter(made.port, ["any"], ()), google.Kind.SNP
+            built_for(made, "gcp-snp"),
+            GOOGLE_PLACE,
+            make_filter(made.port, ["any"], ()),
+            google.Kind.SNP,
         ),
     )
     for plan in refused:
@@ -353,7 +366,7 @@ def test_machines_have_a_size(vcpus: int, memory: int) -> None:
 def test_other_words_are_refused_too(tmp_path: Path) -> None:
     for cpu in ("host", "EPYC-v4,+x", "max"):
         with pytest.raises(ConfigurationError):
-            qemu_snp_plan(deployment(tmp_path), host(tmp_path), cpu=cpu)
+            qemu_snp_plan(for_snp(tmp_path), host(tmp_path), cpu=cpu)
     for name in ("Web", "web,x", "-web", "web web"):
         with pytest.raises(ConfigurationError):
             deployment(tmp_path, name=name)
@@ -362,7 +375,7 @@ def test_other_words_are_refused_too(tmp_path: Path) -> None:
             QuoteService(path=Path(path))
         with pytest.raises(ConfigurationError):
             libvirt_tdx_plan(
-                deployment(tmp_path),
+                for_tdx(tmp_path),
                 host(tmp_path, network=qemu.Network.SERIAL),
                 quotes=Path(path),
             )
@@ -421,7 +434,7 @@ def serial(folder: Path, **changes: object) -> qemu.Host:
 
 
 def test_an_snp_domain_has_the_documented_launch_security(tmp_path: Path) -> None:
-    found = domain(libvirt_snp_plan(deployment(tmp_path), serial(tmp_path)))
+    found = domain(libvirt_snp_plan(for_snp(tmp_path), serial(tmp_path)))
     security = found.find("launchSecurity")
     assert security is not None
     assert security.attrib == {"type": "sev-snp", "kernelHashes": "yes"}
@@ -438,7 +451,7 @@ def test_an_snp_domain_has_the_documented_launch_security(tmp_path: Path) -> Non
 
 def test_a_tdx_domain_has_the_documented_launch_security(tmp_path: Path) -> None:
     found = domain(
-        libvirt_tdx_plan(deployment(tmp_path), serial(tmp_path), quotes=Path("/run/qgs.socket"))
+        libvirt_tdx_plan(for_tdx(tmp_path), serial(tmp_path), quotes=Path("/run/qgs.socket"))
     )
     security = found.find("launchSecurity")
     assert security is not None
@@ -459,7 +472,7 @@ def test_a_domain_holds_what_it_was_given_and_no_more(
     network: qemu.Network, tmp_path: Path
 ) -> None:
     made = host(tmp_path, network=network, interface="tap0", gpus=(GPU,))
-    found = domain(libvirt_snp_plan(deployment(tmp_path), made))
+    found = domain(libvirt_snp_plan(for_snp(tmp_path), made))
     devices = found.find("devices")
     assert devices is not None
     way = () if network is qemu.Network.SERIAL else ("interface",)
@@ -486,7 +499,7 @@ def test_a_domain_holds_what_it_was_given_and_no_more(
 def test_a_name_cannot_leave_its_element(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         deployment(tmp_path, name="a</name><x>")
-    made = deployment(tmp_path)
+    made = for_snp(tmp_path)
     object.__setattr__(
         made, "name", "a</name><x>"
     )  # past the first lock: the encoder is the second
@@ -497,14 +510,14 @@ def test_a_name_cannot_leave_its_element(tmp_path: Path) -> None:
 
 def test_libvirt_publishes_no_port_for_a_guest_that_may_not_call_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        libvirt_snp_plan(deployment(tmp_path), host(tmp_path))
+        libvirt_snp_plan(for_snp(tmp_path), host(tmp_path))
     assert caught.value.code == "deploy.network"
 
 
 def test_a_domain_is_validated_then_started(tmp_path: Path) -> None:
     tools = Recorder({("virsh", "--version"): "10.5.0\n"})
     apply(
-        libvirt_snp_plan(deployment(tmp_path), serial(tmp_path)),
+        libvirt_snp_plan(for_snp(tmp_path), serial(tmp_path)),
         tools.effects,
         tell=lambda *_: None,
     )

@@ -14,19 +14,23 @@ import pytest
 from cloister.deploy import aws_machine, google
 from cloister.deploy.terraform import aws_module, azure_module, google_module, write_module
 from cloister.strictjson import JsonObject
-from support.cloud_plans import AWS_PLACE, AZURE_PLACE, GOOGLE_PLACE, allowed
-from support.deployments import deployment
+from support.cloud_plans import AWS_PLACE, AZURE_PLACE, GOOGLE_PLACE, PLATFORMS, allowed
+from support.deployments import built_for, deployment
 
 
 def modules(folder: Path) -> dict[str, JsonObject]:
-    what = deployment(folder)
-    passing = allowed(what)
+    made = deployment(folder)
+    what, passing = built_for(made, PLATFORMS["aws-snp"]), allowed(made)
     return {
         "aws-snp": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.SNP),
         "aws-nitrotpm": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.NITROTPM),
-        "google-snp": google_module(what, GOOGLE_PLACE, passing, google.Kind.SNP),
-        "google-tdx": google_module(what, GOOGLE_PLACE, passing, google.Kind.TDX),
-        "azure": azure_module(what, AZURE_PLACE, passing),
+        **{
+            target: google_module(
+                built_for(made, PLATFORMS[target]), GOOGLE_PLACE, passing, google.Kind(target[-3:])
+            )
+            for target in ("google-snp", "google-tdx")
+        },
+        "azure": azure_module(built_for(made, PLATFORMS["azure"]), AZURE_PLACE, passing),
     }
 
 

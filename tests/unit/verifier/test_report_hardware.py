@@ -27,7 +27,10 @@ from cloister.verifier.result import AttestationResult, Finding, Source
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 NONCE = bytes(range(32))
 OTHER = bytes(32)
-PLATFORMS = ("snp", "tdx", "sgx", "nitro", "nitro-tpm", "azure-snp", "gcp-snp", "tpm")
+PLATFORMS = (
+    *("snp", "tdx", "sgx", "nitro", "nitro-tpm", "azure-snp"),
+    *("gcp-snp", "gcp-tdx", "gcp-vtpm", "tpm"),
+)
 MAIN_ITEM = {
     "snp": items.ITEM_SNP_REPORT,
     "tdx": items.ITEM_TDX_QUOTE,
@@ -36,6 +39,8 @@ MAIN_ITEM = {
     "nitro-tpm": items.ITEM_NITRO_TPM_DOCUMENT,
     "azure-snp": items.ITEM_AZURE_QUOTE,
     "gcp-snp": items.ITEM_SNP_REPORT,
+    "gcp-tdx": items.ITEM_TDX_QUOTE,
+    "gcp-vtpm": items.ITEM_TPM_PCRS,
     "tpm": items.ITEM_TPM_PCRS,
 }
 WORKERS = {name: SimulatedHardware.make(name, now=NOW) for name in PLATFORMS}
@@ -159,6 +164,7 @@ OTHER_SOFTWARE: dict[str, dict[str, object]] = {
     "sgx": {"mrenclave": OTHER},
     "nitro": {"pcrs": {0: b"\x01" * 48, 1: b"\x02" * 48, 2: b"\x03" * 48}},
     "gcp-snp": {"measurement": OTHER + bytes(16)},
+    "gcp-tdx": {"rtmr2": OTHER + bytes(16)},
 }
 
 
@@ -175,7 +181,9 @@ def test_other_software(platform: str) -> None:
 GROUP_OF = {name: group.claim for group in boot.GROUPS for name in group.registers}
 
 
-@pytest.mark.parametrize("platform", ["azure-snp", "gcp-snp", "tpm", "nitro-tpm"])
+@pytest.mark.parametrize(
+    "platform", ["azure-snp", "gcp-snp", "gcp-tdx", "gcp-vtpm", "tpm", "nitro-tpm"]
+)
 def test_each_register_of_a_virtual_tpm(platform: str) -> None:
     worker = WORKERS[platform]
     assert verify(worker).verdict is Finding.AFFIRMING
@@ -187,11 +195,29 @@ def test_each_register_of_a_virtual_tpm(platform: str) -> None:
         assert found == dict.fromkeys(expected, "measurement_mismatch")
 
 
-def test_halves_of_two_challenges_on_google_cloud() -> None:
+def test_only_what_a_reference_lists_is_a_claim_about_a_group() -> None:
+    """Registers of a TPM are optional where TDX names the image: unlisted, nothing is affirmed."""
+    worker = WORKERS["gcp-tdx"]
+    groups = {group.claim for group in boot.GROUPS}
+    assert groups <= {claim.name for claim in verify(worker).claims}
+    listed = {
+        name: values
+        for name, values in worker.reference.registers.items()
+        if not name.startswith("pcr") or name == "pcr14"
+    }
+    reference = dataclasses.replace(worker.reference, registers=listed)
+    result = verify(worker, values=ReferenceValues.from_platforms(reference))
+    assert result.verdict is Finding.AFFIRMING
+    assert groups & {claim.name for claim in result.claims} == {"boot.application"}
+    assert not groups & {claim.name for claim in verify(WORKERS["nitro"]).claims}
+
+
+@pytest.mark.parametrize("platform", ["gcp-snp", "gcp-tdx"])
+def test_halves_of_two_challenges_on_google_cloud(platform: str) -> None:
     """The processor's answer of today with the virtual TPM's answer to another challenge."""
-    worker = WORKERS["gcp-snp"]
+    worker = WORKERS[platform]
     report, other = worker.attestation_report(NONCE), worker.attestation_report(OTHER)
-    halves = {**other.evidence, MAIN_ITEM["gcp-snp"]: report.evidence[MAIN_ITEM["gcp-snp"]]}
+    halves = {**other.evidence, MAIN_ITEM[platform]: report.evidence[MAIN_ITEM[platform]]}
     found = codes(verify(worker, dataclasses.replace(report, evidence=halves)))
     assert found == {"gcp.same_challenge": "report_data_mismatch"}
 
@@ -244,9 +270,12 @@ def test_without_the_evidence(worker: SimulatedHardware) -> None:
     assert found["report.items"] == "evidence_missing"
 
 
+PARTS = {"gcp-snp": {"snp", "gcp-vtpm"}, "gcp-tdx": {"tdx", "gcp-vtpm"}}
+
+
 @pytest.mark.parametrize("claimed", PLATFORMS)
 def test_a_lie_about_the_platform(worker: SimulatedHardware, claimed: str) -> None:
-    if claimed == worker.platform or (worker.platform, claimed) == ("gcp-snp", "snp"):
+    if claimed == worker.platform or claimed in PARTS.get(worker.platform, ()):
         return  # the truth, or part of it
     report = worker.attestation_report(NONCE)
     item = report.evidence[MAIN_ITEM[worker.platform]]
@@ -480,9 +509,10 @@ STARTED_FOR: dict[str, Callable[[bytes], dict[str, object]]] = {
     "snp": lambda digest: {"host_data": digest},
     "tdx": lambda digest: {"mr_config_id": digest + bytes(16)},
     "sgx": lambda digest: {"config_id": digest + bytes(32)},
-    "gcp-snp": lambda digest: {"host_data": digest},
-    "tpm": lambda digest: {"manifest_sha256": digest},
-    "nitro-tpm": lambda digest: {"manifest_sha256": digest},
+    **dict.fromkeys(
+        ("azure-snp", "gcp-snp", "gcp-tdx", "gcp-vtpm", "tpm", "nitro-tpm"),
+        lambda digest: {"manifest_sha256": digest},
+    ),
     "nitro": lambda digest: {
         "pcrs": {
             **{index: bytes([0xD0 + index]) * 48 for index in range(3)},
@@ -510,8 +540,23 @@ def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
     assert NO_MANIFEST in verify(WORKERS[platform]).not_proven
     found = codes(verify(started_for(platform, OTHER)))
     assert found["manifest.bound"] == "manifest_mismatch"
-    if not platform.endswith("tpm"):  # there the register is one of those that name software
+    if "manifest_sha256" not in STARTED_FOR[platform](MANIFEST):
+        # Elsewhere the register is one of those that name software.
         assert found == {"manifest.bound": "manifest_mismatch"}
+        assert found == {"manifest.bound": "manifest_mismatch"}
+
+
+@pytest.mark.parametrize("platform", ["gcp-snp", "gcp-tdx"])
+def test_what_a_cloud_wrote_where_hosts_name_a_manifest_counts_for_nothing(platform: str) -> None:
+    """Customers choose neither HOST_DATA nor MRCONFIGID there."""
+    field = {"gcp-snp": "host_data", "gcp-tdx": "mr_config_id"}[platform]
+    written = {field: MANIFEST.ljust(48 if platform == "gcp-tdx" else 32, b"\0")}
+    verify(SimulatedHardware.make(platform, now=NOW, **written)).require_affirming()
+    made = SimulatedHardware.make(platform, now=NOW, **written)
+    document = made.worker.claims_document
+    named: JsonObject = {**document.configuration, "manifest_sha256": MANIFEST.hex()}
+    naming = dataclasses.replace(document, configuration=named, manifest_sha256=MANIFEST.hex())
+    assert codes(verify(documented(made, naming))) == {"manifest.bound": "manifest_mismatch"}
 
 
 def test_denied_digests(worker: SimulatedHardware) -> None:

@@ -46,10 +46,11 @@ MANIFEST_REGISTER: Final[Mapping[str, str]] = {
     "tdx": "mr_config_id",
     "sgx": "config_id",
     "nitro": "pcr16",
-    "azure-snp": "host_data",
-    "azure-tdx": "mr_config_id",
-    "gcp-snp": "host_data",
-    "gcp-tdx": "mr_config_id",
+    "azure-snp": "pcr13",
+    "azure-tdx": "pcr13",
+    "gcp-snp": "pcr13",
+    "gcp-tdx": "pcr13",
+    "gcp-vtpm": "pcr13",
     "tpm": "pcr13",
     "nitro-tpm": "pcr13",
 }
@@ -57,18 +58,21 @@ MANIFEST_REGISTER: Final[Mapping[str, str]] = {
 zero-padded, except for Nitro's PCR16 and a TPM's PCR 13, which were extended with it. A TPM's bank
 takes digests of its own size alone: the one of SHA-384 was extended with the SHA-384 of those 32
 bytes. The host chooses HOST_DATA and MRCONFIGID; the measured image halts unless they name the
-manifest that it read."""
+manifest that it read. Customers of Azure and Google cannot choose them: there the image measures
+the manifest into the virtual TPM."""
 
 _EXTENDED: Final[Mapping[str, tuple[str, int]]] = {
     "nitro": ("sha384", 48),
-    "tpm": ("sha256", 32),
     "nitro-tpm": ("sha384", 48),
+    **dict.fromkeys(
+        ("azure-snp", "azure-tdx", "gcp-snp", "gcp-tdx", "gcp-vtpm", "tpm"), ("sha256", 32)
+    ),
 }
 """Hash and size of the register where it is extended with the manifest's digest."""
 
 _HASHED_AGAIN: Final = frozenset({"nitro-tpm"})
-_LISTED: Final = frozenset({"tpm", "nitro-tpm"})
-"""Platforms whose reference values list that register."""
+_LISTED: Final = _EXTENDED.keys() - {"nitro"}
+"""Platforms whose reference values list that register, or may."""
 
 
 def claims(policy: AppraisalPolicy) -> tuple[str, ...]:

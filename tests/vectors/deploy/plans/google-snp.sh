@@ -2,7 +2,7 @@
 # google-snp: web
 # Never tried on Google Cloud. Flags and their values were checked against gcloud 528.0.0.
 # The virtual TPM is Google's: that it belongs to this guest is Google's word.
-# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; Google certifies one, which the guest uses. That a client accepts it so was not tried.
+# Where the TPM has no certificate of Google's for its key the guest ends, and says so (guest.no_certificate).
 set -eu
 umask 077
 mkdir -p /home/me/deployment
