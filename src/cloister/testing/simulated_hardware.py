@@ -480,7 +480,7 @@ def _measured(vtpm: SimulatedVtpm, bank: int = Alg.SHA256) -> dict[str, bytes]:
     return {f"pcr{number}": vtpm.registers[bank][number] for number in numbers}
 
 
-_SIZES: Final = {Alg.SHA1: 20, Alg.SHA256: 32, Alg.SHA384: 48}
+_SIZES: Final[Mapping[int, int]] = {Alg.SHA1: 20, Alg.SHA256: 32, Alg.SHA384: 48}
 
 _MAKERS: Final[
     Mapping[str, Callable[[datetime, SimulatedAttester, dict[str, object]], SimulatedHardware]]

@@ -139,7 +139,7 @@ def test_what_was_deployed_is_taken_back_without_its_files(tools: Path, tmp_path
     made = heard(tools)
     shutil.rmtree(tmp_path / "image")
     (tmp_path / "start.img").write_bytes(Start(api_keys=b"new", manifest=None).disk())
-    write_image(tmp_path / "image")
+    image_for(PLATFORMS["azure"], tmp_path / "image")
     (tmp_path / "image" / "root.img").write_bytes(b"another root".ljust(8192, b"\2"))
     write_record(tmp_path / "image", {"debug": False})
     code, _, err = azure(tmp_path, "--apply")

@@ -52,6 +52,9 @@ def test_an_image_for_other_evidence_than_a_tpms_is_not_started(tmp_path: Path) 
         ("sev-snp", "image.platform"),
         ("tdx", "image.platform"),
         ("nitro", "image.platform"),
+        ("gcp-snp", "image.platform"),
+        ("gcp-tdx", "image.platform"),
+        ("gcp-vtpm", "image.platform"),
     ):
         document = {"network": nothing, "platform": platform}
         (tmp_path / "configuration.json").write_text(json.dumps(document))

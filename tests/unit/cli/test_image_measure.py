@@ -20,7 +20,7 @@ from cloister.errors import (
 from cloister.evidence.eventlog import EventType
 from cloister.evidence.tpm import Alg
 from cloister.image.corim import parse_corim
-from cloister.image.golden import load_golden
+from cloister.image.golden import dump_golden, load_golden
 from cloister.image.image_files import read_image
 from cloister.image.pcrs import predict
 from cloister.testing.simulated_hardware import SimulatedHardware
@@ -327,6 +327,9 @@ ENTRY = {
         {"pcr1": "AA" * 32},
         {"firmware": "x" * 97},
         {"more": 1},
+        {"hardware": []},
+        {"hardware": {"measurement": "00" * 47}},
+        {"hardware": {"pcr2": "00" * 48}},
     ],
 )
 def test_golden_values_are_read_strictly(changes: dict[str, object]) -> None:
@@ -334,6 +337,10 @@ def test_golden_values_are_read_strictly(changes: dict[str, object]) -> None:
         return json.dumps({"format": "cloister/golden/1", "golden": [entry]}).encode()
 
     assert load_golden(document(dict(ENTRY)))[0].pcr1 == b"\x11" * 32
+    whole = {**ENTRY, "hardware": {"measurement": "22" * 48, "mr_td": "33" * 48}}
+    (entry,) = load_golden(document(whole))
+    assert entry.hardware == (("measurement", b"\x22" * 48), ("mr_td", b"\x33" * 48))
+    assert load_golden(dump_golden([entry]).encode()) == (entry,)
     with pytest.raises(ConfigurationError):
         load_golden(document({**ENTRY, **changes}))
     with pytest.raises(ConfigurationError):

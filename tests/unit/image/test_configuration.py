@@ -167,10 +167,13 @@ def test_what_goes_with_no_network_card(before: str, after: str, said: str) -> N
 
 @pytest.mark.parametrize(
     ("platform", "pinned"),
-    [("tpm-boot", False), ("sev-snp", True), ("tdx", True), ("nitro", False), ("nitro-tpm", False)],
+    [
+        *(("tpm-boot", False), ("sev-snp", True), ("tdx", True), ("nitro", False)),
+        *(("nitro-tpm", False), ("gcp-snp", False), ("gcp-tdx", True), ("gcp-vtpm", False)),
+    ],
 )
 def test_disks_are_pinned_where_nothing_measures_them_later(platform: str, pinned: bool) -> None:
     text = ENCLAVE.replace('"nitro"', f'"{platform}"')
     assert parsed(text).pins_disks is pinned
     with pytest.raises(ConfigurationError, match="platform"):
-        parsed(ENCLAVE.replace('"nitro"', '"azure-snp"'))
+        parsed(ENCLAVE.replace('"nitro"', '"sparc"'))

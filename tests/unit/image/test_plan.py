@@ -40,6 +40,9 @@ def planned(folder: Path, platform: str) -> Plan:
         ("tpm-boot", {"root"}),
         ("sev-snp", {"root", "application", "model"}),
         ("tdx", {"root", "application", "model"}),
+        ("gcp-snp", {"root"}),
+        ("gcp-tdx", {"root", "application", "model"}),
+        ("gcp-vtpm", {"root"}),
     ],
 )
 def test_the_boot_image_is_made_from_the_disks_that_it_names(
