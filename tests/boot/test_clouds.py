@@ -7,6 +7,7 @@ disk says who is served: the guest does here what it does there, but for the pro
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ from cloister.image.golden import golden_from_report
 from cloister.image.image_files import read_image
 from cloister.image.machine import Machine
 from cloister.image.references import machine_references
-from cloister.manifest import SignedManifest
+from cloister.manifest import Manifest, ModelEntry, Serving, SignedManifest
 from cloister.testing.signed_manifests import make_manifest, sign_first
 from cloister.testing.simulated_vtpm import SimulatedAkVendor
 from cloister.verifier import policy
@@ -118,6 +119,17 @@ def report_of(guest: BootedGuest, machine: Machine, nonce: bytes) -> bytes:
     return answer.content
 
 
+def manifest_for(image: Path) -> Manifest:
+    """One that lists the image's model, without which its worker does not start."""
+    (model,) = json.loads((image / "configuration.json").read_bytes())["models"]
+    return make_manifest(
+        owners=[ALICE],
+        models=[ModelEntry(name=model["name"], format="gguf", sha256=model["sha256"])],
+        images=[IMAGE],
+        serving=Serving(egress=(), receipts_keep_s=600, stream_bucket=256, body_bucket=1024),
+    )
+
+
 def start_disk(folder: Path, operator: Operator, manifest: SignedManifest) -> Path:
     disk = folder / "start.img"
     disk.write_bytes(Start(api_keys=operator.table, manifest=manifest.encode()).disk())
@@ -129,7 +141,7 @@ def test_every_register_is_as_predicted_for_the_disk_of_a_deployment(
 ) -> None:
     cloud = built(image, tmp_path, "gcp-vtpm")
     google = SimulatedAkVendor(Vendor.GOOGLE_VTPM, now=NOW)
-    signed = sign_first(make_manifest(owners=[ALICE], images=[IMAGE]), ALICE)
+    signed = sign_first(manifest_for(cloud), ALICE)
     machine = replace(
         machine_for(image),
         esp=one_disk(cloud),
@@ -163,7 +175,7 @@ def test_a_guest_without_the_processor_ends_for_want_of_its_evidence(
     """Its disks are opened and measured; the TPM alone is not enough."""
     cloud = built(image, tmp_path, platform)
     google = SimulatedAkVendor(Vendor.GOOGLE_VTPM, now=NOW)
-    signed = sign_first(make_manifest(owners=[ALICE], images=[IMAGE]), ALICE)
+    signed = sign_first(manifest_for(cloud), ALICE)
     machine = replace(
         machine_for(image),
         esp=one_disk(cloud),

@@ -24,12 +24,10 @@ from cloister.attester.sev_guest import EXTENDED_REQUEST, REQUEST, SevGuest, Sev
 from cloister.attester.tpm import Tpm
 from cloister.errors import AppraisalError
 from cloister.evidence import items
-from cloister.evidence.report import ITEM_EVENT_LOG, MEDIA_TYPE_CERTIFICATE, EvidenceItem
-from cloister.evidence.snp import CertificateKind
+from cloister.evidence.report import ITEM_EVENT_LOG, EvidenceItem
 from cloister.strictjson import JsonObject
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.testing.simulated_nitro_tpm import SimulatedNitroTpm
-from cloister.testing.simulated_snp import certificate_table
 from cloister.verifier import policy
 from cloister.verifier.report import verify_report
 from cloister.verifier.result import AttestationResult

@@ -61,10 +61,10 @@ def google(platform: str, folder: Path, *, certified: bool = True) -> CloudGuest
     if platform == "gcp-snp":
         below = SimulatedHardware.make("snp", now=NOW, measurement=LAUNCH_DIGEST)
     if platform == "gcp-tdx":
-        rtmrs = {
-            name: values[0] for name, values in predicted_rtmrs(deployed_parts(folder)).items()
-        }
-        below = SimulatedHardware.make("tdx", now=NOW, mr_td=LAUNCH_DIGEST, **rtmrs)
+        predicted = predicted_rtmrs(deployed_parts(folder))
+        registers: dict[str, object] = {name: values[0] for name, values in predicted.items()}
+        registers["mr_td"] = LAUNCH_DIGEST
+        below = SimulatedHardware.make("tdx", now=NOW, worker=None, **registers)
     return CloudGuest(
         platform=platform,
         folder=folder,

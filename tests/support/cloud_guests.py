@@ -142,17 +142,16 @@ class BootedTpm(FakeTpm):
     def public(self) -> bytes:
         return self.vtpm.public()
 
-    def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
-        return {pcr: self.vtpm.registers[Alg.SHA256][pcr] for pcr in pcrs}
+    def read_pcrs(self, pcrs: Sequence[int], *, bank: int = Alg.SHA256) -> dict[int, bytes]:
+        return {pcr: self.vtpm.registers[bank][pcr] for pcr in pcrs}
 
     def quote(self, key: int, qualifying_data: bytes, pcrs: Sequence[int]) -> tuple[bytes, bytes]:
         self.handles.append(key)
         made = self.vtpm.quote(qualifying_data, pcrs=tuple(sorted(pcrs)))
         return made.quote, self.signing.sign(made.quote)
 
-    def extend(self, pcr: int, digest: bytes) -> None:
+    def extend_banks(self, pcr: int, digests: Mapping[int, bytes]) -> None:
         self.written.append(pcr)
-        digests = {int(Alg.SHA256): digest}
         self.vtpm.extend(Event(pcr=pcr, type=EventType.EV_IPL, digests=digests, data=b""))
 
 

@@ -20,10 +20,17 @@ from support.deployments import built_for, deployment
 
 def modules(folder: Path) -> dict[str, JsonObject]:
     made = deployment(folder)
-    what, passing = built_for(made, PLATFORMS["aws-snp"]), allowed(made)
+    passing = allowed(made)
     return {
-        "aws-snp": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.SNP),
-        "aws-nitrotpm": aws_module(what, AWS_PLACE, passing, aws_machine.Protection.NITROTPM),
+        **{
+            target: aws_module(
+                built_for(made, PLATFORMS[target]),
+                AWS_PLACE,
+                passing,
+                aws_machine.Protection(target.removeprefix("aws-")),
+            )
+            for target in ("aws-snp", "aws-nitrotpm")
+        },
         **{
             target: google_module(
                 built_for(made, PLATFORMS[target]), GOOGLE_PLACE, passing, google.Kind(target[-3:])
