@@ -198,14 +198,18 @@ def _wrapper(mutant: Affirmed) -> bool:
 
 
 def _other_banks(mutant: Affirmed) -> bool:
-    """The digests of SHA-256, which simulated quotes are of, are the same."""
+    """The digests of the bank that was signed are the same, and all that is no digest.
+
+    Simulated quotes are of SHA-256; documents of NitroTPMs of SHA-384.
+    """
     logs = _logs(mutant)
     if logs is None or not mutant.subject.startswith(("simulated/", "worker/")):
         return False
+    bank = Alg.SHA384 if "nitro-tpm" in mutant.subject else Alg.SHA256
     before, after = map(_tcg_events, logs)
-    return [
-        replace(event, digests={Alg.SHA256: event.digests[Alg.SHA256]}) for event in before
-    ] == [replace(event, digests={Alg.SHA256: event.digests[Alg.SHA256]}) for event in after]
+    return [replace(event, digests={bank: event.digests[bank]}) for event in before] == [
+        replace(event, digests={bank: event.digests[bank]}) for event in after
+    ]
 
 
 _LABELS: Final = {
@@ -257,7 +261,7 @@ TABLE: Final = (
     Unsigned(
         name="other_bank",
         applies=_other_banks,
-        reason="Digests in a bank of which no register was quoted. What is read from an event has"
+        reason="Digests in a bank of which no register was signed. What is read from an event has"
         " to be covered by its digests in every bank.",
     ),
     Unsigned(
