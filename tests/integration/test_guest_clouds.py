@@ -6,26 +6,37 @@ are simulated (`support.cloud_guests`); no such cloud was at hand.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
+import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from cloister.attester.azure import AK_CERTIFICATE_INDEX, HCL_REPORT_INDEX
 from cloister.attester.handover import Handover
+from cloister.attester.metadata import CERTIFICATION, TD_QUOTE
 from cloister.cli.main import build_app
 from cloister.endorsements.roots import Roots, Vendor
-from cloister.errors import ConfigurationError, MalformedError
+from cloister.errors import ConfigurationError, FetchError, MalformedError
+from cloister.evidence import items
 from cloister.evidence.component import CONFIGURATION_MANIFEST
 from cloister.evidence.items import ITEM_TPM_PCRS
-from cloister.evidence.report import ITEM_QUOTE, EvidenceItem
+from cloister.evidence.report import ITEM_QUOTE, Endorsement, EvidenceItem
 from cloister.image.image_files import read_image
 from cloister.image.rtmrs import predicted_rtmrs
 from cloister.manifest import SignedManifest
+from cloister.strictjson import JsonObject
 from cloister.testing.signed_manifests import make_manifest, sign_first, sign_update
+from cloister.testing.simulated_azure import SimulatedAzure, encode_hcl_report
+from cloister.testing.simulated_dcap import SimulatedIntel
 from cloister.testing.simulated_hardware import SimulatedHardware
+from cloister.testing.simulated_snp import SimulatedAmd
 from cloister.testing.simulated_vtpm import SimulatedAkVendor, SimulatedVtpm, simulated_rsa_key
 from cloister.verifier import policy
 from cloister.verifier.platforms.gcp_confidential import NOT_JOINED
@@ -46,6 +57,7 @@ from support.cloud_guests import (
 )
 from support.manifests import ALICE, IMAGE
 
+AZURE: Final = ("azure-snp", "azure-tdx")
 GOOGLE: Final = ("gcp-snp", "gcp-tdx", "gcp-vtpm")
 LAUNCH_DIGEST: Final = b"\x77" * 48
 """Of a cloud's own firmware: the same whatever image it starts."""
@@ -74,17 +86,85 @@ def google(platform: str, folder: Path, *, certified: bool = True) -> CloudGuest
     )
 
 
+class Metadata:
+    """Azure's metadata service, for one machine."""
+
+    def __init__(self, answers: Mapping[str, JsonObject]) -> None:
+        self.answers = dict(answers)
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        if path not in self.answers:
+            raise FetchError("the service cannot be asked", code="device.io")
+        return json.dumps(self.answers[path]).encode()
+
+
+def td_report(quote: bytes) -> bytes:
+    """The TDREPORT that a quote of version 4 is of, its MAC and hashes zero."""
+    body, report = quote[48 : 48 + 584], bytearray(1024)
+    report[0] = 0x81
+    report[128:192] = body[520:]
+    report[264:384] = body[:120]
+    report[512:912] = body[120:520]
+    return bytes(report)
+
+
+def azure(platform: str, folder: Path, *, key: str = "HCLAkPub") -> CloudGuest:
+    """A confidential machine of Azure's that was started from the image in `folder`; `key` is the
+    one that its paravisor says to be the TPM's."""
+    vtpm, amd = boot(folder), SimulatedAmd(now=NOW)
+    vtpm.key = simulated_rsa_key("HCLAkPub")
+    ca, chip = SimulatedAkVendor(Vendor.AZURE_VTPM, now=NOW), amd.key()
+    machine = SimulatedAzure(amd=amd, chip=chip, azure=ca, vtpm=vtpm)
+    named = dataclasses.replace(machine, vtpm=SimulatedVtpm(key=simulated_rsa_key(key)))
+    roots = ca.roots.merged(Roots(intermediates=(ca.intermediate,)))
+    if platform == "azure-snp":
+        report = named.hcl_report()
+        vcek, *above = (
+            ssl.DER_cert_to_PEM_cert(der) for der in (chip.certificate, *amd.authorities())
+        )
+        answers: dict[str, JsonObject] = {
+            CERTIFICATION: {"vcekCert": vcek, "certificateChain": "".join(above)}
+        }
+        crl = Endorsement(media_type=items.MEDIA_TYPE_CRL, data=amd.crl())
+        vouching = {items.ITEM_AZURE_HCL_REPORT: (crl,)}
+        roots = roots.merged(amd.roots)
+    else:
+        intel, runtime = SimulatedIntel(now=NOW), named.runtime_data()
+        bound = hashlib.sha256(runtime).digest()
+        quote = intel.platform().tdx_quote(report_data=bound, mr_td=LAUNCH_DIGEST)
+        report = encode_hcl_report(td_report(quote), runtime)
+        answers = {TD_QUOTE: {"quote": base64.urlsafe_b64encode(quote).rstrip(b"=").decode()}}
+        collateral = Endorsement(
+            media_type=items.MEDIA_TYPE_COLLATERAL, data=intel.collateral().encode()
+        )
+        vouching = {items.ITEM_AZURE_TD_QUOTE: (collateral,)}
+        roots = roots.merged(intel.roots)
+    certificate = ca.certify(vtpm.key.public_key(), padding_bytes=64)
+    return CloudGuest(
+        platform=platform,
+        folder=folder,
+        tpm=BootedTpm(vtpm, {HCL_REPORT_INDEX: report, AK_CERTIFICATE_INDEX: certificate}),
+        roots=roots,
+        service=Metadata(answers),
+        vouching=vouching,
+    )
+
+
+def machine_of(platform: str, folder: Path) -> CloudGuest:
+    return (azure if platform in AZURE else google)(platform, folder)
+
+
 class Scene:
     """An image that was built, a machine that was started from it, and what is accepted of it."""
 
     def __init__(self, platform: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.platform, self.folder, self.patch = platform, folder, monkeypatch
         self.built = Image().write(folder / "image", platform)
-        self.machine = google(platform, self.built)
+        self.machine = machine_of(platform, self.built)
         self.handover = self.started(self.machine)
         # What the firmware is, somebody read off a machine of their own with another image.
         trial = Image(application="7", command_line="trial").write(folder / "trial", platform)
-        recorded = google(platform, trial)
+        recorded = machine_of(platform, trial)
         report = worker_of(recorded, self.started(recorded)).report(bytes(32))
         self.values = references(self.built, golden_of(report))
         judged(worker_of(self.machine, self.handover), self.values).require_affirming()
@@ -98,14 +178,28 @@ class Scene:
     def of(self, image: Image) -> tuple[CloudGuest, Handover]:
         """Another image on another such machine."""
         folder = image.write(self.folder / "other", self.platform)
-        other = google(self.platform, folder)
+        other = machine_of(self.platform, folder)
         # The same vendors, so that nothing but the image differs.
         other.roots = other.roots.merged(self.machine.roots)
         return other, self.started(other)
 
 
-@pytest.fixture(params=GOOGLE)
+@pytest.fixture(params=(*GOOGLE, *AZURE))
 def scene(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=GOOGLE)
+def at_google(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Scene:
+    return Scene(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=AZURE)
+def at_azure(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Scene:
     return Scene(request.param, tmp_path, monkeypatch)
 
 
@@ -114,7 +208,7 @@ def test_a_guest_is_affirmed_by_what_its_image_predicts(scene: Scene) -> None:
     assert result.require_affirming().platform.startswith("development (")
     (image,) = scene.values.images
     assert (image.name, image.version, image.debug) == ("demo", "1", False)
-    assert (NOT_JOINED in result.not_proven) is (scene.platform != "gcp-vtpm")
+    assert (NOT_JOINED in result.not_proven) is (scene.platform in {"gcp-snp", "gcp-tdx"})
     assert scene.machine.tpm.written == []  # without a manifest nothing is measured
 
 
@@ -166,7 +260,7 @@ def manifest() -> SignedManifest:
 
 
 def test_the_manifest_is_measured_and_compared(scene: Scene, manifest: SignedManifest) -> None:
-    machine = google(scene.platform, scene.built)
+    machine = machine_of(scene.platform, scene.built)
     machine.roots = machine.roots.merged(scene.machine.roots)
     handover = scene.started(machine, manifest)
     assert machine.tpm.written == [13]
@@ -190,31 +284,35 @@ def test_the_manifest_is_measured_and_compared(scene: Scene, manifest: SignedMan
 
 
 def test_a_guest_whose_key_google_does_not_certify_ends(
-    scene: Scene, capfd: pytest.CaptureFixture[str]
+    at_google: Scene, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bare = google(scene.platform, scene.built, certified=False)
+    bare = google(at_google.platform, at_google.built, certified=False)
     capfd.readouterr()
-    assert bare.run(scene.folder / "bare", scene.patch) is None
+    assert bare.run(at_google.folder / "bare", at_google.patch) is None
     (line,) = capfd.readouterr().err.splitlines()
     assert json.loads(line)["code"] == "guest.no_certificate"
 
 
-def test_a_certificate_of_somebody_else_than_google(scene: Scene) -> None:
-    worker = worker_of(scene.machine, scene.handover)
-    stranger = google(scene.platform, scene.built)
+def test_a_certificate_of_somebody_else_than_google(at_google: Scene) -> None:
+    worker = worker_of(at_google.machine, at_google.handover)
+    stranger = google(at_google.platform, at_google.built)
     kept = tuple(
-        anchor for anchor in scene.machine.roots.anchors if anchor.vendor is not Vendor.GOOGLE_VTPM
+        anchor
+        for anchor in at_google.machine.roots.anchors
+        if anchor.vendor is not Vendor.GOOGLE_VTPM
     )
     roots = dataclasses.replace(stranger.roots, anchors=(*kept, *stranger.roots.anchors))
-    found = refused(judged(worker, scene.values, roots=roots))
+    found = refused(judged(worker, at_google.values, roots=roots))
     assert found == {"ak.chain": "bad_chain"}
 
 
-def test_a_key_that_the_certificate_is_not_for(scene: Scene) -> None:
-    other = SimulatedVtpm(key=simulated_rsa_key("another's"), banks=scene.machine.tpm.vtpm.banks)
-    judged(worker_of(scene.machine, scene.handover), scene.values).require_affirming()
-    scene.machine.tpm.signing = other
-    found = refused(judged(worker_of(scene.machine, scene.handover), scene.values))
+def test_a_key_that_the_certificate_is_not_for(at_google: Scene) -> None:
+    other = SimulatedVtpm(
+        key=simulated_rsa_key("another's"), banks=at_google.machine.tpm.vtpm.banks
+    )
+    judged(worker_of(at_google.machine, at_google.handover), at_google.values).require_affirming()
+    at_google.machine.tpm.signing = other
+    found = refused(judged(worker_of(at_google.machine, at_google.handover), at_google.values))
     assert found == {"tpm.signature": "bad_signature"}
 
 
@@ -250,7 +348,7 @@ def test_other_firmware_than_was_recorded(scene: Scene) -> None:
     if scene.platform == "gcp-vtpm":
         register, claim = "pcr0", "boot.firmware"
     else:
-        register = {"gcp-snp": "measurement", "gcp-tdx": "mr_td"}[scene.platform]
+        register = "mr_td" if scene.platform.endswith("tdx") else "measurement"
         claim = "software.registers"
     (reference,) = scene.values.platforms
     (value,) = reference.registers[register]
@@ -286,12 +384,13 @@ def test_the_commands_record_and_predict_the_same(scene: Scene) -> None:
         assert without.exception.code == "image.no_golden"
         assert scene.platform in str(without.exception)
 
+    pcrs = items.ITEM_AZURE_PCRS if scene.platform in AZURE else ITEM_TPM_PCRS
     whole = worker_of(scene.machine, scene.handover).attestation_report(bytes(32))
-    item = whole.evidence[ITEM_TPM_PCRS]
+    item = whole.evidence[pcrs]
     registers = json.loads(item.data)
     registers["sha256"]["0"] = "00" * 32
     altered = dataclasses.replace(item, data=json.dumps(registers).encode())
-    evidence = {**whole.evidence, ITEM_TPM_PCRS: altered}
+    evidence = {**whole.evidence, pcrs: altered}
     report.write_bytes(dataclasses.replace(whole, evidence=evidence).encode())
     assert isinstance(called("golden", report, *named).exception, MalformedError)
 
@@ -302,3 +401,58 @@ def test_a_folder_that_names_no_platform_that_is_known(scene: Scene) -> None:
         (scene.built / "configuration.json").write_text(text)
         with pytest.raises(ConfigurationError, match="platform"):
             read_image(scene.built)
+
+
+def ended(machine: CloudGuest, scene: Scene, capfd: pytest.CaptureFixture[str]) -> str:
+    """Why the guest's program ended before its worker began."""
+    capfd.readouterr()
+    scene.count += 1
+    assert machine.run(scene.folder / f"run-{scene.count}", scene.patch) is None
+    (line,) = capfd.readouterr().err.splitlines()
+    return str(json.loads(line)["code"])
+
+
+def test_a_paravisor_that_names_another_key(at_azure: Scene) -> None:
+    """The hardware vouches for a key that is not the one that quotes."""
+    other = azure(at_azure.platform, at_azure.built, key="another")
+    other.roots = other.roots.merged(at_azure.machine.roots)
+    handover = at_azure.started(other)
+    found = refused(judged(worker_of(other, handover), at_azure.values))
+    assert found == {"tpm.signature": "bad_signature", "ak.matches": "bad_ak_binding"}
+
+
+def test_a_tpm_of_one_machine_above_the_hardware_of_another(at_azure: Scene) -> None:
+    """Genuine each, and of two paravisors: the hardware's report does not name the other's key."""
+    second = azure(at_azure.platform, at_azure.built)
+    second.tpm.vtpm.key = simulated_rsa_key("second")
+    second.roots = second.roots.merged(at_azure.machine.roots)
+    other = at_azure.started(second)
+    below = {items.ITEM_AZURE_HCL_REPORT, items.ITEM_AZURE_TD_QUOTE}
+
+    def spliced(digest: bytes) -> dict[str, EvidenceItem]:
+        first = at_azure.handover.attester.quote(digest)
+        tpm = {n: i for n, i in other.attester.quote(digest).items() if n not in below}
+        return {**first, **tpm}
+
+    found = refused(judged(worker_of(at_azure.machine, other, quote=spliced), at_azure.values))
+    assert found["tpm.signature"] == "bad_signature"
+
+
+def test_an_image_for_the_other_processor_ends(
+    at_azure: Scene, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (other,) = set(AZURE) - {at_azure.platform}
+    wrong = azure(other, at_azure.built)
+    wrong.platform = at_azure.platform
+    assert ended(wrong, at_azure, capfd) == "guest.platform"
+
+
+def test_a_machine_without_a_paravisor_or_a_service_ends(
+    at_azure: Scene, capfd: pytest.CaptureFixture[str]
+) -> None:
+    silent = azure(at_azure.platform, at_azure.built)
+    silent.service = Metadata({})
+    assert ended(silent, at_azure, capfd) == "device.io"
+    bare = azure(at_azure.platform, at_azure.built)
+    del bare.tpm.nv[HCL_REPORT_INDEX]
+    assert ended(bare, at_azure, capfd) == "device.absent"

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from cloister.deploy.formats import convert
 from cloister.endorsements.roots import Roots
 from cloister.evidence import items
 from cloister.evidence.eventlog import Event, EventType
-from cloister.evidence.report import EvidenceItem
+from cloister.evidence.report import Endorsement, EvidenceItem
 from cloister.evidence.tpm import Alg
 from cloister.image.boot_events import BootParts, predicted_events
 from cloister.image.footer import BLOCK, DiskFooter
@@ -179,6 +179,8 @@ class CloudGuest:
     processor: Quote | None = None
     """What makes the processor's evidence, where it is not the TPM that holds it."""
     service: MetadataService | None = None
+    vouching: Mapping[str, tuple[Endorsement, ...]] = field(default_factory=dict)
+    """What clients fetch and a worker may staple, by item."""
 
     def surroundings(self, run: Path) -> guest.Surroundings:
         return guest.Surroundings(
@@ -187,6 +189,7 @@ class CloudGuest:
             open_tpm=lambda: self.tpm,
             open_port=lambda: None,
             open_machine=self.open_machine,
+            metadata=self.service,
         )
 
     def open_machine(self, platform: str) -> Evidence:
@@ -225,7 +228,13 @@ class CloudGuest:
         return HANDED[0] if HANDED else None
 
     def stapled(self, made: Mapping[str, EvidenceItem]) -> Mapping[str, EvidenceItem]:
-        """With Intel's collateral, which clients fetch and a worker may staple."""
+        """With collateral and revocation lists, which clients fetch and a worker may staple."""
+        made = {
+            name: dataclasses.replace(
+                item, endorsements=(*item.endorsements, *self.vouching.get(name, ()))
+            )
+            for name, item in made.items()
+        }
         name = items.ITEM_TDX_QUOTE
         if name not in made or self.processor is None:
             return made

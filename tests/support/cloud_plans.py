@@ -90,7 +90,7 @@ PLATFORMS = {
     "aws-nitro": "nitro",
     "google-snp": "gcp-snp",
     "google-tdx": "gcp-tdx",
-    "azure": "tpm-boot",
+    "azure": "azure-snp",
 }
 """What an image has to be built for, by target."""
 

@@ -66,9 +66,12 @@ from cloister.attester.tpm import Tpm
 from cloister.errors import (
     CloisterError,
     ConfigurationError,
+    UnsupportedError,
 )
 from cloister.evidence.component import CONFIGURATION_MANIFEST
 from cloister.evidence.items import (
+    TEE_TYPE_AZURE_SNP,
+    TEE_TYPE_AZURE_TDX,
     TEE_TYPE_GCP_SNP,
     TEE_TYPE_GCP_TDX,
     TEE_TYPE_GCP_VTPM,
@@ -81,6 +84,7 @@ from cloister.evidence.items import (
 from cloister.evidence.tpm import Alg
 
 if TYPE_CHECKING:
+    from cloister.attester.metadata import MetadataService
     from cloister.attester.nsm import Nsm
 
 SETTINGS: Final = Path("/application/worker.json")
@@ -94,7 +98,8 @@ BESIDE_GOOGLES_TPM: Final[Mapping[str, str | None]] = {
     TEE_TYPE_GCP_VTPM: None,
 }
 """At Google: what makes evidence of the processor, beside the TPM."""
-MEASURED_MANIFEST: Final = frozenset({TEE_TYPE_TPM_BOOT, *BESIDE_GOOGLES_TPM})
+AT_AZURE: Final = frozenset({TEE_TYPE_AZURE_SNP, TEE_TYPE_AZURE_TDX})
+MEASURED_MANIFEST: Final = frozenset({TEE_TYPE_TPM_BOOT, *BESIDE_GOOGLES_TPM, *AT_AZURE})
 """Where the guest measures its manifest: nobody could name it in HOST_DATA or MRCONFIGID."""
 
 ENTRY: Final = "cloister.worker.serve:main"
@@ -141,6 +146,8 @@ class Surroundings:
     """An enclave's security module."""
     open_machine: Callable[[str], Evidence] = _open_machine
     """What makes evidence on a platform other than a measured boot."""
+    metadata: MetadataService | None = None
+    """Azure's metadata service, by default at its address."""
     meminfo: Path = Path("/proc/meminfo")
     patience_s: float = PATIENCE_S
 
@@ -319,6 +326,8 @@ def _evidence(platform: str, around: Surroundings, provided: Sequence[tuple[int,
         return NitroTpmAttester(around.open_nitro_tpm(), event_log=log)
     if platform in BESIDE_GOOGLES_TPM:
         return _google(BESIDE_GOOGLES_TPM[platform], around)
+    if platform in AT_AZURE:
+        return _azure(platform, around)
     if platform != TEE_TYPE_TPM_BOOT:
         return around.open_machine(platform)
     return _tpm(around, provided)
@@ -339,6 +348,28 @@ def _google(beside: str | None, around: Surroundings) -> Evidence:
     from cloister.attester.machine import Together  # imports every platform's code
 
     return Together((around.open_machine(beside), tpm))
+
+
+def _azure(platform: str, around: Surroundings) -> Evidence:
+    """Evidence of the paravisor's TPM and of what is below it, once that is what was built for.
+
+    Raises:
+        UnsupportedError: no confidential virtual machine of Azure, or one on the other processor.
+        FetchError, TpmError: TPM or metadata service fail.
+    """
+    from cloister.attester.azure import TEE_TYPES, AzureAttester, read_hcl_report
+
+    tpm = around.open_tpm()
+    _, report = read_hcl_report(tpm)
+    found = TEE_TYPES[report.hardware_type]
+    if found != platform:
+        raise UnsupportedError(
+            f"the image was built for {platform}, and this machine is one of {found}",
+            code="guest.platform",
+        )
+    attester = AzureAttester(tpm, service=around.metadata, event_log=read_boot_log(around.boot_log))
+    attester.quote(bytes(32))  # what the service lacks, the console says before anybody asks
+    return attester
 
 
 def digest_of(bundle: bytes) -> str:

@@ -12,6 +12,7 @@ and checked by dm-verity.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,6 @@ from typing import Final
 from cloister.deploy import words
 from cloister.deploy.cloud import (
     IPV4,
-    NO_CERTIFICATE,
     disk_step,
     image_name,
     inputs,
@@ -57,10 +57,8 @@ _IMAGE_ID: Final = (
 NOTES: Final = (
     "Never tried on Azure. Flags were checked against Azure CLI 2.91.0.",
     "That a specialized image starts as a confidential VM is Microsoft's documentation's word.",
-    NO_CERTIFICATE.format(
-        "Azure certifies one that the image does not use. The guest ends and says so"
-        " (guest.no_certificate)."
-    ),
+    "The guest asks Azure's metadata service, which no security group reaches; the image's own"
+    " rules name it.",
     "The paravisor between hardware and guest is Azure's; evidence names it, and it is trusted.",
 )
 
@@ -100,13 +98,25 @@ class Place:
         words.NETWORK.check(self.subnet)
 
 
+_KIND: Final = re.compile(r"Standard_(?:DC|EC|NCC)[0-9]+([ae])[a-z]*_")
+_PLATFORMS: Final = {"a": (Platform.AZURE_SNP,), "e": (Platform.AZURE_TDX,)}
+
+
+def platforms_of(machine_type: str) -> tuple[Platform, ...]:
+    """What an image may be built for, by the letter that names the processor's maker; either where
+    a type is of no form that is known here."""
+    found = _KIND.match(machine_type)
+    return (Platform.AZURE_SNP, Platform.AZURE_TDX) if found is None else _PLATFORMS[found[1]]
+
+
 def azure_plan(deployment: Deployment, place: Place, allowed: Filter) -> Plan:
     """The plan: fixed VHD, page blob, image version, security group, machine.
 
     Raises:
-        ConfigurationError: the image lacks a part, or a word cannot be used.
+        ConfigurationError: the image lacks a part, was built for another platform, or a word cannot
+            be used.
     """
-    deployment.image.require_platform(Platform.TPM_BOOT)
+    deployment.image.require_platform(*platforms_of(place.machine_type))
     make = _Steps(deployment, place, allowed)
     return Plan(
         target="azure",

@@ -19,7 +19,6 @@ from cloister.deploy import aws_machine, azure, google
 from cloister.deploy.cloud import image_name, resource_name, start_name
 from cloister.deploy.deployment import Deployment
 from cloister.deploy.ingress import Filter
-from cloister.image.configuration import Platform
 from cloister.strictjson import Json, JsonObject
 
 FILE: Final = "main.tf.json"
@@ -240,7 +239,7 @@ def _google_image(place: google.Place, name: str, disk: str) -> JsonObject:
 
 def azure_module(deployment: Deployment, place: azure.Place, allowed: Filter) -> JsonObject:
     """Page blob, image definition and version, security group with its rules."""
-    deployment.image.require_platform(Platform.TPM_BOOT)
+    deployment.image.require_platform(*azure.platforms_of(place.machine_type))
     name = resource_name(deployment)
     everything: JsonObject = {
         "protocol": "*",

@@ -20,6 +20,8 @@ from typing import Final, TypeVar
 
 from cloister.errors import ConfigurationError
 from cloister.evidence.items import (
+    TEE_TYPE_AZURE_SNP,
+    TEE_TYPE_AZURE_TDX,
     TEE_TYPE_GCP_SNP,
     TEE_TYPE_GCP_TDX,
     TEE_TYPE_GCP_VTPM,
@@ -38,6 +40,9 @@ BROKER_ADDRESS: Final = "virtio:/dev/virtio-ports/cloister.broker"
 REQUESTS_ADDRESS: Final = "virtio:/dev/virtio-ports/cloister.requests"
 """Where the worker of an image without a network card asks its broker, and is asked: ports that the
 machine has (`cloister.image.machine`), as addresses of `cloister.streams`."""
+METADATA_ADDRESS: Final = "169.254.169.254"
+METADATA_PORT: Final = 80
+"""Of Azure's metadata service (`cloister.attester.metadata`)."""
 DEFAULT_ADDRESS: Final = ("10.0.2.15/24",)
 """What QEMU's own network gives a guest."""
 
@@ -66,6 +71,15 @@ class Platform(enum.StrEnum):
     """TDX at Google, whose registers cover the boot image, and its TPM."""
     GCP_VTPM = TEE_TYPE_GCP_VTPM
     """Google's TPM alone: nothing protects the memory."""
+    AZURE_SNP = TEE_TYPE_AZURE_SNP
+    """An Azure confidential VM: a paravisor's TPM above SEV-SNP."""
+    AZURE_TDX = TEE_TYPE_AZURE_TDX
+    """The same above TDX."""
+
+    @property
+    def asks_metadata(self) -> bool:
+        """Whether its guests get from a metadata service what completes their evidence."""
+        return self in {Platform.AZURE_SNP, Platform.AZURE_TDX}
 
     @property
     def one_disk(self) -> bool:
@@ -75,6 +89,8 @@ class Platform(enum.StrEnum):
             Platform.GCP_SNP,
             Platform.GCP_TDX,
             Platform.GCP_VTPM,
+            Platform.AZURE_SNP,
+            Platform.AZURE_TDX,
         }
 
 
@@ -239,6 +255,8 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
         folder=folder,
     )
     top.done()
+    if platform.asks_metadata:
+        _require_metadata(read.network)
     peers = {peer.name for peer in read.network.allow_out}
     if read.broker is not None and read.network.card and read.broker.peer not in peers:
         raise _refused(
@@ -250,6 +268,25 @@ def _image(top: Table, folder: Path) -> ImageConfiguration:
             "machine carries what the broker is asked, so leave it out"
         )
     return read
+
+
+def _require_metadata(network: NetworkPolicy) -> None:
+    """That the guest may ask the metadata service, and that the policy says so by name.
+
+    Not added by itself: whom a guest may call, its operator reads and signs for.
+    """
+    named = {(peer.name, str(peer.address), peer.port) for peer in network.allow_out}
+    if ("metadata", METADATA_ADDRESS, METADATA_PORT) not in named:
+        raise _refused(
+            "guests at Azure get certificates of their processor, or its signature, from Azure's "
+            "metadata service, so their network policy has to name it: [network] allow_out = "
+            f'[{{ name = "metadata", address = "{METADATA_ADDRESS}", port = {METADATA_PORT} }}]'
+        )
+    if not any(gateway.version == 4 for gateway in network.gateways):
+        raise _refused(
+            "guests at Azure reach its metadata service through their network's router: name it as "
+            "[network] `gateway`"
+        )
 
 
 def _model(one: Table) -> ModelSource:

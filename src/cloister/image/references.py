@@ -25,6 +25,8 @@ BELOW: Final[Mapping[str, tuple[str, ...]]] = {
     "tpm": (),
     "gcp-vtpm": (),
     "gcp-snp": ("measurement",),
+    "azure-snp": ("measurement",),
+    "azure-tdx": ("mr_td",),
 }
 """Platforms whose TPM measures the image, and what their processor measures of the firmware."""
 RECORDED_TDX: Final = ("mr_td", "rtmr0")

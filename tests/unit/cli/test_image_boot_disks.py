@@ -55,6 +55,8 @@ def test_an_image_for_other_evidence_than_a_tpms_is_not_started(tmp_path: Path) 
         ("gcp-snp", "image.platform"),
         ("gcp-tdx", "image.platform"),
         ("gcp-vtpm", "image.platform"),
+        ("azure-snp", "image.platform"),
+        ("azure-tdx", "image.platform"),
     ):
         document = {"network": nothing, "platform": platform}
         (tmp_path / "configuration.json").write_text(json.dumps(document))

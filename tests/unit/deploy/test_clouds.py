@@ -262,3 +262,29 @@ def test_the_forwarder_may_do_nothing_but_forward(tmp_path: Path) -> None:
     lines = str(unit.content).splitlines()
     assert "ExecStart=/usr/local/bin/cloister forward tcp://0.0.0.0:8440 vsock://16:8440" in lines
     assert {"DynamicUser=yes", "NoNewPrivileges=yes", "CapabilityBoundingSet="} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("machine_type", "platforms"),
+    [
+        ("Standard_DC4as_v5", ("azure-snp",)),
+        ("Standard_EC8ads_v5", ("azure-snp",)),
+        ("Standard_NCC40ads_H100_v5", ("azure-snp",)),
+        ("Standard_DC4es_v6", ("azure-tdx",)),
+        ("Standard_EC16eds_v5", ("azure-tdx",)),
+        ("Standard_D4s_v5", ("azure-snp", "azure-tdx")),
+    ],
+)
+def test_a_machine_of_azures_takes_images_for_its_processor(
+    machine_type: str, platforms: tuple[str, ...], tmp_path: Path
+) -> None:
+    what = deployment(tmp_path)
+    place = replace(AZURE_PLACE, machine_type=machine_type)
+    for platform in ("azure-snp", "azure-tdx"):
+        made = built_for(what, platform)
+        if platform in platforms:
+            azure.azure_plan(made, place, allowed(what))
+            continue
+        with pytest.raises(ConfigurationError, match=f'platform = "{platforms[0]}"') as caught:
+            azure.azure_plan(made, place, allowed(what))
+        assert caught.value.code == "deploy.platform"

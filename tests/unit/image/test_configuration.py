@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import ConfigurationError
+from cloister.evidence.component import CONFIGURATION_EGRESS
+from cloister.image.application import ways_out
 from cloister.image.configuration import ImageConfiguration, parse_configuration
+from cloister.image.network import compile_rules
 
 WHOLE = """
 configuration = 1
@@ -165,15 +168,50 @@ def test_what_goes_with_no_network_card(before: str, after: str, said: str) -> N
         parsed(CARDLESS.replace(before, after))
 
 
+AZURES_NETWORK = """
+[network]
+listen = [8440]
+address = "10.0.0.4/24"
+gateway = "10.0.0.1"
+allow_out = [{ name = "metadata", address = "169.254.169.254", port = 80 }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (", port = 80", ", port = 81", "port = 80 }"),
+        ("169.254.169.254", "169.254.169.253", 'address = "169.254.169.254"'),
+        ('allow_out = [{ name = "metadata"', '# allow_out = [{ name = "x"', "metadata service"),
+        ('gateway = "10.0.0.1"', "", "gateway"),
+    ],
+)
+def test_an_image_for_azure_names_whom_it_asks(before: str, after: str, said: str) -> None:
+    text = ENCLAVE.replace('"nitro"', '"azure-snp"') + AZURES_NETWORK
+    read = parsed(text)
+    assert [peer.authority for peer in read.network.allow_out] == ["169.254.169.254:80"]
+    assert ways_out(read) == {CONFIGURATION_EGRESS: ["169.254.169.254:80"]}
+    rules = compile_rules(read.network)
+    assert rules.count("ip daddr 169.254.169.254 tcp dport 80") == 2
+    assert rules.count("daddr") == 2
+    with pytest.raises(ConfigurationError, match=said):
+        parsed(text.replace(before, after))
+    # Elsewhere nobody has to be asked.
+    parsed(text.replace('"azure-snp"', '"gcp-snp"').replace(before, after))
+
+
 @pytest.mark.parametrize(
     ("platform", "pinned"),
     [
         *(("tpm-boot", False), ("sev-snp", True), ("tdx", True), ("nitro", False)),
         *(("nitro-tpm", False), ("gcp-snp", False), ("gcp-tdx", True), ("gcp-vtpm", False)),
+        *(("azure-snp", False), ("azure-tdx", False)),
     ],
 )
 def test_disks_are_pinned_where_nothing_measures_them_later(platform: str, pinned: bool) -> None:
     text = ENCLAVE.replace('"nitro"', f'"{platform}"')
+    if platform.startswith("azure"):
+        text += AZURES_NETWORK
     assert parsed(text).pins_disks is pinned
     with pytest.raises(ConfigurationError, match="platform"):
         parsed(ENCLAVE.replace('"nitro"', '"sparc"'))

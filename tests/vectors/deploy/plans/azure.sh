@@ -2,7 +2,7 @@
 # azure: web
 # Never tried on Azure. Flags were checked against Azure CLI 2.91.0.
 # That a specialized image starts as a confidential VM is Microsoft's documentation's word.
-# An image so far makes its evidence with a key of the machine's TPM, which somebody has to certify; Azure certifies one that the image does not use. The guest ends and says so (guest.no_certificate).
+# The guest asks Azure's metadata service, which no security group reaches; the image's own rules name it.
 # The paravisor between hardware and guest is Azure's; evidence names it, and it is trusted.
 set -eu
 umask 077
