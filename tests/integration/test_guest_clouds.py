@@ -108,7 +108,9 @@ def td_report(quote: bytes) -> bytes:
     return bytes(report)
 
 
-def azure(platform: str, folder: Path, *, key: str = "HCLAkPub") -> CloudGuest:
+def azure(
+    platform: str, folder: Path, *, key: str = "HCLAkPub", certified: bool = True
+) -> CloudGuest:
     """A confidential machine of Azure's that was started from the image in `folder`; `key` is the
     one that its paravisor says to be the TPM's."""
     vtpm, amd = boot(folder), SimulatedAmd(now=NOW)
@@ -140,10 +142,13 @@ def azure(platform: str, folder: Path, *, key: str = "HCLAkPub") -> CloudGuest:
         vouching = {items.ITEM_AZURE_TD_QUOTE: (collateral,)}
         roots = roots.merged(intel.roots)
     certificate = ca.certify(vtpm.key.public_key(), padding_bytes=64)
+    memory = {HCL_REPORT_INDEX: report}
+    if certified:
+        memory[AK_CERTIFICATE_INDEX] = certificate
     return CloudGuest(
         platform=platform,
         folder=folder,
-        tpm=BootedTpm(vtpm, {HCL_REPORT_INDEX: report, AK_CERTIFICATE_INDEX: certificate}),
+        tpm=BootedTpm(vtpm, memory),
         roots=roots,
         service=Metadata(answers),
         vouching=vouching,
@@ -289,6 +294,16 @@ def test_a_guest_whose_key_google_does_not_certify_ends(
     bare = google(at_google.platform, at_google.built, certified=False)
     capfd.readouterr()
     assert bare.run(at_google.folder / "bare", at_google.patch) is None
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["code"] == "guest.no_certificate"
+
+
+def test_a_guest_whose_key_azure_does_not_certify_ends(
+    at_azure: Scene, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare = azure(at_azure.platform, at_azure.built, certified=False)
+    capfd.readouterr()
+    assert bare.run(at_azure.folder / "bare", at_azure.patch) is None
     (line,) = capfd.readouterr().err.splitlines()
     assert json.loads(line)["code"] == "guest.no_certificate"
 

@@ -70,6 +70,7 @@ from cloister.errors import (
 )
 from cloister.evidence.component import CONFIGURATION_MANIFEST
 from cloister.evidence.items import (
+    ITEM_AZURE_QUOTE,
     TEE_TYPE_AZURE_SNP,
     TEE_TYPE_AZURE_TDX,
     TEE_TYPE_GCP_SNP,
@@ -322,8 +323,7 @@ def _evidence(platform: str, around: Surroundings, provided: Sequence[tuple[int,
     if platform == TEE_TYPE_NITRO_TPM:
         from cloister.attester.nitro_tpm import NitroTpmAttester  # no other guest needs CBOR
 
-        log = read_boot_log(around.boot_log)
-        return NitroTpmAttester(around.open_nitro_tpm(), event_log=log)
+        return _tried(NitroTpmAttester(around.open_nitro_tpm(), event_log=_boot_log(around)))
     if platform in BESIDE_GOOGLES_TPM:
         return _google(BESIDE_GOOGLES_TPM[platform], around)
     if platform in AT_AZURE:
@@ -367,9 +367,41 @@ def _azure(platform: str, around: Surroundings) -> Evidence:
             f"the image was built for {platform}, and this machine is one of {found}",
             code="guest.platform",
         )
-    attester = AzureAttester(tpm, service=around.metadata, event_log=read_boot_log(around.boot_log))
-    attester.quote(bytes(32))  # what the service lacks, the console says before anybody asks
+    attester = AzureAttester(tpm, service=around.metadata, event_log=_boot_log(around))
+    made = attester.quote(bytes(32))  # what the service lacks, the console says before anybody asks
+    if not made[ITEM_AZURE_QUOTE].endorsements:
+        raise ConfigurationError(
+            "this machine's TPM brings no certificate of Azure's for its attestation key: no client"
+            " would accept its evidence",
+            code="guest.no_certificate",
+        )
     return attester
+
+
+def _boot_log(around: Surroundings) -> bytes:
+    """The firmware's log, where evidence without one is refused.
+
+    Raises:
+        ConfigurationError: it is empty (code ``guest.no_boot_log``).
+    """
+    log = read_boot_log(around.boot_log)
+    if not log:
+        raise ConfigurationError(
+            "this machine's firmware left no log of what it measured: no client would accept its"
+            " evidence; start it from UEFI, with its TPM on",
+            code="guest.no_boot_log",
+        )
+    return log
+
+
+def _tried(evidence: Evidence) -> Evidence:
+    """`evidence`, once it was made a first time: what fails, the console says before anybody asks.
+
+    Raises:
+        CloisterError: as `evidence.quote`.
+    """
+    evidence.quote(bytes(32))
+    return evidence
 
 
 def digest_of(bundle: bytes) -> str:

@@ -164,6 +164,10 @@ def golden(
     data = _read(log)
     reads = golden_from_report if data[:1] == b"{" else golden_from_log
     entry = reads(data, firmware=firmware, machine=machine)
+    if code is not None and reads is golden_from_report:
+        raise ConfigurationError(
+            "--code is compared with a boot's event log, not with a report", code="image.golden"
+        )
     if code is not None:
         recorded = sum(len(one.data) for one in check_firmware(data, _read(code, MAX_FIRMWARE)))
         typer.echo(

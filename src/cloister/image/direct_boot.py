@@ -36,6 +36,18 @@ def direct_boot(kernel: UnifiedKernel) -> DirectBoot:
         UnsupportedError: it leaves a disk open, to be measured into a register that such a
             platform does not have (code ``image.unpinned``).
     """
+    check_pinned(kernel)
+    return DirectBoot(
+        kernel=kernel.kernel.data, initrd=kernel.initrd, command_line=kernel.command_line
+    )
+
+
+def check_pinned(kernel: UnifiedKernel) -> None:
+    """Return only if the command line of a UKI names every disk.
+
+    Raises:
+        UnsupportedError: it leaves one open (code ``image.unpinned``).
+    """
     words = kernel.command_line.split(" ")
     if not any(word.startswith(ROOT) for word in words):
         raise _open("names no root")
@@ -43,14 +55,11 @@ def direct_boot(kernel: UnifiedKernel) -> DirectBoot:
         values = [word.removeprefix(disk) for word in words if word.startswith(disk)]
         if len(values) != 1 or values[0] == MEASURED:
             raise _open(f"does not say once which disk {disk.removesuffix('=')} is")
-    return DirectBoot(
-        kernel=kernel.kernel.data, initrd=kernel.initrd, command_line=kernel.command_line
-    )
 
 
 def _open(why: str) -> UnsupportedError:
     return UnsupportedError(
         f"the image's command line {why}: without a TPM any disk would measure alike; build it"
-        ' with platform = "sev-snp" or "tdx", which names its disks',
+        ' with platform = "sev-snp", "tdx" or "gcp-tdx", which names its disks',
         code=CODE,
     )

@@ -46,7 +46,7 @@ def build_initrd(
     """The archive that a kernel starts `init` from.
 
     `command_line` puts a copy in, which the init compares with what it was started with: for
-    platforms whose registers do not cover where the command line ends (Nitro).
+    platforms whose processor does not measure it, or not where it ends (Nitro).
     """
     names = [f"{number:02d}-{module.name}.ko" for number, module in enumerate(modules)]
     entries = [

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -98,15 +98,17 @@ def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
             },
             tools=tools.made("tree"),
         )
-    initrd = _initrd(boot=boot, init=init, tools=tools)
     application = _application_disk(ingredients, tools)
     model = _model_disk(ingredients, tools)
     disks = {"root": root.made("root.img")}
+    pinned: Mapping[str, Made] = {}
     if ingredients.configuration.pins_disks:
         disks |= {
             "application": application.made("application.img"),
             "model": model.made("model.img"),
         }
+        pinned = disks
+    initrd = _initrd(ingredients, boot=boot, init=init, tools=tools, pinned=pinned)
     uki = _uki(ingredients, boot=boot, initrd=initrd, disks=disks)
     esp = _esp(uki, tools)
     return Plan(
@@ -233,10 +235,24 @@ def _init(tools: Operation) -> Operation:
     )
 
 
-def _initrd(*, boot: Operation, init: Operation, tools: Operation) -> Operation:
+def _initrd(
+    ingredients: Ingredients,
+    *,
+    boot: Operation,
+    init: Operation,
+    tools: Operation,
+    pinned: Mapping[str, Made],
+) -> Operation:
+    """Where disks are `pinned`, the init accepts no other command line than that which names them:
+    firmware may take one from elsewhere, and measure it where the processor does not tell."""
+
     def execute(reads: Paths, target: Path) -> None:
         files = packages.BootFiles.find(reads["boot"])
-        initrd = build_initrd(reads["init"].read_bytes(), select_modules(files.modules))
+        initrd = build_initrd(
+            reads["init"].read_bytes(),
+            select_modules(files.modules),
+            command_line=_command_line(ingredients, reads, pinned) if pinned else None,
+        )
         # Beside the build's programs: from a folder for temporary files none may be startable.
         with tempfile.TemporaryDirectory(prefix="pack-", dir=target) as folder:
             packed = pack_initrd(initrd, Path(folder), run=_in_folder(Toolbox(tree=reads["tools"])))
@@ -250,14 +266,27 @@ def _initrd(*, boot: Operation, init: Operation, tools: Operation) -> Operation:
             "init": init.made("init"),
             "tools": tools.made("tree"),
             "source": outside(PACK_SOURCE),
+            **pinned,
         },
         parameters={
             "plan": PLAN_VERSION,
+            "debug": bool(pinned) and ingredients.configuration.debug,
+            "kernel": list(KERNEL) if pinned else [],
             "modules": list(GUEST_MODULES),
             "commands": [list(command) for command in PACK_COMMANDS],
         },
         writes=("initrd",),
         execute=execute,
+    )
+
+
+def _command_line(ingredients: Ingredients, reads: Paths, disks: Iterable[str]) -> str:
+    named = {name: read_footer(reads[name]) for name in disks}
+    return command_line(
+        root=named["root"],
+        application=named.get("application", MEASURED),
+        model=named.get("model", MEASURED),
+        debug=ingredients.configuration.debug,
     )
 
 
@@ -270,13 +299,7 @@ def _uki(
 
     def execute(reads: Paths, target: Path) -> None:
         files = packages.BootFiles.find(reads["boot"])
-        named = {name: read_footer(reads[name]) for name in disks}
-        line = command_line(
-            root=named["root"],
-            application=named.get("application", MEASURED),
-            model=named.get("model", MEASURED),
-            debug=configuration.debug,
-        )
+        line = _command_line(ingredients, reads, disks)
         parts = UkiParts(
             kernel=files.kernel.read_bytes(),
             initrd=reads["initrd"].read_bytes(),

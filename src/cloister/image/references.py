@@ -12,6 +12,7 @@ from typing import Final
 from cloister.evidence.tpm import Alg
 from cloister.image.boot_events import secure_boot_policy
 from cloister.image.configuration import Platform
+from cloister.image.direct_boot import check_pinned
 from cloister.image.eif import EifMeasurements
 from cloister.image.golden import Golden
 from cloister.image.gramine import EnclaveSignature
@@ -40,12 +41,17 @@ def machine_references(
     """The states of machines that boot an image, as verifiers of its platform compare them.
 
     Of a platform that starts guests by itself only what a TPM beside it would measure.
+
+    Raises:
+        UnsupportedError: the image leaves a disk open that the processor has to name (code
+            ``image.unpinned``).
     """
     if files.platform is Platform.NITRO_TPM:
         return (nitro_tpm_reference(files, state),)
     parts = files.parts(state)
     prediction = predict(parts)
     if files.platform is Platform.GCP_TDX:
+        check_pinned(files.kernel)
         return google_tdx_references(
             prediction,
             predicted_rtmrs(parts),

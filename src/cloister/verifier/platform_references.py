@@ -38,6 +38,9 @@ _KERNEL_TO_APPLICATION: Final = _FIRMWARE_TO_APPLICATION[2:]
 """Without PCR 0 and 1 of a NitroTPM: AWS documents that they "will always contain constant values"
 (EC2 User Guide, "NitroTPM Attestation Document contents"), and is who signs all the others."""
 
+_BY_THE_GUEST: Final = ("pcr12", "pcr13", "pcr14", "pcr15")
+"""Of a TPM beside a processor that names the boot image: what was added to that, and its disks."""
+
 IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
     {
         "snp": (("measurement",),),
@@ -47,7 +50,7 @@ IDENTITY: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "azure-snp": (("measurement", *_FIRMWARE_TO_APPLICATION),),
         "azure-tdx": (("mr_td", *_FIRMWARE_TO_APPLICATION),),
         "gcp-snp": (("measurement", *_FIRMWARE_TO_APPLICATION),),
-        "gcp-tdx": (("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),),
+        "gcp-tdx": (("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3", *_BY_THE_GUEST),),
         "gcp-vtpm": (_FIRMWARE_TO_APPLICATION,),
         "tpm": (_FIRMWARE_TO_APPLICATION,),
         "nitro-tpm": (_KERNEL_TO_APPLICATION,),

@@ -121,19 +121,23 @@ def appraise_worker(
         if registers:
             appraise.appraise_manifest(platform.reference, registers, wanted, ledger)
     if not isinstance(policy.denied, Unchecked):
-        digests = _digests(found, document, platform)
+        digests = _digests(found, document, platform, policy.denied)
         if manifest is not None:
             digests.update(manifest.signer_ids)
         appraise.appraise_denied(digests, denied=policy.denied, ledger=ledger)
 
 
-def _digests(found: Findings, document: ClaimsDocument, platform: HardwarePlatform) -> set[str]:
+def _digests(
+    found: Findings,
+    document: ClaimsDocument,
+    platform: HardwarePlatform,
+    denied: tuple[str, ...],
+) -> set[str]:
     """What may be denied; the manifest also where only the platform names it."""
     registers = {} if found.outcome is None else found.outcome.registers
-    started_for = registers.get(appraise.MANIFEST_REGISTER.get(platform.reference, ""), b"")[:32]
     named = (
         document.manifest_sha256,
-        started_for.hex(),
+        *appraise.started_for(platform.reference, registers, denied),
         *(digest for model in document.models for digest in model.digests),
     )
     return {found.keyset_digest, *(f"sha256:{digest}" for digest in named if digest)}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import cbor2
 import pytest
 
+from cloister.attester import guest
+from cloister.attester.guest import Surroundings
 from cloister.attester.nitro_tpm import (
     BUFFER_BYTES,
     BUFFERS,
@@ -16,7 +20,7 @@ from cloister.attester.nitro_tpm import (
 )
 from cloister.attester.tpm import Tpm
 from cloister.attester.tpm_errors import ResponseCode, TpmError
-from cloister.errors import FetchError, UnsupportedError
+from cloister.errors import ConfigurationError, FetchError, UnsupportedError
 from cloister.evidence.items import ITEM_NITRO_TPM_DOCUMENT, MEDIA_TYPE_NITRO_DOCUMENT
 from cloister.evidence.nitro import DocumentKind, parse_document
 from cloister.evidence.report import ITEM_EVENT_LOG
@@ -207,3 +211,31 @@ def test_a_document_over_something_else(machine: SimulatedNitroTpm) -> None:
 def test_digests_of_another_size(machine: SimulatedNitroTpm) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         NitroTpmAttester(Tpm(machine)).quote(bytes(31))
+
+
+def test_a_guest_without_a_log_or_an_answer_ends(tmp_path: Path) -> None:
+    """Nobody would accept its evidence, so its console says so before anybody asks."""
+    nitro = SimulatedNitro(now=datetime.now(UTC))
+    registers = {number: bytes([number]) * 48 for number in range(24)}
+    asked: list[bytes] = []
+
+    def attest(*, user_data: bytes, **_: object) -> bytes:
+        asked.append(user_data)
+        return nitro.document(kind=DocumentKind.NITRO_TPM, pcrs=registers, user_data=user_data)
+
+    def refuses(**_: object) -> bytes:
+        raise FetchError("no answer", code="device.timeout")
+
+    def evidence(answers: Callable[..., bytes]) -> object:
+        around = Surroundings(run=tmp_path, open_nitro_tpm=lambda: Tpm(SimulatedNitroTpm(answers)))
+        return guest._evidence("nitro-tpm", around, ())
+
+    (tmp_path / "boot-log").write_bytes(b"a log")
+    assert evidence(attest)
+    assert asked == [bytes(32)]
+    with pytest.raises(FetchError):
+        evidence(refuses)
+    (tmp_path / "boot-log").write_bytes(b"")
+    with pytest.raises(ConfigurationError) as caught:
+        evidence(attest)
+    assert caught.value.code == "guest.no_boot_log"

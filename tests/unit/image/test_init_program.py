@@ -314,7 +314,11 @@ def compared(comparer: Path, found: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "more", ["", DEVICE, DEVICE + " virtio_mmio.device=512@0xfeb00e00:12", " " + DEVICE]
+    "more",
+    [
+        *("", DEVICE, DEVICE + " virtio_mmio.device=512@0xfeb00e00:12", " " + DEVICE),
+        *(" initrd=initrd", " initrd=initrd" + DEVICE),
+    ],
 )
 def test_a_hypervisor_may_say_where_its_devices_are(comparer: Path, more: str) -> None:
     assert compared(comparer, MEASURED_LINE + more)
@@ -328,6 +332,8 @@ def test_a_hypervisor_may_say_where_its_devices_are(comparer: Path, more: str) -
         MEASURED_LINE[1:],
         MEASURED_LINE.replace("panic=-1", "panic=-2"),
         MEASURED_LINE.replace("panic=-1", "panic=-2") + DEVICE,
+        *(MEASURED_LINE + more for more in ("initrd=initrd", " initrd=other", " initrd=initrdx")),
+        *(MEASURED_LINE + more for more in (" initrd=", " initrd=initrd init=/bin/sh")),
         DEVICE[1:] + " " + MEASURED_LINE,
         MEASURED_LINE + "c",
         MEASURED_LINE + " ",

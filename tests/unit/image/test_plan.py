@@ -51,5 +51,8 @@ def test_the_boot_image_is_made_from_the_disks_that_it_names(
     plan = planned(tmp_path, platform)
     (uki,) = [one for one in plan.operations if one.name == "uki"]
     assert uki.reads.keys() == {"boot", "initrd", *named}
+    (initrd,) = [one for one in plan.operations if one.name == "initrd"]
+    copied = named if "model" in named else set()  # the init compares the line with its copy
+    assert initrd.reads.keys() == {"boot", "init", "tools", "source", *copied}
     order = [one.name for one in plan.operations]
     assert all(order.index(made.operation) < order.index("uki") for made in uki.reads.values())

@@ -196,19 +196,24 @@ def test_each_register_of_a_virtual_tpm(platform: str) -> None:
 
 
 def test_only_what_a_reference_lists_is_a_claim_about_a_group() -> None:
-    """Registers of a TPM are optional where TDX names the image: unlisted, nothing is affirmed."""
+    """Those of a TPM that the guest does not write are optional where TDX names the image."""
     worker = WORKERS["gcp-tdx"]
     groups = {group.claim for group in boot.GROUPS}
     assert groups <= {claim.name for claim in verify(worker).claims}
     listed = {
         name: values
         for name, values in worker.reference.registers.items()
-        if not name.startswith("pcr") or name == "pcr14"
+        if not name.startswith("pcr") or name in {"pcr12", "pcr13", "pcr14", "pcr15"}
     }
     reference = dataclasses.replace(worker.reference, registers=listed)
     result = verify(worker, values=ReferenceValues.from_platforms(reference))
     assert result.verdict is Finding.AFFIRMING
-    assert groups & {claim.name for claim in result.claims} == {"boot.application"}
+    found = groups & {claim.name for claim in result.claims}
+    assert found == {"boot.additions", "boot.application", "boot.model"}
+    for register in ("pcr12", "pcr13", "pcr14", "pcr15"):
+        fewer = {name: values for name, values in listed.items() if name != register}
+        with pytest.raises(ConfigurationError, match=register):
+            dataclasses.replace(worker.reference, registers=fewer)
     assert not groups & {claim.name for claim in verify(WORKERS["nitro"]).claims}
 
 
@@ -565,6 +570,17 @@ def test_denied_digests(worker: SimulatedHardware) -> None:
     for digest in denied:
         under = dataclasses.replace(policy.development(), denied=(digest,))
         assert codes(verify(worker, under=under))["denied"] == "denied"
+
+
+@pytest.mark.parametrize("platform", STARTED_FOR)
+def test_a_denied_manifest_that_only_the_platform_names(platform: str) -> None:
+    """Also where a register was extended with it, and so does not say it."""
+    fields = STARTED_FOR[platform](MANIFEST)
+    made = SimulatedHardware.make(platform, now=NOW, worker=None, **fields)
+    other = dataclasses.replace(policy.development(), denied=(f"sha256:{OTHER.hex()}",))
+    assert "denied" not in codes(verify(made, under=other))
+    under = dataclasses.replace(policy.development(), denied=(f"sha256:{MANIFEST.hex()}",))
+    assert codes(verify(made, under=under))["denied"] == "denied"
 
 
 def test_expired_keys(worker: SimulatedHardware) -> None:

@@ -137,7 +137,17 @@ static size_t device_argument(const char *word)
 	return size ? (size_t)(at + size - word) : 0;
 }
 
-/* Whether FOUND is the MEASURED line; a hypervisor may have said behind it where devices are. */
+/* What firmware says of the RAM disk that came with a kernel it was handed (edk2,
+   QemuLoadImageLib). Linux' stub has read it by then, and only where nobody offered it one. */
+static size_t ram_disk_argument(const char *word)
+{
+	static const char name[] = "initrd=initrd";
+	size_t size = sizeof name - 1;
+	return strncmp(word, name, size) || (word[size] && word[size] != ' ') ? 0 : size;
+}
+
+/* Whether FOUND is the MEASURED line; behind it a hypervisor may have said where devices are, and
+   firmware which RAM disk there is. */
 int same_command_line(const char *measured, const char *found)
 {
 	size_t length = strlen(measured);
@@ -145,6 +155,8 @@ int same_command_line(const char *measured, const char *found)
 		return 0;
 	for (const char *at = found + length; *at;) {
 		size_t spaces = strspn(at, " "), word = device_argument(at + spaces);
+		if (!word)
+			word = ram_disk_argument(at + spaces);
 		if (!spaces || !word)
 			return 0;
 		at += spaces + word;
@@ -152,8 +164,9 @@ int same_command_line(const char *measured, const char *found)
 	return 1;
 }
 
-/* Where no register covers the length of the command line (Nitro), the initrd has a copy, and
-   from then on only the copy counts. */
+/* Where no register of the processor covers the command line for sure, the initrd has a copy, and
+   from then on only the copy counts: Nitro's leave its length open, and of a TDX guest's those that
+   hold it may be a TPM's. */
 static void check_command_line(void)
 {
 	static char copy[sizeof command_line];

@@ -71,13 +71,13 @@ GROUPS: Final = (
 
 
 BESIDE: Final = frozenset({"gcp-tdx"})
-"""Platforms with a TPM of which reference values need not list any register."""
+"""Platforms with a TPM of which reference values need not list every group."""
 
 
 def group_claims(platform: str) -> tuple[str, ...]:
     """Names of the claims about `platform`, in order; none where none has to be listed.
 
-    Where reference values may list some all the same, `appraise_groups` makes claims of those.
+    Where reference values may list more, `appraise_groups` makes claims of those too.
     """
     return tuple(group.claim for group in _groups(platform))
 
@@ -112,7 +112,7 @@ def appraise_groups(
 
 def _groups(platform: str) -> tuple[RegisterGroup, ...]:
     """Those whose registers every reference of a measured boot lists: others affirm nothing."""
-    listed = [set(identity) for identity in IDENTITY.get(platform, ()) if "pcr11" in identity]
+    listed = [set(identity) for identity in IDENTITY.get(platform, ()) if "pcr15" in identity]
     return tuple(
         group for group in GROUPS if any(one.issuperset(group.registers) for one in listed)
     )

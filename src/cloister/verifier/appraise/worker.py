@@ -20,7 +20,7 @@ Only compares: whatever is compared here was authenticated before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
@@ -108,6 +108,20 @@ def before_manifest(
     if registers.get(register) != manifest_register(platform, bytes.fromhex(digest)):
         return registers
     return {**registers, register: bytes(_EXTENDED[platform][1])}
+
+
+def started_for(
+    platform: str, registers: Mapping[str, bytes], denied: Iterable[str]
+) -> tuple[str, ...]:
+    """The manifest's SHA-256 as the platform alone names it, in hexadecimal.
+
+    A register that was extended with it does not say it: there, whichever of `denied` it holds.
+    """
+    value = registers.get(MANIFEST_REGISTER.get(platform, ""), b"")
+    if platform not in _EXTENDED:
+        return (value[:32].hex(),)
+    digests = [one.removeprefix("sha256:") for one in denied if one.startswith("sha256:")]
+    return tuple(one for one in digests if manifest_register(platform, bytes.fromhex(one)) == value)
 
 
 def manifest_register(platform: str, digest: bytes) -> bytes:
