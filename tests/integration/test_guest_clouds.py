@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import hashlib
 import json
 import ssl
@@ -43,6 +44,7 @@ from cloister.verifier.platforms.gcp_confidential import NOT_JOINED
 from cloister.verifier.reference_values import ReferenceValues, load_json
 from cloister.verifier.result import Finding
 from support.cloud_guests import (
+    NONCE,
     NOW,
     BootedTpm,
     CloudGuest,
@@ -425,6 +427,26 @@ def ended(machine: CloudGuest, scene: Scene, capfd: pytest.CaptureFixture[str]) 
     assert machine.run(scene.folder / f"run-{scene.count}", scene.patch) is None
     (line,) = capfd.readouterr().err.splitlines()
     return str(json.loads(line)["code"])
+
+
+@pytest.mark.parametrize("platform", ["gcp-snp", "gcp-tdx"])
+def test_a_machine_at_google_without_the_processor_ends(
+    platform: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    scene = Scene(platform, tmp_path, monkeypatch)
+    bare, asked = google(platform, scene.built), scene.machine.processor
+    assert asked is not None
+
+    def silent(digest: bytes) -> Mapping[str, EvidenceItem]:
+        if digest == NONCE:  # which the scene asks for by itself, for the host's table
+            return asked(digest)
+        raise OSError(errno.ENXIO, "no such processor")
+
+    bare.processor = silent
+    assert ended(bare, scene, capfd) == "device.absent"
 
 
 def test_a_paravisor_that_names_another_key(at_azure: Scene) -> None:

@@ -347,7 +347,9 @@ def _google(beside: str | None, around: Surroundings) -> Evidence:
         return tpm
     from cloister.attester.machine import Together  # imports every platform's code
 
-    return Together((around.open_machine(beside), tpm))
+    attester = Together((around.open_machine(beside), tpm))
+    attester.quote(bytes(32))  # without the processor's word the guest ends, not only its clients
+    return attester
 
 
 def _azure(platform: str, around: Surroundings) -> Evidence:
