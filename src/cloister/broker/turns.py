@@ -49,6 +49,7 @@ class Turns:
         # one queue for all: each thing put into it would wake every thread that waits, one after
         # the other, and those would take the interpreter from the one that works.
         self._free: list[_Begun] = [SimpleQueue() for _ in range(threads)]
+        self._queues = tuple(self._free)
         self._threads = [
             threading.Thread(
                 target=self._work, args=(begun,), name=f"cloister-broker-{number}", daemon=True
@@ -93,7 +94,7 @@ class Turns:
                 waiting.done.cancel()
         self._lines.clear()
         await self._idle.wait()
-        for begun in self._free:
+        for begun in self._queues:  # also of threads that were given one more decision meanwhile
             begun.put(None)
         for thread in self._threads:
             thread.join()

@@ -116,8 +116,6 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
                 captured = _found(step, journal.values, effects)
                 if captured is not None:
                     journal.finish(step.id, captured)
-                elif step.look is not None:  # it was looked for, and is not there
-                    journal.undo(step.id)
             if step.id not in journal.done:
                 continue
             if isinstance(step, Run) and step.undo:
