@@ -112,7 +112,7 @@ def plan_image(ingredients: Ingredients, supplies: Supplies) -> Plan:
     uki = _uki(ingredients, boot=boot, initrd=initrd, disks=disks)
     esp = _esp(uki, tools)
     return Plan(
-        operations=(tools, tree, root, boot, init, initrd, application, model, uki, esp),
+        operations=(tools, tree, root, boot, init, application, model, initrd, uki, esp),
         artefacts={
             "uki.efi": uki.made("uki.efi"),
             "esp.img": esp.made("esp.img"),
