@@ -101,4 +101,4 @@ def test_of_a_file_system(content: bytes) -> None:
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        assert len(detect(Path(directory))) == 8
+        assert len(detect(Path(directory))) == 9
