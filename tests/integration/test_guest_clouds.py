@@ -24,7 +24,7 @@ from cloister.attester.handover import Handover
 from cloister.attester.metadata import CERTIFICATION, TD_QUOTE
 from cloister.cli.main import build_app
 from cloister.endorsements.roots import Roots, Vendor
-from cloister.errors import ConfigurationError, FetchError, MalformedError
+from cloister.errors import ConfigurationError, FetchError, MalformedError, UnsupportedError
 from cloister.evidence import items
 from cloister.evidence.component import CONFIGURATION_MANIFEST
 from cloister.evidence.items import ITEM_TPM_PCRS
@@ -219,6 +219,19 @@ def test_a_guest_is_affirmed_by_what_its_image_predicts(scene: Scene) -> None:
     assert scene.machine.tpm.written == []  # without a manifest nothing is measured
 
 
+def test_an_image_that_leaves_disks_open_is_none_for_a_processor_that_has_to_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene("gcp-tdx", tmp_path, monkeypatch)
+    entry = golden_of(worker_of(scene.machine, scene.handover).report(bytes(32)))
+    assert references(scene.built, entry).images == scene.values.images
+    opened = Image().write(tmp_path / "open", "gcp-snp")
+    (opened / "configuration.json").write_text('{"platform": "gcp-tdx"}')
+    with pytest.raises(UnsupportedError) as caught:
+        references(opened, entry)
+    assert caught.value.code == "image.unpinned"
+
+
 CHANGES: Final = {
     "application": (Image(application="c"), {"boot.application"}),
     "model": (Image(model="c"), {"boot.model"}),
@@ -387,6 +400,17 @@ def test_the_commands_record_and_predict_the_same(scene: Scene) -> None:
     assert called("golden", report, *named).exit_code == 0
     printed = called("measure", scene.built, "--golden", golden)
     assert load_json(printed.stdout.encode()) == scene.values
+
+    # What was recorded of another kind of machine counts for nothing.
+    document = json.loads(golden.read_text())
+    (entry,) = document["golden"]
+    assert entry["platform"] == scene.platform
+    other = scene.folder / "other.json"
+    entry["platform"] = "gcp-vtpm" if scene.platform != "gcp-vtpm" else "tpm-boot"
+    other.write_text(json.dumps(document))
+    elsewhere = called("measure", scene.built, "--golden", other)
+    assert isinstance(elsewhere.exception, ConfigurationError)
+    assert elsewhere.exception.code == "image.no_golden"
 
     # A log alone does not say what the processor measured of the firmware.
     log = scene.folder / "boot.log"

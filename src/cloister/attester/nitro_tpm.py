@@ -90,14 +90,22 @@ def _define(tpm: Tpm) -> int:
         except TpmError as error:
             if error.response_code == ResponseCode.SIZE:
                 raise absent(f"a NitroTPM, with room for {BUFFER_BYTES} bytes") from None
+            if error.response_code == ResponseCode.NV_SPACE:
+                raise _full(f"has no room left for {BUFFER_BYTES} bytes") from None
             if error.response_code != ResponseCode.NV_DEFINED:
                 raise
-        else:
-            return index
-    raise FetchError(
-        f"the TPM has no free NV index from 0x{BUFFERS.start:08x} to 0x{BUFFERS.stop - 1:08x}:"
-        " remove those that nobody uses (tpm2_nvundefine)",
-        code="device.busy",
+            if not tpm.is_buffer(index, BUFFER_BYTES):
+                continue
+            # Of a process that was killed: nobody else has the device open while we do.
+            tpm.nv_undefine(index)
+            tpm.buffer_define(index, BUFFER_BYTES)
+        return index
+    raise _full(f"has no free NV index from 0x{BUFFERS.start:08x} to 0x{BUFFERS.stop - 1:08x}")
+
+
+def _full(why: str) -> FetchError:
+    return FetchError(
+        f"the TPM {why}: remove the indices that nobody uses (tpm2_nvundefine)", code="device.busy"
     )
 
 

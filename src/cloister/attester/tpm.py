@@ -59,6 +59,11 @@ AK_ATTRIBUTES: Final = (
 )
 
 
+_BUFFER_ATTRIBUTES: Final = 1 << 2 | 1 << 18
+"""TPMA_NV: AUTHWRITE, AUTHREAD."""
+_NV_WRITTEN: Final = 1 << 29
+
+
 class Command(enum.IntEnum):
     """``TPM_CC`` values (Part 2 section 6.5.2)."""
 
@@ -205,7 +210,14 @@ class Tpm:
 
     def buffer_define(self, index: int, size: int) -> None:
         """Make an NV index of `size` bytes that whoever knows its (empty) password may use."""
-        self._define(index, size, 1 << 2 | 1 << 18)  # TPMA_NV: AUTHWRITE, AUTHREAD
+        self._define(index, size, _BUFFER_ATTRIBUTES)
+
+    def is_buffer(self, index: int, size: int) -> bool:
+        """Whether the NV index is as `buffer_define` makes them, of `size` bytes."""
+        public = self._run(Command.NV_READ_PUBLIC, (index,)).sized()
+        attributes = int.from_bytes(public[6:10], "big")  # behind index and hash algorithm
+        made = attributes & ~_NV_WRITTEN == _BUFFER_ATTRIBUTES
+        return made and int.from_bytes(public[-2:], "big") == size
 
     def buffer_write(self, index: int, data: bytes) -> None:
         """Write `data` to the start of an index of `buffer_define`."""

@@ -21,6 +21,7 @@ class ResponseCode(enum.IntEnum):
     BAD_AUTH = 0x0A2
     INITIALIZE = 0x100
     COMMAND_CODE = 0x143
+    NV_SPACE = 0x14B
     NV_DEFINED = 0x14C
     YIELDED = 0x908
     TESTING = 0x90A

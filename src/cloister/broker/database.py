@@ -108,6 +108,7 @@ class Database:
         # threads of one broker take turns here, and are woken.
         self._turn = threading.Lock() if self._on_sqlite else contextlib.nullcontext()
         self._kept: list[PoolProxiedConnection] = []
+        self._closed = False
 
     @classmethod
     def open(cls, address: str) -> Database:
@@ -136,7 +137,8 @@ class Database:
             raise _refused("PostgreSQL needs the package psycopg: cloister[postgres]") from None
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; one that is in use, when it is not any more."""
+        self._closed = True
         while self._kept:
             self._kept.pop().close()
         self.engine.dispose()
@@ -175,12 +177,12 @@ class Database:
         dialect = self.engine.dialect
         with self._converted(), self._connected() as pooled:
             driver: Any = pooled.dbapi_connection
-            if self._on_sqlite:
-                driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            else:
-                # Otherwise each statement that reads has a view of its own.
-                dialect.set_isolation_level(driver, _WRITING if writes else _READING)
             try:
+                if self._on_sqlite:
+                    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+                else:
+                    # Otherwise each statement that reads has a view of its own.
+                    dialect.set_isolation_level(driver, _WRITING if writes else _READING)
                 yield Connection(driver, dialect)
                 dialect.do_commit(driver)
             except BaseException:
@@ -209,7 +211,7 @@ class Database:
         try:
             yield pooled
         finally:
-            if pooled.is_valid:
+            if pooled.is_valid and not self._closed:
                 self._kept.append(pooled)
             else:
                 pooled.close()

@@ -127,6 +127,7 @@ def undo(plan: Plan, effects: Effects, *, tell: Tell) -> tuple[str, ...]:
         unsure = tuple(sorted(journal.begun))
         if not unsure:
             journal.clear()
+            (plan.folder / DESCRIPTION).unlink(missing_ok=True)
         return unsure
 
 

@@ -64,6 +64,8 @@ class Golden:
     pcr1: bytes
     hardware: tuple[tuple[str, bytes], ...] = ()
     """What the processor measured of the firmware, of `_HARDWARE`, sorted by name."""
+    platform: str = ""
+    """The ``tee_type`` of the report that it was read from; empty where a log was."""
 
     @property
     def name(self) -> str:
@@ -84,7 +86,12 @@ class Golden:
                 if self.hardware
                 else {}
             ),
+            **({"platform": self.platform} if self.platform else {}),
         }
+
+    def is_of(self, platform: str) -> bool:
+        """Whether it may be of such machines: a log does not say of which it is."""
+        return self.platform in {"", platform}
 
 
 def golden_from_log(data: bytes, *, firmware: str, machine: str) -> Golden:
@@ -134,7 +141,11 @@ def golden_from_report(data: bytes, *, firmware: str, machine: str) -> Golden:
     listed = _listed(report)
     if (found.pcr0, found.pcr1) != (listed.get(0), listed.get(1)):
         raise MalformedError("the report lists other registers than its log leads to", code=_CODE)
-    return replace(found, hardware=tuple(sorted(_hardware(report.evidence).items())))
+    return replace(
+        found,
+        hardware=tuple(sorted(_hardware(report.evidence).items())),
+        platform=report.tee_type,
+    )
 
 
 def _listed(report: AttestationReport) -> Mapping[int, bytes]:
@@ -236,7 +247,7 @@ def _entry(value: object) -> Golden:
         members,
         what,
         required={"firmware", "machine", "secure_boot", "pcr0", "pcr1"},
-        optional={"hardware"},
+        optional={"hardware", "platform"},
     )
     hardware = expect_object(members.get("hardware", {}), "what a processor measured")
     expect_keys(hardware, "what a processor measured", required=set(), optional=set(_HARDWARE))
@@ -253,4 +264,5 @@ def _entry(value: object) -> Golden:
             (name, expect_hex(value, "a register", size=_HARDWARE_BYTES))
             for name, value in sorted(hardware.items())
         ),
+        platform=expect_str(members.get("platform", ""), "a platform", limit=32),
     )

@@ -80,6 +80,8 @@ class SimulatedNitroTpm:
         tag, size, code = reader.integer(2), reader.integer(4), reader.integer(4)
         if size != len(command):
             return _response(0x142)  # TPM_RC_COMMAND_SIZE
+        if code == Command.NV_READ_PUBLIC and (index := reader.integer(4)) in BUFFERS:
+            return self._public(index)
         known = code in _HANDLES and tag == ST_SESSIONS
         handles = [reader.integer(4) for _ in range(_HANDLES[Command(code)])] if known else []
         if not known or not self._is_ours(code, handles, command):
@@ -148,6 +150,16 @@ class SimulatedNitroTpm:
             raise _Refused(ResponseCode.NV_DEFINED)
         self.buffers[index] = _Buffer(attributes, bytearray(b"\xff" * size))
         return b""
+
+    def _public(self, index: int) -> bytes:
+        if index not in self.buffers:
+            return _response(0x18B)  # TPM_RC_HANDLE, handle 1
+        buffer = self.buffers[index]
+        public = index.to_bytes(4, "big") + bytes(2) + buffer.attributes.to_bytes(4, "big")
+        public += sized(b"") + len(buffer.data).to_bytes(2, "big")
+        body = sized(public) + sized(b"")  # the index's name is not looked at
+        head = 0x8001.to_bytes(2, "big") + (10 + len(body)).to_bytes(4, "big") + bytes(4)
+        return head + body
 
     def _buffer(self, index: int) -> _Buffer:
         if index not in self.buffers:

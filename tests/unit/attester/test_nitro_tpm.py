@@ -122,6 +122,23 @@ def test_the_buffer_is_gone_afterwards_whatever_happened(machine: SimulatedNitro
         assert machine.buffers == {}
 
 
+def test_what_a_killed_process_left_is_taken_over(machine: SimulatedNitroTpm) -> None:
+    killed = Tpm(machine)
+    for index in BUFFERS:
+        killed.buffer_define(index, BUFFER_BYTES)
+    killed.buffer_write(BUFFERS[0], b"another's request")
+    assert parse_document(request_document(Tpm(machine), user_data=b"u")).user_data == b"u"
+    assert set(machine.buffers) == set(BUFFERS[1:])
+
+
+def test_a_tpm_without_room_says_so(machine: SimulatedNitroTpm) -> None:
+    tpm, wire = wired(machine)
+    wire.instead[0x12A] = bytes.fromhex("8001 0000000a 0000014b")
+    with pytest.raises(FetchError, match="no room left") as caught:
+        request_document(tpm)
+    assert caught.value.code == "device.busy"
+
+
 def test_the_first_failure_is_the_one_that_is_told(machine: SimulatedNitroTpm) -> None:
     tpm, wire = wired(machine)
     wire.instead[0x20000001] = bytes.fromhex("8001 0000000a 00000101")

@@ -371,6 +371,36 @@ def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
         other.close()
 
 
+def test_a_connection_in_use_is_closed_after_the_database(tmp_path: Path) -> None:
+    with bench(f"sqlite:///{tmp_path / 'broker.db'}") as at:
+        database = at.store.database
+        with database.reading() as connection:
+            at.store.rules(connection)
+        (kept,) = database._kept
+        with database.reading() as connection:
+            at.store.rules(connection)
+            assert database._kept == []
+            database.close()
+        assert database._kept == []
+        assert not kept.is_valid
+
+
+def test_a_transaction_that_does_not_begin_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was left within one would fail whoever comes next, and hold the lock."""
+    with bench(f"sqlite:///{tmp_path / 'broker.db'}") as at:
+        database = at.store.database
+        with database.reading() as connection:
+            at.store.rules(connection)
+        (kept,) = database._kept
+        assert kept.dbapi_connection is not None
+        kept.dbapi_connection.execute("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+        with pytest.raises(FetchError), database.reading():
+            pass
+        assert at.release().secret == SECRET
+
+
 def test_a_change_without_an_entry_is_undone(at: Bench) -> None:
     with pytest.raises(RuntimeError), at.store.changing() as change:
         change.connection.run(text("DELETE FROM broker_versions"))

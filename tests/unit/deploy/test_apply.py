@@ -327,7 +327,9 @@ def test_what_is_taken_back_whole_leaves_its_folder_to_another_plan(tmp_path: Pa
     other = plan(tmp_path, more=(Run(id="more", says="More.", argv=("aws", "more")),))
     with pytest.raises(ConfigurationError, match="another plan"):
         apply(other, Recorder(ANSWERS).effects, tell=quiet)
+    (tmp_path / DESCRIPTION).write_text("of the first")
     undo(plan(tmp_path), Recorder(ANSWERS).effects, tell=quiet)
+    assert not (tmp_path / DESCRIPTION).exists()
     tools = Recorder(ANSWERS)
     apply(other, tools.effects, tell=quiet)
     assert tools.calls[-1] == ("aws", "more")

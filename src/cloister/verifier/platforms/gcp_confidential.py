@@ -26,7 +26,7 @@ VTPM: Final = "vtpm0"
 
 NOT_JOINED: Final = (
     "That the virtual TPM is this guest's own rests on Google: the hardware's report does not name"
-    " its key."
+    " its key. So does all that the TPM's registers say, of the manifest too."
 )
 
 
