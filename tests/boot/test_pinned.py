@@ -71,9 +71,10 @@ class Started:
 
 @contextlib.contextmanager
 def started(
-    image: Path, folder: Path, *, alter: Callable[[], object] = lambda: None
+    image: Path, folder: Path, *, alter: Callable[[], object] = lambda: None, more: str = ""
 ) -> Iterator[Started]:
-    """`alter` changes the image behind the recipe's own check of its files."""
+    """`alter` changes the image behind the recipe's own check of its files; `more` stands behind
+    the command line."""
     deployment = describe("web", read_image(image, debug_accepted=False), folder)
     machine = qemu.Machine(vcpus=1, memory_mib=1024)
     plan = qemu_snp_plan(deployment, qemu.Host(firmware=FIRMWARE, machine=machine))
@@ -90,6 +91,8 @@ def started(
             next(words)
             instead = ONLY_THERE[word]
             command += [] if instead is None else [word, instead]
+        elif word == "-append":
+            command += [word, next(words) + more]
         elif word != "-daemonize":
             command.append(word)
     alter()
@@ -117,6 +120,14 @@ def test_the_guest_opens_the_disks_that_the_command_line_names_and_has_no_eviden
         assert guest.process.wait(LIMIT_S) == 0  # powered off
         assert '"code": "device.permission"' in guest.console
         assert "worker.ready" not in guest.console
+
+
+def test_another_command_line_is_not_accepted(pinned: Path, tmp_path: Path) -> None:
+    """One that comes from elsewhere than the image, where the processor does not measure it."""
+    with started(pinned, tmp_path / "vm", more=" loglevel=7") as guest:
+        assert guest.process.wait(LIMIT_S) == 0
+        assert "the command line is not the measured one" in guest.console
+        assert "] worker" not in guest.console
 
 
 def byte(disk: bytes) -> bytes:
