@@ -184,6 +184,10 @@ class MachineTpm:
             time.sleep(0.001)
         return cls(process)
 
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+        return self._process.poll()
+
     def stop(self) -> None:
         """End it, where its machine has not."""
         self._process.terminate()

@@ -30,6 +30,7 @@ from cloister.attester.swtpm import MachineTpm, Manufactured
 from cloister.errors import EngineError
 from cloister.image.machine import SYSTEM_PATH, Machine, Sockets, find_qemu, qemu_command
 from cloister.image.operator_link import OperatorLink, bytes_of
+from cloister.image.tpm_relay import TpmRelay
 from cloister.strictjson import JsonObject
 
 READY_WITHIN_S: Final = 300.0
@@ -89,8 +90,10 @@ class BootedGuest:
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             self.sockets = Sockets(folder=folder)
             shutil.copyfile(plan.machine.firmware.variables, self.sockets.variables)
-            tpm = MachineTpm.start(plan.tpm, runtime=folder, control=self.sockets.tpm)
+            tpm = MachineTpm.start(plan.tpm, runtime=folder, control=self.sockets.tpm_itself)
             cleanup.callback(tpm.stop)
+            relay = TpmRelay(listen=self.sockets.tpm, control=self.sockets.tpm_itself)
+            cleanup.callback(relay.stop)
             self._messages = folder / "qemu.log"
             self._began = steady()
             with self._messages.open("wb") as messages:

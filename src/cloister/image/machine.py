@@ -158,8 +158,13 @@ class Sockets:
 
     @property
     def tpm(self) -> Path:
-        """The control socket of the software TPM."""
+        """Where QEMU finds a TPM: `cloister.image.tpm_relay`."""
         return self.folder / "tpm.sock"
+
+    @property
+    def tpm_itself(self) -> Path:
+        """The control socket of the software TPM, which the relay takes."""
+        return self.folder / "swtpm.sock"
 
     @property
     def operator(self) -> Path:
