@@ -191,7 +191,14 @@ def boot(
             guest.wait()
         else:
             address = f"http://127.0.0.1:{machine.port}"
-            answer = ask_guest(address, where, api_key, _models(ready)[0], ask)
+            answer = ask_guest(
+                address,
+                where,
+                api_key,
+                _models(ready)[0],
+                ask,
+                began=lambda: guest.note("words", "the first sealed words of the answer"),
+            )
             guest.note("answer", "the first sealed answer, whole")
             typer.echo(answer)
 
