@@ -395,7 +395,7 @@ def test_a_transaction_that_does_not_begin_leaves_none_behind(
             at.store.rules(connection)
         (kept,) = database._kept
         assert kept.dbapi_connection is not None
-        kept.dbapi_connection.execute("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+        kept.dbapi_connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(FetchError), database.reading():
             pass
         assert at.release().secret == SECRET
