@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
-from cloister.channel.claims import ClaimsDocument
 from cloister.endorsements.pinned import pinned_roots
-from cloister.endorsements.roots import Roots
 from cloister.errors import ConfigurationError
 from cloister.evidence import items
-from cloister.evidence.report import AttestationReport, EvidenceItem
+from cloister.evidence.report import EvidenceItem
 from cloister.strictjson import Json, JsonObject
 from cloister.testing.simulated_hardware import MEASUREMENT, SimulatedHardware
 from cloister.testing.simulated_tpm import SimulatedAttester
 from cloister.verifier import policy
 from cloister.verifier.appraise import boot, serving
-from cloister.verifier.policy import UNCHECKED, AppraisalPolicy
+from cloister.verifier.policy import UNCHECKED
 from cloister.verifier.reference_values import ReferenceValues
-from cloister.verifier.report import NO_MANIFEST, verify_report
 from cloister.verifier.result import AttestationResult, Finding, Source
-
-NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
-NONCE = bytes(range(32))
-OTHER = bytes(32)
-PLATFORMS = (
-    *("snp", "tdx", "sgx", "nitro", "nitro-tpm", "azure-snp"),
-    *("gcp-snp", "gcp-tdx", "gcp-vtpm", "tpm"),
+from support.hardware_reports import (
+    NONCE,
+    NOW,
+    OTHER,
+    PLATFORMS,
+    WORKERS,
+    codes,
+    documented,
+    verify,
+    with_data,
 )
+
 MAIN_ITEM = {
     "snp": items.ITEM_SNP_REPORT,
     "tdx": items.ITEM_TDX_QUOTE,
@@ -44,55 +43,12 @@ MAIN_ITEM = {
     "gcp-vtpm": items.ITEM_TPM_PCRS,
     "tpm": items.ITEM_TPM_PCRS,
 }
-WORKERS = {name: SimulatedHardware.make(name, now=NOW) for name in PLATFORMS}
 
 
 @pytest.fixture(params=PLATFORMS)
 def worker(request: pytest.FixtureRequest) -> SimulatedHardware:
     """A worker that this test may change."""
     return dataclasses.replace(WORKERS[request.param])
-
-
-def verify(
-    worker: SimulatedHardware,
-    report: AttestationReport | None = None,
-    *,
-    nonce: bytes = NONCE,
-    under: AppraisalPolicy | None = None,
-    values: ReferenceValues | None = None,
-    roots: Roots | None = None,
-    at: datetime = NOW,
-) -> AttestationResult:
-    return verify_report(
-        (worker.attestation_report(NONCE) if report is None else report).encode(),
-        nonce=nonce,
-        policy=policy.development() if under is None else under,
-        reference_values=worker.reference_values if values is None else values,
-        roots=worker.roots if roots is None else roots,
-        at=at,
-    )
-
-
-def codes(result: AttestationResult) -> dict[str, str | None]:
-    assert result.verdict is not Finding.AFFIRMING
-    assert result.attester is None
-    return {
-        claim.name: claim.code
-        for claim in result.failures
-        if claim.finding is Finding.CONTRAINDICATED
-    }
-
-
-def with_data(report: AttestationReport, name: str, data: bytes) -> AttestationReport:
-    changed = dataclasses.replace(report.evidence[name], data=data)
-    return dataclasses.replace(report, evidence={**report.evidence, name: changed})
-
-
-def documented(worker: SimulatedHardware, document: ClaimsDocument) -> SimulatedHardware:
-    """`worker` with another claims document, and a keyset that names it."""
-    keyset = dataclasses.replace(worker.worker.keyset, subject=document.subject)
-    changed = dataclasses.replace(worker.worker, claims_document=document, keyset=keyset)
-    return dataclasses.replace(worker, worker=changed)
 
 
 def test_a_genuine_worker(worker: SimulatedHardware) -> None:
@@ -510,60 +466,6 @@ def test_a_claims_document_at_odds_with_itself(worker: SimulatedHardware) -> Non
     assert found["claims.consistent"] == "claims_mismatch"
 
 
-MANIFEST = hashlib.sha256(b"a manifest").digest()
-STARTED_FOR: dict[str, Callable[[bytes], dict[str, object]]] = {
-    "snp": lambda digest: {"host_data": digest},
-    "tdx": lambda digest: {"mr_config_id": digest + bytes(16)},
-    "sgx": lambda digest: {"config_id": digest + bytes(32)},
-    **dict.fromkeys(
-        ("azure-snp", "gcp-snp", "gcp-tdx", "gcp-vtpm", "tpm", "nitro-tpm"),
-        lambda digest: {"manifest_sha256": digest},
-    ),
-    "nitro": lambda digest: {
-        "pcrs": {
-            **{index: bytes([0xD0 + index]) * 48 for index in range(3)},
-            16: hashlib.sha384(bytes(48) + digest).digest(),
-        }
-    },
-}
-
-
-def started_for(platform: str, digest: bytes) -> SimulatedHardware:
-    fields = STARTED_FOR[platform](digest)
-    made = SimulatedHardware.make(platform, now=NOW, worker=None, **fields)
-    document = made.worker.claims_document
-    named: JsonObject = {**document.configuration, "manifest_sha256": MANIFEST.hex()}
-    naming = dataclasses.replace(document, configuration=named, manifest_sha256=MANIFEST.hex())
-    return documented(made, naming)
-
-
-@pytest.mark.parametrize("platform", STARTED_FOR)
-def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
-    result = verify(started_for(platform, MANIFEST))
-    assert result.verdict is Finding.AFFIRMING, result.failures
-    assert "manifest.bound" in {claim.name for claim in result.claims}
-    assert NO_MANIFEST not in result.not_proven
-    assert NO_MANIFEST in verify(WORKERS[platform]).not_proven
-    found = codes(verify(started_for(platform, OTHER)))
-    assert found["manifest.bound"] == "manifest_mismatch"
-    if "manifest_sha256" not in STARTED_FOR[platform](MANIFEST):
-        # Elsewhere the register is one of those that name software.
-        assert found == {"manifest.bound": "manifest_mismatch"}
-
-
-@pytest.mark.parametrize("platform", ["gcp-snp", "gcp-tdx"])
-def test_what_a_cloud_wrote_where_hosts_name_a_manifest_counts_for_nothing(platform: str) -> None:
-    """Customers choose neither HOST_DATA nor MRCONFIGID there."""
-    field = {"gcp-snp": "host_data", "gcp-tdx": "mr_config_id"}[platform]
-    written: dict[str, object] = {field: MANIFEST.ljust(48 if platform == "gcp-tdx" else 32, b"\0")}
-    made = SimulatedHardware.make(platform, now=NOW, worker=None, **written)
-    verify(made).require_affirming()
-    document = made.worker.claims_document
-    named: JsonObject = {**document.configuration, "manifest_sha256": MANIFEST.hex()}
-    naming = dataclasses.replace(document, configuration=named, manifest_sha256=MANIFEST.hex())
-    assert codes(verify(documented(made, naming))) == {"manifest.bound": "manifest_mismatch"}
-
-
 def test_denied_digests(worker: SimulatedHardware) -> None:
     document = worker.worker.claims_document
     denied = (worker.worker.keyset.digest, f"sha256:{document.models[0].sha256}")
@@ -571,17 +473,6 @@ def test_denied_digests(worker: SimulatedHardware) -> None:
     for digest in denied:
         under = dataclasses.replace(policy.development(), denied=(digest,))
         assert codes(verify(worker, under=under))["denied"] == "denied"
-
-
-@pytest.mark.parametrize("platform", STARTED_FOR)
-def test_a_denied_manifest_that_only_the_platform_names(platform: str) -> None:
-    """Also where a register was extended with it, and so does not say it."""
-    fields = STARTED_FOR[platform](MANIFEST)
-    made = SimulatedHardware.make(platform, now=NOW, worker=None, **fields)
-    other = dataclasses.replace(policy.development(), denied=(f"sha256:{OTHER.hex()}",))
-    assert "denied" not in {claim.name for claim in verify(made, under=other).failures}
-    under = dataclasses.replace(policy.development(), denied=(f"sha256:{MANIFEST.hex()}",))
-    assert codes(verify(made, under=under))["denied"] == "denied"
 
 
 def test_expired_keys(worker: SimulatedHardware) -> None:
