@@ -76,7 +76,8 @@ def with_enclave_image(folder: Path) -> None:
 
 TARGETS = (
     *("qemu-snp", "qemu-tdx", "libvirt-snp", "libvirt-tdx"),
-    *("aws-snp", "aws-nitrotpm", "aws-nitro", "google-snp", "google-tdx", "azure"),
+    *("aws-snp", "aws-nitrotpm", "aws-nitro", "azure"),
+    *("google-snp", "google-tdx", "google-vtpm"),
 )
 
 
@@ -90,6 +91,7 @@ PLATFORMS = {
     "aws-nitro": "nitro",
     "google-snp": "gcp-snp",
     "google-tdx": "gcp-tdx",
+    "google-vtpm": "gcp-vtpm",
     "azure": "azure-snp",
 }
 """What an image has to be built for, by target."""
@@ -123,7 +125,7 @@ def plan_of(target: str, folder: Path) -> Plan:
         case "aws-snp" | "aws-nitrotpm":
             protection = aws_machine.Protection(target.removeprefix("aws-"))
             return aws_machine.aws_machine_plan(what, AWS_PLACE, allowed(what), protection)
-        case "google-snp" | "google-tdx":
+        case "google-snp" | "google-tdx" | "google-vtpm":
             kind = google.Kind(target.removeprefix("google-"))
             return google.google_plan(what, GOOGLE_PLACE, allowed(what), kind)
     return azure.azure_plan(what, AZURE_PLACE, allowed(what))
@@ -148,7 +150,7 @@ def answers(plan: Plan) -> Mapping[tuple[str, ...], str | Finished]:
     instance = {"found": "enabled" if plan.target == "aws-snp" else "v2.0"}
     security = {"securityType": "ConfidentialVM", "uefiSettings": {"vTpmEnabled": True}}
     aws = ("aws", "--region", "us-east-2", "ec2")
-    kind = {"google-snp": "SEV_SNP\n", "google-tdx": "TDX\n"}.get(plan.target, "")
+    machine = {"google-snp": "SEV_SNP\n", "google-tdx": "TDX\n", "google-vtpm": "True\n"}
     image = (
         "/subscriptions/01234567-89ab-cdef-0123-456789abcdef/resourceGroups/cloister/providers/"
         "Microsoft.Compute/galleries/images/images/cloister-web/versions/1.0.0"
@@ -177,7 +179,7 @@ def answers(plan: Plan) -> Mapping[tuple[str, ...], str | Finished]:
         (*aws, "describe-instances", "--instance-ids", "i-0123abcd", "--query"): Finished(
             code=0, out=json.dumps(instance), err=""
         ),
-        ("gcloud", "compute", "instances", "describe"): kind,
+        ("gcloud", "compute", "instances", "describe"): machine.get(plan.target, ""),
         ("az", "sig", "image-version", "create"): image + "\n",
         ("az", "vm", "show", "--resource-group", "cloister", "--name", "cloister-web", "--query"): (
             json.dumps(security)

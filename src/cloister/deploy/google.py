@@ -1,8 +1,10 @@
-"""A Google Cloud Confidential VM, SEV-SNP or TDX.
+"""A machine of Google Cloud: a Confidential VM (SEV-SNP or TDX), or a Shielded VM with a TPM alone.
 
-Sources: Google Cloud, "Create a Confidential VM instance", "Manually import boot disks" (a gzipped
-tar with ``disk.raw``), "Guest operating system features"; ``gcloud compute images create``,
-``instances create`` and ``firewall-rules create`` of Google Cloud SDK 528.0.0.
+Sources: Google Cloud, "Create a Confidential VM instance", "Modify Shielded VM options" and
+``ShieldedInstanceConfig`` of the Compute API v1 (secure boot, vTPM, integrity monitoring; what any
+machine with a UEFI image may have), "Manually import boot disks" (a gzipped tar with ``disk.raw``),
+"Guest operating system features"; ``gcloud compute images create``, ``instances create`` and
+``firewall-rules create`` of Google Cloud SDK 528.0.0.
 
 The machine gets no service account, no metadata keys and no public key of anybody.
 """
@@ -47,20 +49,41 @@ NOTES: Final = (
     "Where the TPM has no certificate of Google's for its key the guest ends, and says so"
     " (guest.no_certificate).",
 )
+UNPROTECTED: Final = (
+    "MEMORY IS NOT PROTECTED FROM GOOGLE on this machine: no confidential processor encrypts it,"
+    " and prompts, answers and weights lie in it. The TPM measures what started, which is Google's"
+    " word too. Clients refuse it unless their policy accepts memory_confidentiality = none."
+)
+"""Of a Shielded VM, before all other notes."""
 
 
 class Kind(StrEnum):
-    """What protects the guest's memory."""
+    """What protects the guest's memory from Google: a processor, or nothing (`VTPM`)."""
 
     SNP = "snp"
     TDX = "tdx"
+    VTPM = "vtpm"
 
 
 TYPE: Final = {Kind.SNP: "SEV_SNP", Kind.TDX: "TDX"}
-"""Google's own words."""
-PLATFORM: Final = {Kind.SNP: Platform.GCP_SNP, Kind.TDX: Platform.GCP_TDX}
+"""Google's own words, for those that it calls confidential."""
+PLATFORM: Final = {
+    Kind.SNP: Platform.GCP_SNP,
+    Kind.TDX: Platform.GCP_TDX,
+    Kind.VTPM: Platform.GCP_VTPM,
+}
 """What an image has to be built for, to prove itself on such a machine."""
-DEFAULT_MACHINE: Final = {Kind.SNP: "n2d-standard-4", Kind.TDX: "c3-standard-4"}
+DEFAULT_MACHINE: Final = {
+    Kind.SNP: "n2d-standard-4",
+    Kind.TDX: "c3-standard-4",
+    Kind.VTPM: "n2-standard-4",
+}
+
+
+def guest_features(kind: Kind) -> tuple[str, ...]:
+    """What an image says it can do: start by UEFI, drive Google's card, run as confidential."""
+    confidential = (f"{TYPE[kind]}_CAPABLE",) if kind in TYPE else ()
+    return ("UEFI_COMPATIBLE", "GVNIC", *confidential)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +131,7 @@ def google_plan(deployment: Deployment, place: Place, allowed: Filter, kind: Kin
         tools=(GCLOUD,),
         inputs=inputs(deployment),
         steps=(*make.image(), *make.start_disk(), *make.firewall(), *make.machine()),
-        notes=NOTES,
+        notes=NOTES if kind in TYPE else (UNPROTECTED, *NOTES),
     )
 
 
@@ -125,7 +148,7 @@ class _Steps:
 
     def image(self) -> tuple[Step, ...]:
         disk = disk_step(self._deployment)
-        features = f"UEFI_COMPATIBLE,GVNIC,{TYPE[self._kind]}_CAPABLE"
+        features = ",".join(guest_features(self._kind))
         return (
             disk,
             *self._imported(
@@ -235,8 +258,7 @@ class _Steps:
                 argv=self._gcloud(
                     *("compute", "instances", "create", self._name, zone),
                     f"--machine-type={place.machine_type}",
-                    f"--confidential-compute-type={TYPE[self._kind]}",
-                    "--maintenance-policy=TERMINATE",
+                    *self._confidential(),
                     *(f"--image={self._image}", f"--image-project={place.project}"),
                     # The smallest balanced disk has 10 GB; the guest finds it by its beginning.
                     f"--create-disk=image={start_name(self._deployment)}"
@@ -252,25 +274,41 @@ class _Steps:
                 look=self._exists("instances", self._name, "RUNNING"),
                 undo=self._gcloud("compute", "instances", "delete", self._name, zone),
             ),
-            Run(
-                id="protected",
-                says="Ask Google whether it is protected as it was asked for.",
-                argv=self._gcloud(
-                    *one, "--format=value(confidentialInstanceConfig.confidentialInstanceType)"
-                ),
-                expects=(
-                    Expect(
-                        says=f"its type is {TYPE[self._kind]}",
-                        equals=rf"\A{TYPE[self._kind]}\s*\Z",
-                    ),
-                ),
-            ),
+            self._asked(one),
             Run(
                 id="address",
                 says="Ask for its address.",
                 argv=self._gcloud(*one, f"--format=value({address})"),
                 capture=Capture(name="address", pattern=IPV4),
             ),
+        )
+
+    def _confidential(self) -> tuple[str, ...]:
+        """Such a machine cannot be moved while it runs; Google moves others as it likes."""
+        if self._kind not in TYPE:
+            return ()
+        return (
+            f"--confidential-compute-type={TYPE[self._kind]}",
+            "--maintenance-policy=TERMINATE",
+        )
+
+    def _asked(self, describe: tuple[str, ...]) -> Run:
+        """The step that asks for what the machine became."""
+        if self._kind not in TYPE:
+            return Run(
+                id="measured",
+                says="Ask Google whether it has a TPM. Nothing protects its memory from Google.",
+                argv=self._gcloud(*describe, "--format=value(shieldedInstanceConfig.enableVtpm)"),
+                expects=(Expect(says="it says True", equals=r"\ATrue\s*\Z"),),
+            )
+        word = TYPE[self._kind]
+        return Run(
+            id="protected",
+            says="Ask Google whether it is protected as it was asked for.",
+            argv=self._gcloud(
+                *describe, "--format=value(confidentialInstanceConfig.confidentialInstanceType)"
+            ),
+            expects=(Expect(says=f"its type is {word}", equals=rf"\A{word}\s*\Z"),),
         )
 
     def _rule(self, name: str, says: str, *flags: str) -> Run:

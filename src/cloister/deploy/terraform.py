@@ -127,7 +127,6 @@ def google_module(
     name = resource_name(deployment)
     image = image_name(deployment)
     start = start_name(deployment)
-    word = google.TYPE[kind]
     card: JsonObject = {"network": place.network, "nic_type": "GVNIC"}
     if place.subnet:
         card["subnetwork"] = place.subnet
@@ -135,9 +134,13 @@ def google_module(
         card["network_ip"] = deployment.address
     if place.public:
         card["access_config"] = {}
-    features: list[Json] = [
-        {"type": feature} for feature in ("UEFI_COMPATIBLE", "GVNIC", f"{word}_CAPABLE")
-    ]
+    features: list[Json] = [{"type": feature} for feature in google.guest_features(kind)]
+    confidential: JsonObject = {}
+    if kind in google.TYPE:
+        confidential = {
+            "confidential_instance_config": {"confidential_instance_type": google.TYPE[kind]},
+            "scheduling": {"on_host_maintenance": "TERMINATE"},
+        }
     rules: dict[str, JsonObject] = {
         "in": {
             "direction": "INGRESS",
@@ -207,8 +210,7 @@ def google_module(
                     "source": "${google_compute_disk.start.self_link}",
                     "mode": "READ_ONLY",
                 },
-                "confidential_instance_config": {"confidential_instance_type": word},
-                "scheduling": {"on_host_maintenance": "TERMINATE"},
+                **confidential,
                 "shielded_instance_config": {
                     "enable_vtpm": True,
                     "enable_integrity_monitoring": True,

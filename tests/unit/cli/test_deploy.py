@@ -14,6 +14,7 @@ import pytest
 
 from cloister.attester.start_disk import Start
 from cloister.cli.main import build_app, guard
+from cloister.deploy import formats
 from support.cloud_plans import PLATFORMS
 from support.deployments import (
     write_configuration,
@@ -219,10 +220,12 @@ GOOGLE = "--project my-project --zone us-central1-a --bucket abc --from any"
         *(("qemu snp", ""), ("qemu tdx", ""), ("libvirt snp", ""), ("libvirt tdx", "")),
         *(("aws snp", AWS), ("aws nitrotpm", AWS)),
         *(("google", GOOGLE), ("google", GOOGLE + " --kind tdx")),
+        ("google", GOOGLE + " --kind vtpm"),
     ],
 )
 def test_every_target_writes_its_commands(target: str, options: str, tmp_path: Path) -> None:
-    kind = {"google": " tdx" if options.endswith("tdx") else " snp"}.get(target, "")
+    named = options.rpartition(" --kind ")
+    kind = f" {named[2] if named[1] else 'snp'}" if target == "google" else ""
     image = image_for(PLATFORMS[f"{target}{kind}".replace(" ", "-")], tmp_path / "image")
     words = [*target.split(), image, "--name", "web", *options.split()]
     start = write_start_disk(tmp_path)
@@ -239,6 +242,49 @@ def test_every_target_writes_its_commands(target: str, options: str, tmp_path: P
     else:
         assert (code, out) == (2, "")
         assert "[deploy.start_disk]" in err
+
+
+@pytest.mark.parametrize("way", ["script", "json", "terraform", "apply"])
+@pytest.mark.parametrize("kind", ["tdx", "vtpm"])
+def test_whoever_gets_no_protection_of_memory_is_told(
+    way: str, kind: str, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every way to go on from here, and not where there is such a protection."""
+    monkeypatch.setattr(formats, "GIBIBYTE", 1 << 20)  # whole ones take seconds to compress
+    image = image_for(PLATFORMS[f"google-{kind}"], tmp_path / "image")
+    words = ["google", image, "--name", "web", *GOOGLE.split(), "--kind", kind]
+    words += ["--start-disk", str(write_start_disk(tmp_path)), "--folder", str(tmp_path / "made")]
+    words += {
+        "script": [],
+        "json": ["--json"],
+        "terraform": ["--terraform", str(tmp_path / "tf")],
+        "apply": ["--apply"],
+    }[way]
+    gcloud = tools.with_name("bin") / "gcloud"
+    described = {"tdx": "TDX", "vtpm": "True"}[kind]
+    gcloud.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "*--version*) echo Google Cloud SDK 528.0.0;;\n"
+        "*natIP*|*networkIP*) echo 10.0.0.4;;\n"
+        f"*describe*) echo {described};;\n"
+        "esac\n"
+    )
+    gcloud.chmod(0o755)
+    code, out, err = call(*words)
+    assert code == 0, err
+    told = "MEMORY IS NOT PROTECTED FROM GOOGLE" in out + err
+    assert told == (kind == "vtpm")
+
+
+def test_a_kind_of_googles_is_one_of_three(tmp_path: Path) -> None:
+    image = image_for("gcp-vtpm", tmp_path / "image")
+    words = ["google", image, "--name", "web", *GOOGLE.split()]
+    words += ["--start-disk", str(write_start_disk(tmp_path))]
+    assert call(*words, "--kind", "vtpm")[0] == 0
+    code, out, err = call(*words, "--kind", "sev")
+    assert (code, out) == (2, "")
+    assert "--kind is one of snp, tdx, vtpm" in err
 
 
 def test_a_start_disk_is_one(tmp_path: Path) -> None:

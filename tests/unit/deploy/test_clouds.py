@@ -192,11 +192,31 @@ def test_what_is_let_through_is_what_was_named(done: Plan) -> None:
     assert ids.index("in") < ids.index("instance")
 
 
-@pytest.mark.parametrize("target", ["google-snp", "azure"])
+@pytest.mark.parametrize("kind", google.Kind)
+def test_a_machine_of_googles_is_confidential_or_said_not_to_be(
+    kind: google.Kind, tmp_path: Path
+) -> None:
+    plan = plan_of(f"google-{kind}", tmp_path)
+    (machine,) = [one for one in plan.steps if isinstance(one, Run) and one.id == "machine"]
+    words = {str(word).partition("=")[0] for word in machine.argv}
+    # Every kind has a TPM, and none trusts signatures of others than its own image's.
+    assert {"--shielded-vtpm", "--shielded-integrity-monitoring"} <= words
+    assert "--no-shielded-secure-boot" in words
+    (made,) = [one for one in plan.steps if isinstance(one, Run) and one.id == "image"]
+    (features,) = [word for word in made.argv if str(word).startswith("--guest-os-features=")]
+    protected = kind is not google.Kind.VTPM
+    assert ("--confidential-compute-type" in words) == protected
+    assert ("--maintenance-policy" in words) == protected
+    assert ("_CAPABLE" in str(features)) == protected
+    assert (google.UNPROTECTED in plan.notes) != protected
+    assert set(google.NOTES) <= set(plan.notes)
+
+
+@pytest.mark.parametrize("target", ["google-snp", "google-vtpm", "azure"])
 def test_everything_else_is_shut_before_the_machine_starts(target: str, tmp_path: Path) -> None:
     steps = plan_of(target, tmp_path).steps
     ids = [step.id for step in steps]
-    prefix = "firewall" if target == "google-snp" else "nsg"
+    prefix = "nsg" if target == "azure" else "firewall"
     for rule in ("in", "no-in", "no-out"):
         assert ids.index(f"{prefix}-{rule}") < ids.index("machine")
 

@@ -214,6 +214,7 @@ def test_a_platform_that_does_not_protect_the_machine_ends_it(tmp_path: Path) ->
         "aws-nitrotpm": (described, "{}"),
         "google-snp": (("gcloud", "compute", "instances", "describe"), "SEV\n"),
         "google-tdx": (("gcloud", "compute", "instances", "describe"), "\n"),
+        "google-vtpm": (("gcloud", "compute", "instances", "describe"), "False\n"),
         "azure": (("az", "vm", "show"), '{"securityType": "TrustedLaunch"}'),
         "aws-nitro": (("nitro-cli", "describe-enclaves"), '"DEBUG_MODE"'),
     }

@@ -33,9 +33,12 @@ def modules(folder: Path) -> dict[str, JsonObject]:
         },
         **{
             target: google_module(
-                built_for(made, PLATFORMS[target]), GOOGLE_PLACE, passing, google.Kind(target[-3:])
+                built_for(made, PLATFORMS[target]),
+                GOOGLE_PLACE,
+                passing,
+                google.Kind(target.removeprefix("google-")),
             )
-            for target in ("google-snp", "google-tdx")
+            for target in ("google-snp", "google-tdx", "google-vtpm")
         },
         "azure": azure_module(built_for(made, PLATFORMS["azure"]), AZURE_PLACE, passing),
     }
@@ -69,6 +72,16 @@ def test_what_protects_is_switched_on(tmp_path: Path) -> None:
         assert f'"confidential_instance_type": "{word}"' in text
         assert f'"type": "{word}_CAPABLE"' in text
         assert "service_account" not in text
+    # A TPM alone: nothing is asked for that such a machine does not have.
+    shielded = json.dumps(found["google-vtpm"])
+    assert "confidential" not in shielded
+    assert "_CAPABLE" not in shielded
+    assert "on_host_maintenance" not in shielded
+    for target in ("google-snp", "google-tdx", "google-vtpm"):
+        text = json.dumps(found[target])
+        assert '"enable_vtpm": true, "enable_integrity_monitoring": true' in text
+        assert '"enable_secure_boot": false' in text
+        assert '{"type": "UEFI_COMPATIBLE"}' in text
     azure = json.dumps(found["azure"])
     assert '"confidential_vm_supported": true' in azure
     assert '"storage_use_azuread": true' in azure

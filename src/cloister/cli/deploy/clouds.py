@@ -1,4 +1,4 @@
-"""``cloister deploy azure`` and ``google``: confidential machines of two clouds."""
+"""``cloister deploy azure`` and ``google``: machines of two clouds."""
 
 from __future__ import annotations
 
@@ -90,10 +90,16 @@ def google(
     project: Annotated[str, typer.Option("--project", help="A project of yours.")],
     zone: Annotated[str, typer.Option("--zone", help="Such as us-central1-a.")],
     bucket: Annotated[str, typer.Option("--bucket", help="One that exists, for the disk.")],
-    kind: Annotated[str, typer.Option("--kind", help="snp or tdx.")] = "snp",
+    kind: Annotated[
+        str, typer.Option("--kind", help="snp, tdx, or vtpm: memory not protected from Google.")
+    ] = "snp",
     sources: From = None,
     machine_type: Annotated[
-        str, typer.Option("--machine-type", help="Default: n2d-standard-4 or c3-standard-4.")
+        str,
+        typer.Option(
+            "--machine-type",
+            help="Default: n2d-standard-4, c3-standard-4 or n2-standard-4, by kind.",
+        ),
     ] = "",
     network: Annotated[str, typer.Option("--network", help="One that exists.")] = "default",
     subnet: Annotated[str, typer.Option("--subnet", help="Of that network, if it wants one.")] = "",
@@ -108,7 +114,7 @@ def google(
     undo: options.Undo = False,
     as_json: options.Json = False,
 ) -> None:
-    """A Confidential VM of Google Cloud, SEV-SNP or TDX.
+    """A Confidential VM of Google Cloud, SEV-SNP or TDX, or a Shielded VM with a TPM alone.
 
     Exit 0 written or done, 1 a step failed, 2 something has to be changed first.
     """
