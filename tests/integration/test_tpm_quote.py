@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from cloister.attester.endorsement_key import PERSISTENT_EKS, find_endorsement_key
 from cloister.attester.enrolment import EnrolmentCa
-from cloister.attester.quote import PERSISTENT_EKS, TpmAttester, enrol, find_endorsement_key
+from cloister.attester.quote import TpmAttester, enrol
 from cloister.attester.swtpm import Manufactured, SoftwareTpm, manufacture
 from cloister.attester.tpm import AK_ATTRIBUTES, LoadedKey, signing_template
 from cloister.attester.tpm_errors import ResponseCode, TpmError

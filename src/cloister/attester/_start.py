@@ -30,7 +30,7 @@ def main() -> int:
     sys.path[:] = message["import_path"]
     if message.get("memory") and not _make_memory(message["memory"]):
         return 1
-    handover = importlib.import_module("cloister.attester.handover").accept(connection, message)
+    handover = importlib.import_module("cloister.attester.takeover").accept(connection, message)
     module, _, function = str(message["entry"]).partition(":")
     try:
         status = getattr(importlib.import_module(module), function)(handover)

@@ -19,15 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
 from cloister.attester.devices import absent, answer_error, check_digest, open_error, read_file
 from cloister.attester.tpm import LoadedKey, Tpm, sha256_selection, signing_template
 from cloister.attester.tpm_errors import ResponseCode, TpmError
 from cloister.attester.transport import RESOURCE_MANAGER, DeviceTransport
-from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import FetchError, MalformedError, UnsupportedError
 from cloister.evidence.component import QUOTED_REGISTERS
 from cloister.evidence.items import ITEM_TPM_PCRS, MEDIA_TYPE_PCRS
@@ -46,10 +41,6 @@ from cloister.evidence.report import (
 from cloister.evidence.tpm import (
     HASH_NAMES,
     Alg,
-    EccPublic,
-    PublicArea,
-    RsaPublic,
-    parse_public,
     parse_quote,
     parse_signature,
     pcr_digest,
@@ -287,26 +278,9 @@ def _template(data: bytes) -> bytes:
 def _certified(key: LoadedKey, certificate: bytes) -> AttestationKey:
     if not certificate:
         return AttestationKey(handle=key.handle, public=key.public)
-    try:
-        same = is_key_of(parse_public(key.public), parse_certificate(certificate))
-    except (MalformedError, ValueError, UnsupportedAlgorithm):
-        same = False
-    if not same:
+    # X.509 takes a quarter of a second to import where instructions are emulated.
+    from cloister.attester.certified_key import is_certified
+
+    if not is_certified(key.public, certificate):
         raise answer_error("the TPM", "is a certificate for another key than it has")
     return AttestationKey(handle=key.handle, public=key.public, chain=(certificate,))
-
-
-def is_key_of(area: PublicArea, certificate: x509.Certificate) -> bool:
-    """Whether `certificate` is for the key of `area`."""
-    public = certificate.public_key()
-    match area.key:
-        case RsaPublic(modulus=modulus, exponent=exponent):
-            if not isinstance(public, rsa.RSAPublicKey):
-                return False
-            numbers = public.public_numbers()
-            return numbers.n == int.from_bytes(modulus, "big") and numbers.e == (exponent or 65537)
-        case EccPublic(x=x, y=y):
-            if not isinstance(public, ec.EllipticCurvePublicKey):
-                return False
-            point = public.public_numbers()
-            return point.x == int.from_bytes(x, "big") and point.y == int.from_bytes(y, "big")

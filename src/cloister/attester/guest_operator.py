@@ -18,21 +18,18 @@ from cloister.attester.device_tpm import (
     AttestationKey,
     DeviceTpmAttester,
     find_attestation_key,
-    is_key_of,
     read_boot_log,
 )
+from cloister.attester.endorsement_key import EndorsementKey, find_endorsement_key
 from cloister.attester.guest_port import decoded, encoded
-from cloister.attester.quote import EndorsementKey, find_endorsement_key
 from cloister.attester.start_disk import Start
 from cloister.attester.tpm import Tpm
-from cloister.endorsements.certificates import parse_certificate
 from cloister.errors import (
     AuthenticationError,
     ConfigurationError,
     MalformedError,
     UnsupportedError,
 )
-from cloister.evidence.tpm import parse_public
 from cloister.strictjson import JsonObject, expect_list
 
 RUN: Final = Path("/run/cloister")
@@ -162,6 +159,11 @@ class Certifiable:
             AuthenticationError: it is for another key (code ``enrolment.other_key``).
             MalformedError: a certificate does not decode.
         """
+        # Where the operator certifies the key, and nowhere else: X.509 is much to import.
+        from cloister.attester.certified_key import is_key_of
+        from cloister.endorsements.certificates import parse_certificate
+        from cloister.evidence.tpm import parse_public
+
         certificates = [parse_certificate(der) for der in chain]
         if not certificates or not is_key_of(parse_public(self._key.public), certificates[0]):
             raise AuthenticationError(

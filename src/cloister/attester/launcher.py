@@ -317,8 +317,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _measure_and_compile(plan: LaunchPlan) -> tuple[Measured, Path]:
     measured = measure(plan.subject)
-    # The handover is imported before the entry, by the worker's first code.
-    modules = ("cloister.attester.handover", plan.entry.partition(":")[0], *plan.compiled)
+    # What takes over is imported before the entry, by the worker's first code.
+    modules = ("cloister.attester.takeover", plan.entry.partition(":")[0], *plan.compiled)
     prefix = bytecode_directory(
         plan.state_dir / "bytecode", measured.installation, measured.components, modules=modules
     )

@@ -100,7 +100,7 @@ if TYPE_CHECKING:
 
 PLATFORM: Final = "development (software TPM)"
 DEFAULT_PORT: Final = 8440
-COMPILED: Final = ("cloister.worker.serve", "uvloop", "httptools")
+COMPILED: Final = ("cloister.worker.serve", "cloister.engine.llama", "uvloop", "httptools")
 """Modules the launcher compiles ahead of the worker's start."""
 
 

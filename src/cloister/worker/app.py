@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.channel.claims import ClaimsDocument
 from cloister.engine.budget import Budget
@@ -35,8 +35,10 @@ from cloister.worker.response import Receive, Scope, Send
 from cloister.worker.sealed import SealedWay
 from cloister.worker.settings import Clocks, WorkerSettings
 from cloister.worker.tls_arrival import TlsWay
-from cloister.worker.tls_key import TlsKey
 from cloister.worker.unsealed import send_plain, send_problem
+
+if TYPE_CHECKING:
+    from cloister.worker.tls_key import TlsKey
 
 _MAX_CREDENTIALS: Final = 100_000
 _TICK_S: Final = 1.0

@@ -1,7 +1,7 @@
 """The engines that a measured configuration describes.
 
-Each kind is imported when it is described: a worker starts with one of them, and in an emulated
-machine the others would cost seconds.
+Each kind is imported when it is described, as is what reads a model that is a folder: a worker
+starts with one of them, and in an emulated machine the others would cost seconds.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from cloister.engine.confined import Isolation
-from cloister.engine.llama import LlamaEngine, LlamaSettings
-from cloister.engine.model_folder import model_of_folder
-from cloister.engine.models import model_of_files
 from cloister.engine.protocol import Engine, ModelFile, ModelInfo
-from cloister.engine.sandbox import Sandbox, UnsafeNoSandbox
 from cloister.errors import ConfigurationError
 from cloister.model_digest import Role
 from cloister.strictjson import JsonObject
 from cloister.worker.configuration import check_engines, engine_descriptions
 from cloister.worker.operation import Operation
+
+if TYPE_CHECKING:
+    from cloister.engine.confined import Isolation
+    from cloister.engine.llama import LlamaEngine
 
 _LLAMA: Final = "llama.cpp"
 _UPSTREAM: Final = "openai-upstream"
@@ -101,7 +100,11 @@ def _engine(
 def _measured_model(name: str, files: Files) -> ModelInfo:
     weights = files[Role.MODEL]
     if weights.path.is_dir():
+        from cloister.engine.model_folder import model_of_folder
+
         return model_of_folder(weights.path, sha256=weights.sha256, name=name)
+    from cloister.engine.models import model_of_files
+
     return model_of_files(files, name=name)
 
 
@@ -111,6 +114,8 @@ def _llama(
     model_of: Callable[[str], ModelInfo],
     compiled: bool,
 ) -> LlamaEngine:
+    from cloister.engine.llama import LlamaEngine, LlamaSettings
+
     return LlamaEngine(
         model_of(described["model"]["name"]),
         isolation=_isolation(described, compiled),
@@ -155,11 +160,15 @@ def _managed(
 
 
 def _isolation(described: dict[str, Any], compiled: bool) -> Isolation:
+    from cloister.engine.sandbox import Sandbox
+
     sandbox = Sandbox(compiled=compiled)
     return sandbox if described["isolation"] == sandbox.describe() else _unsafe(described)
 
 
 def _unsafe(described: dict[str, Any]) -> Isolation:
+    from cloister.engine.sandbox import UnsafeNoSandbox
+
     unsafe = UnsafeNoSandbox()
     if described["isolation"] != unsafe.describe():
         raise ConfigurationError(

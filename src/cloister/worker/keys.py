@@ -13,9 +13,9 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.channel.hpke import Kem
 from cloister.channel.keyset import (
@@ -28,7 +28,9 @@ from cloister.channel.keyset import (
 from cloister.channel.ohttp import ServerKey, encode_key_configs
 from cloister.worker.replay import Admission, ReplayMemory
 from cloister.worker.settings import Clocks, KeySettings
-from cloister.worker.tls_key import Certificates, TlsKey
+
+if TYPE_CHECKING:
+    from cloister.worker.tls_key import Certificates, TlsKey
 
 KEMS = (Kem.MLKEM768_X25519, Kem.X25519)
 """One key pair each, in the order in which they are offered."""
@@ -41,7 +43,7 @@ class ReceiptKey:
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self.private = private
-        self.public_bytes = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.public_bytes = private.public_key().public_bytes_raw()
         self.key_id = f"receipt-{hashlib.sha256(self.public_bytes).hexdigest()[:16]}"
 
     def __repr__(self) -> str:

@@ -29,14 +29,14 @@ from cloister.worker.operation import Operation
 from cloister.worker.operator import OperatorServer
 from cloister.worker.server import allow_connections, listen_tcp
 from cloister.worker.settings import BrokerSettings, WorkerSettings
-from cloister.worker.tls_key import TlsKey
-from cloister.worker.tls_server import TlsServer
 from cloister.worker.way_in import open_way_in
 
 if TYPE_CHECKING:
     from cloister.channel.claims import ClaimsDocument
     from cloister.worker.key_release import Prover
     from cloister.worker.releases import KeyReleases
+    from cloister.worker.tls_key import TlsKey
+    from cloister.worker.tls_server import TlsServer
     from cloister.worker.weights import SealedModel
     from cloister.worker.weights_keys import WeightsKeys
 
@@ -238,10 +238,14 @@ def tls_key_of(settings: WorkerSettings, operation: Operation) -> TlsKey | None:
         )
     if not settings.attested_tls:
         return None
+    from cloister.worker.tls_key import TlsKey
+
     return TlsKey(operation.certificate_names, random=os.urandom)
 
 
 def _tls_server(worker: Worker, listener: socket.socket) -> TlsServer:
+    from cloister.worker.tls_server import TlsServer
+
     context = worker.context
     if context.keys.tls_key is None:
         raise RuntimeError("a listener of attested TLS needs a key")
