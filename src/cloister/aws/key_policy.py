@@ -10,7 +10,8 @@ conditions that everybody copies:
   IAM policy of the account hand out ``kms:Decrypt`` without attestation.
 * Attested operations are also denied to everybody whose request has no document of one of the
   images. A denial overrides IAM policies and grants alike.
-* Registers of zeros, an enclave in debug mode, are refused here.
+* Registers of zeros, an enclave in debug mode, are refused here. A NitroTPM's may be zero, which
+  says that nothing was added to an image, but not those that the firmware measures into (0 to 7).
 
 Whoever may change the policy (``kms:PutKeyPolicy``: the administrators named) can open the key.
 That is the trust that remains, besides AWS'.
@@ -28,6 +29,9 @@ from cloister.errors import ConfigurationError
 from cloister.strictjson import JsonObject
 
 REGISTER_BYTES: Final = 48
+_UNTOUCHED: Final = (bytes(REGISTER_BYTES), b"\xff" * REGISTER_BYTES)
+_BY_FIRMWARE: Final = range(8)
+"""Registers of a NitroTPM that every measured boot extends (`cloister.verifier.appraise`)."""
 _ARN: Final = re.compile(r"arn:aws(-[a-z]+)*:iam::[0-9]{12}:(role|user)/[A-Za-z0-9+=,.@_/-]{1,512}")
 
 _ATTESTED: Final = (
@@ -70,6 +74,10 @@ class Measured(enum.StrEnum):
     NITRO_TPM = "NitroTPMPCR"
 
 
+_NEEDED: Final = {Measured.ENCLAVE: {0, 1, 2}, Measured.NITRO_TPM: {4, 7}}
+"""Registers without which an image is not told from others."""
+
+
 class Use(enum.StrEnum):
     """What a key is for."""
 
@@ -94,11 +102,6 @@ class Image:
             if len(value) != REGISTER_BYTES:
                 raise ConfigurationError(
                     f"a register has {REGISTER_BYTES} bytes", code="kms.policy"
-                )
-            if not any(value):
-                raise ConfigurationError(
-                    "a register of zeros is an enclave in debug mode, or no measurement at all",
-                    code="kms.policy",
                 )
 
 
@@ -177,10 +180,11 @@ def _denied_unless_attested(
     """Denies whatever no image may have caused.
 
     Each image's own statement compares all registers; a denial can only compare one at a time
-    without mixing, so it takes the lowest that all of them have. A negated condition also holds
-    where the request has no document.
+    without mixing, so it takes the one that every image has and that says most: an enclave's PCR0,
+    and a NitroTPM's PCR4, the boot image. A negated condition also holds where the request has no
+    document.
     """
-    index = _common(images)
+    index = min(_NEEDED[measured])
     values = sorted({image.registers[index].hex() for image in images})
     denied: JsonObject = {
         "Sid": "OnlyAttested",
@@ -215,13 +219,6 @@ def _conditions(image: Image, measured: Measured) -> JsonObject:
     }
 
 
-def _common(images: Sequence[Image]) -> int:
-    common = set(images[0].registers).intersection(*(image.registers for image in images))
-    if not common:
-        raise ConfigurationError("the images have no register in common", code="kms.policy")
-    return min(common)
-
-
 def _check_names(administrators: Sequence[str], enclave_role: str, caller_role: str | None) -> None:
     users = [enclave_role, *([] if caller_role is None else [caller_role])]
     if not administrators:
@@ -239,9 +236,21 @@ def _check_names(administrators: Sequence[str], enclave_role: str, caller_role: 
 
 
 def _check_images(images: Sequence[Image], measured: Measured) -> None:
-    needed = {0, 1, 2} if measured is Measured.ENCLAVE else {4, 7}
+    needed = _NEEDED[measured]
     if not images or any(not needed <= image.registers.keys() for image in images):
         listed = ", ".join(f"PCR{index}" for index in sorted(needed))
         raise ConfigurationError(
             f"a key policy takes at least one image, each with {listed}", code="kms.policy"
         )
+    for image in images:
+        if measured is Measured.ENCLAVE and not all(map(any, image.registers.values())):
+            raise ConfigurationError(
+                "a register of zeros is an enclave in debug mode, or no measurement at all",
+                code="kms.policy",
+            )
+        untouched = [i for i in _BY_FIRMWARE if image.registers.get(i) in _UNTOUCHED]
+        if measured is Measured.NITRO_TPM and untouched:
+            raise ConfigurationError(
+                f"a NitroTPM whose PCR{untouched[0]} is zeros or ones did not measure its boot",
+                code="kms.policy",
+            )

@@ -113,20 +113,37 @@ def test_a_policy_that_would_not_hold_is_refused(changed: dict[str, Any]) -> Non
     assert caught.value.code == "kms.policy"
 
 
-def test_a_denial_compares_the_lowest_register_that_all_images_have() -> None:
-    registers = {index: bytes([index + 1]) * 48 for index in (4, 7, 8)}
+def test_a_denial_compares_the_boot_image_where_a_nitro_tpm_measured_it() -> None:
+    """The register before it is the same for most images."""
+    registers = {index: bytes([index + 1]) * 48 for index in (2, 4, 7, 8)}
     both = [Image(registers=registers), Image(registers={**registers, 5: bytes([9]) * 48})]
     found = statements(key_policy(**{**GOOD, "images": both}, measured=Measured.NITRO_TPM))
     condition = found["OnlyAttested"]["Condition"]["StringNotEqualsIgnoreCase"]
     assert list(condition) == ["kms:RecipientAttestation:NitroTPMPCR4"]
 
 
-@pytest.mark.parametrize(
-    "registers", [{}, {0: bytes(48)}, {0: bytes([1]) * 32}, {32: bytes([1]) * 48}]
-)
+@pytest.mark.parametrize("registers", [{}, {0: bytes([1]) * 32}, {32: bytes([1]) * 48}])
 def test_an_image_has_registers_that_say_something(registers: dict[int, bytes]) -> None:
     with pytest.raises(ConfigurationError):
         Image(registers=registers)
+
+
+def test_registers_are_zero_only_where_that_says_something() -> None:
+    enclave = dict(image().registers)
+    key_policy(**{**GOOD, "images": [Image(registers={**enclave, 8: bytes([8]) * 48})]})
+    for index in (0, 1, 2, 8):
+        with pytest.raises(ConfigurationError, match="debug mode") as caught:
+            key_policy(**{**GOOD, "images": [Image(registers={**enclave, index: bytes(48)})]})
+        assert caught.value.code == "kms.policy"
+    tpm = {**{index: bytes([index + 1]) * 48 for index in range(16)}, 12: bytes(48), 13: bytes(48)}
+    made: dict[str, Any] = {**GOOD, "measured": Measured.NITRO_TPM}
+    found = statements(key_policy(**{**made, "images": [Image(registers=tpm)]}))
+    (compared,) = found["Image0"]["Condition"].values()
+    assert compared["kms:RecipientAttestation:NitroTPMPCR12"] == "00" * 48
+    for index in range(8):
+        for untouched in (bytes(48), b"\xff" * 48):
+            with pytest.raises(ConfigurationError, match=f"PCR{index} .* measure its boot"):
+                key_policy(**{**made, "images": [Image(registers={**tpm, index: untouched})]})
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:

@@ -1,17 +1,24 @@
-"""An image for AWS instances with a NitroTPM: from its folder to what a report is judged by."""
+"""An image for AWS instances with a NitroTPM: from its folder to what a report is judged by, and to
+what a KMS key opens to."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from cloister.cli.main import build_app
+from cloister.aws.recipient import AttestedKms
+from cloister.cli.main import build_app, guard
+from cloister.errors import KeyReleaseDenied
 from cloister.evidence.eventlog import EventType
+from cloister.evidence.nitro import DocumentKind
 from cloister.evidence.tpm import Alg
 from cloister.image.boot_disk import write_boot_disk
 from cloister.image.boot_events import BANKS
@@ -22,11 +29,14 @@ from cloister.image.pcrs import PREDICTED, predict
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.testing.simulated_vtpm import SimulatedVtpm
 from cloister.verifier import policy
+from cloister.verifier.appraise.worker import manifest_register
+from cloister.verifier.platform_references import PlatformReference, ReferenceImage
 from cloister.verifier.reference_values import ReferenceValues, load_json
 from cloister.verifier.report import verify_report
 from cloister.verifier.result import Finding
 from support import boot_parts as made
 from support.deployments import ESP_BYTES, tiny_disk
+from support.kms import ADMIN, CONTEXT, ENCLAVE, RSA_KEY, Cloud
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 LINE = b"cloister-disk/1 model erofs 1 1 " + b"00" * 32 + b" " + b"11" * 32 + b"\n"
@@ -134,3 +144,120 @@ def test_a_build_writes_reference_values_without_golden_ones(folder: Path, tmp_p
     assert told == json.loads(printed(folder, "--events"))
     other = image(tmp_path / "other", platform="tpm-boot")
     assert write_measurements(other) == ("measurements.json",)
+
+
+MANIFEST = bytes(range(32))
+
+
+class Instance:
+    """A NitroTPM of an instance at `cloud`, with these registers."""
+
+    def __init__(self, cloud: Cloud, registers: Mapping[int, bytes]) -> None:
+        self.cloud, self.registers = cloud, registers
+
+    def attestation(
+        self,
+        *,
+        user_data: bytes | None = None,
+        nonce: bytes | None = None,
+        public_key: bytes | None = None,
+    ) -> bytes:
+        return self.cloud.nitro.document(
+            pcrs=self.registers,
+            user_data=user_data,
+            nonce=nonce,
+            public_key=public_key,
+            kind=DocumentKind.NITRO_TPM,
+        )
+
+
+def key_policy(*more: str) -> tuple[int, str, str]:
+    """Status, standard output, standard error."""
+    named = ("--administrator", ADMIN, "--enclave-role", ENCLAVE)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = guard(lambda: build_app(["deploy"])(["deploy", "aws", "key-policy", *named, *more]))
+    return code, out.getvalue(), err.getvalue()
+
+
+def opens(cloud: Cloud, arn: str, registers: Mapping[int, bytes]) -> bool:
+    kms = AttestedKms(
+        cloud.client(), Instance(cloud, registers), key_arn=arn, new_key=lambda: RSA_KEY
+    )
+    try:
+        return len(kms.generate_data_key(CONTEXT).key) == 32
+    except KeyReleaseDenied:
+        return False
+
+
+def test_a_kms_key_opens_to_the_image_that_was_built_and_to_no_other(folder: Path) -> None:
+    """By every register that was predicted; PCR13 is that of the manifests that were named."""
+    write_measurements(folder)
+    named = ("--nitro-tpm", "--reference-values", str(folder / "reference-values.json"))
+    other = bytes([7]) * 32
+    registers = {
+        **dict.fromkeys(range(16), bytes([9]) * 48),
+        **predict(read_image(folder).parts(), bank=Alg.SHA384).registers,
+    }
+    with_manifest = {**registers, 13: manifest_register("nitro-tpm", MANIFEST)}
+    with_other = {**registers, 13: manifest_register("nitro-tpm", other)}
+    cloud = Cloud()
+    for manifests, states in (
+        ((), (True, False, False)),
+        ((MANIFEST,), (False, True, False)),
+        ((MANIFEST, other), (False, True, True)),
+    ):
+        told = [word for one in manifests for word in ("--manifest", one.hex())]
+        code, out, err = key_policy(*named, *told)
+        assert code == 0, err
+        arn = cloud.kms.create_key(json.loads(out))
+        cases = (registers, with_manifest, with_other)
+        assert tuple(opens(cloud, arn, one) for one in cases) == states
+    good = {**with_manifest}
+    assert opens(cloud, arn, good)
+    for pcr in PREDICTED:
+        assert not opens(cloud, arn, {**good, pcr: bytes([5]) * 48}), pcr
+    # PCR 0 and 1 are constants of AWS', PCR 10 is the kernel's: nothing is predicted of them.
+    for pcr in {*range(16)} - {*PREDICTED}:
+        assert opens(cloud, arn, {**good, pcr: bytes([5]) * 48}), pcr
+
+
+def test_references_make_a_policy_only_for_what_they_are_of(folder: Path, tmp_path: Path) -> None:
+    write_measurements(folder)
+    path = tmp_path / "reference-values.json"
+    (built,) = load_json((folder / "reference-values.json").read_bytes()).platforms
+    enclave = PlatformReference(
+        platform="nitro",
+        name="enclave",
+        registers={f"pcr{index}": (f"{index + 1:02x}" * 48,) for index in range(3)},
+    )
+
+    def refused(references: tuple[PlatformReference, ...], *more: str) -> str:
+        path.write_text(ReferenceValues.from_platforms(*references).dump_json())
+        code, out, err = key_policy("--reference-values", str(path), *more)
+        assert (code, out) == (2, ""), err
+        assert "[kms.policy]" in err
+        return " ".join(err.split())
+
+    path.write_text(ReferenceValues.from_platforms(built, enclave).dump_json())
+    both = [
+        key_policy("--reference-values", str(path), *more)[1] for more in ((), ("--nitro-tpm",))
+    ]
+    assert ["NitroTPMPCR4" in one for one in both] == [False, True]
+    assert ["Attestation:PCR0" in one for one in both] == [True, False]
+
+    assert "add --nitro-tpm" in refused((built,))
+    assert "leave out --nitro-tpm" in refused((enclave,), "--nitro-tpm")
+    sha = MANIFEST.hex()
+    assert "--manifest goes with" in refused((enclave,), "--manifest", sha)
+    taken = dataclasses.replace(built, registers={**built.registers, "pcr13": ("ab" * 48,)})
+    path.write_text(ReferenceValues.from_platforms(taken).dump_json())
+    assert key_policy("--reference-values", str(path), "--nitro-tpm")[0] == 0
+    assert "already" in refused((taken,), "--nitro-tpm", "--manifest", sha)
+    for reference, flag in ((built, ("--nitro-tpm",)), (enclave, ())):
+        shown = ReferenceImage(name="x", version="1", debug=True)
+        debug = dataclasses.replace(reference, image=shown)
+        assert "debug image" in refused((debug,), *flag)
+    many = [word for n in range(33) for word in ("--manifest", f"{n:064x}")]
+    assert "room for 32" in refused((built,), "--nitro-tpm", *many)
+    assert "AWS takes 32768" in refused((built,), "--nitro-tpm", *many[:-2])
