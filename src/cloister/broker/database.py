@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ BUSY_S: Final = 30.0
 _SQLITE: Final = "sqlite:///"
 _READS: Final = "cloister_reads"
 """Of a connection of SQLAlchemy's: it waits for nobody's change."""
+
+_NO_SUCH: Final = sqlite3.SQLITE_ERROR
+"""SQLite's for a statement about a table or column that is not there, or is there already;
+its class of errors does not tell that from being busy."""
 
 _WRITING: Final = "READ COMMITTED"
 _READING: Final = "REPEATABLE READ"
@@ -148,6 +153,15 @@ class Database:
         with self._converted(), self.engine.connect() as connection:
             return inspect(connection.execution_options(**{_READS: True})).has_table(table.name)
 
+    def columns(self) -> dict[str, frozenset[str]]:
+        """Names of the columns of every table, by its name. FetchError as `change`."""
+        with self._converted(), self.engine.connect() as connection:
+            found = inspect(connection.execution_options(**{_READS: True}))
+            return {
+                name: frozenset(column["name"] for column in found.get_columns(name))
+                for name in found.get_table_names()
+            }
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection for reading, one consistent view."""
@@ -221,11 +235,11 @@ class Database:
         """Their errors quote statements and parameters; ours do not."""
         try:
             yield
-        except (self._errors.OperationalError, SqlalchemyOperationalError):
-            raise FetchError(
-                "the broker's database cannot be reached, is busy, or holds no store",
-                code="broker.database",
-            ) from None
+        except (self._errors.OperationalError, SqlalchemyOperationalError) as error:
+            why = "cannot be reached, or is busy"
+            if getattr(getattr(error, "orig", error), "sqlite_errorcode", None) == _NO_SUCH:
+                why = "holds no store of this version's format, or somebody changed its tables"
+            raise FetchError(f"the broker's database {why}", code="broker.database") from None
         except (self._errors.Error, SQLAlchemyError) as error:
             raise FetchError(
                 f"the broker's database refused a statement ({type(error).__name__})",

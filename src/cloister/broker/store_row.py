@@ -17,6 +17,7 @@ from cloister.errors import ConfigurationError
 class StoreRow:
     """The store's own row, as far as it does not change with every entry."""
 
+    format: int
     store_id: str
     root_name: str
     wrapped_master: bytes = field(repr=False)
@@ -44,6 +45,7 @@ def read_row(
             code="broker.format",
         )
     return StoreRow(
+        format=row.format,
         store_id=row.store_id,
         root_name=row.root_name,
         wrapped_master=row.wrapped_master,

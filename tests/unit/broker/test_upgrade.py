@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cloister.broker.database import Change, Database
 from cloister.broker.root_keys.development import MemoryRootKey
 from cloister.broker.store import Store
 from cloister.broker.upgrade import upgrade
-from cloister.errors import AuthenticationError, CloisterError, ConfigurationError
+from cloister.errors import AuthenticationError, CloisterError, ConfigurationError, FetchError
 from support.broker import ROOT, SECRET, Bench, bench
 from support.postgres import HAVE_POSTGRES, MISSING, postgres_database
 
@@ -77,6 +78,73 @@ def test_other_formats_are_not_upgraded(at: Bench, number: int) -> None:
         upgrade(at.store.database, ROOT, now=at.clock)
     assert refused.value.code == "broker.format"
     assert (at.log(), columns(at.store.database)) == before
+
+
+def state(at: Bench) -> object:
+    """Everything in the database: its tables with their columns, and every row."""
+    with at.store.database.engine.connect() as connection:
+        rows = {
+            name: sorted(map(repr, connection.execute(text(f"SELECT * FROM {name}"))))
+            for name in sorted(inspect(connection).get_table_names())
+        }
+    return at.store.database.columns(), rows
+
+
+ONE = "ALTER TABLE broker_manifests ADD COLUMN overlap_sha256 VARCHAR(64)"
+TWO = "ALTER TABLE broker_manifests ADD COLUMN overlap_until BIGINT"
+AS_NEW = f"UPDATE broker_store SET format = {tables.FORMAT}"
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "told", "mend"),
+    [
+        ([ONE], "has overlap_sha256 already", True),
+        ([TWO], "has overlap_until already", True),
+        ([ONE, TWO], "has overlap_sha256 and overlap_until already", True),
+        ([AS_NEW], "lacks overlap_sha256 and overlap_until, so that it is still", True),
+        ([ONE, AS_NEW], "lacks overlap_until, so that it is still", True),
+        (["DROP TABLE broker_revocations"], "lacks broker_revocations:", False),
+        (
+            ["ALTER TABLE broker_resources DROP COLUMN created"],
+            "lacks broker_resources.created:",
+            False,
+        ),
+    ],
+    ids=["first", "second", "both", "format", "half", "table", "column"],
+)
+def test_tables_that_somebody_changed_are_named_and_left_alone(
+    at: Bench, by_hand: list[str], told: str, mend: bool
+) -> None:
+    """And what is said to be done about it can be done, and mends it."""
+    age(at, 2)
+    with at.store.database.engine.begin() as connection:
+        for statement in by_hand:
+            connection.execute(text(statement))
+    before = state(at)
+    with pytest.raises(ConfigurationError, match=told) as refused:
+        upgrade(at.store.database, ROOT, now=at.clock)
+    assert refused.value.code == "broker.tables"
+    assert "by hand" in str(refused.value)
+    assert state(at) == before
+    statements = re.findall(r"(?:ALTER|UPDATE) [A-Za-z0-9_ =]+", str(refused.value))
+    assert bool(statements) == mend
+    if mend:
+        with at.store.database.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+        assert upgrade(at.store.database, ROOT, now=at.clock) == tables.FORMAT
+        assert opened(at).identity == at.store.identity
+        assert at.release().secret == SECRET
+
+
+def test_a_broker_does_not_call_a_changed_store_out_of_reach(at: Bench) -> None:
+    assert at.release().secret == SECRET
+    with at.store.database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE broker_resources DROP COLUMN policy"))
+    with pytest.raises(FetchError) as refused:
+        at.release()
+    assert refused.value.code == "broker.database"
+    assert "cannot be reached" not in str(refused.value)
 
 
 def test_an_upgrade_needs_the_root_key(at: Bench) -> None:
