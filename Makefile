@@ -69,10 +69,13 @@ lock: setup  ## Resolve the dependencies anew into requirements/
 # Machine images are built from packages of Debian's, which are fetched once into CLOISTER_IMAGE_WORK.
 BOOT_IMAGE ?= build/boot-image
 BOOT_BUILD = $(BIN)/cloister image build tests/boot/image.toml --out $(BOOT_IMAGE)
+BOOT_MODEL = build/boot-model/cloister-demo-Q4_K.gguf
 BOOT_TESTS = CLOISTER_BOOT_IMAGE=$(abspath $(BOOT_IMAGE)) $(BIN)/python -m pytest
 
 $(BOOT_IMAGE)/esp.img: setup
 	@scripts/setup boot
+	@test -f $(BOOT_MODEL) || $(BIN)/cloister quantize \
+	    src/cloister/engine/data/cloister-demo-Q8_0.gguf --requantize --to Q4_K --out $(dir $(BOOT_MODEL))
 	@$(BOOT_BUILD) || { [ $$? -eq 4 ] && \
 	    echo "The archive has dropped what the lock names: resolving anew." >&2 && \
 	    mkdir -p build && $(BIN)/cloister image lock --output build/image-lock.json && \

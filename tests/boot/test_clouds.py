@@ -10,8 +10,6 @@ import contextlib
 import json
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,26 +38,13 @@ from cloister.verifier import policy
 from cloister.verifier.appraise.worker import manifest_register
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import verify_report
-from support.guests import LIMIT_S, Operator, machine_for, registers_of
+from support.guests import LIMIT_S, Operator, built_for, machine_for, registers_of
 from support.manifests import ALICE, IMAGE
 
 pytestmark = [pytest.mark.boot, pytest.mark.tpm, pytest.mark.slow, pytest.mark.timeout(3000)]
 
-SETTINGS = Path(__file__).parent / "image.toml"
 PARTS = ("esp.img", "root.img", "application.img", "model.img")
 NOW = datetime.now(UTC)
-
-
-def built(image: Path, folder: Path, platform: str, more: str = "") -> Path:
-    """The image that `image` is, built for a cloud (most of its steps stand already)."""
-    text = SETTINGS.read_text().replace("\nname =", f'\nplatform = "{platform}"\nname =', 1)
-    (folder / "image.toml").write_text(text + more)
-    lock = image.parent / "image-lock.json"
-    words = [str(folder / "image.toml"), "--out", str(folder / "image")]
-    words += ["--lock", str(lock)] if lock.exists() else []
-    program = Path(sys.executable).parent / "cloister"
-    subprocess.run([program, "image", "build", *words], check=True, capture_output=True)
-    return folder / "image"
 
 
 def one_disk(image: Path) -> Path:
@@ -139,7 +124,7 @@ def start_disk(folder: Path, operator: Operator, manifest: SignedManifest) -> Pa
 def test_every_register_is_as_predicted_for_the_disk_of_a_deployment(
     image: Path, operator: Operator, tmp_path: Path
 ) -> None:
-    cloud = built(image, tmp_path, "gcp-vtpm")
+    cloud = built_for(image, tmp_path, "gcp-vtpm")
     google = SimulatedAkVendor(Vendor.GOOGLE_VTPM, now=NOW)
     signed = sign_first(manifest_for(cloud), ALICE)
     machine = replace(
@@ -173,7 +158,7 @@ def test_a_guest_without_the_processor_ends_for_want_of_its_evidence(
     platform: str, image: Path, operator: Operator, tmp_path: Path
 ) -> None:
     """Its disks are opened and measured; the TPM alone is not enough."""
-    cloud = built(image, tmp_path, platform)
+    cloud = built_for(image, tmp_path, platform)
     google = SimulatedAkVendor(Vendor.GOOGLE_VTPM, now=NOW)
     signed = sign_first(manifest_for(cloud), ALICE)
     machine = replace(

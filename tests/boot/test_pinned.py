@@ -25,11 +25,10 @@ from cloister.image.direct_boot import direct_boot
 from cloister.image.footer import BLOCK
 from cloister.image.machine import EMULATED
 from cloister.image.stub import parse_uki
-from support.guests import LIMIT_S
+from support.guests import LIMIT_S, built_for
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(3000)]
 
-SETTINGS = Path(__file__).parent / "image.toml"
 FIRMWARE = Path("/usr/share/ovmf/OVMF.fd")
 ONLY_THERE = {"-accel": "tcg", "-machine": "q35", "-cpu": EMULATED, "-object": None}
 """What the recipe says for such a host, and what stands in for it."""
@@ -38,15 +37,7 @@ ONLY_THERE = {"-accel": "tcg", "-machine": "q35", "-cpu": EMULATED, "-object": N
 @pytest.fixture(scope="module")
 def pinned(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image that `image` is, built for SEV-SNP (most of its steps stand already)."""
-    folder = tmp_path_factory.mktemp("pinned")
-    text = SETTINGS.read_text().replace("\nname =", '\nplatform = "sev-snp"\nname =', 1)
-    (folder / "image.toml").write_text(text)
-    lock = image.parent / "image-lock.json"
-    words = [str(folder / "image.toml"), "--out", str(folder / "image")]
-    words += ["--lock", str(lock)] if lock.exists() else []
-    program = Path(sys.executable).parent / "cloister"
-    subprocess.run([program, "image", "build", *words], check=True, capture_output=True)
-    return folder / "image"
+    return built_for(image, tmp_path_factory.mktemp("pinned"), "sev-snp")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +34,8 @@ from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import verify_report
 from cloister.verifier.result import AttestationResult
 from cloister.worker.api_keys import ApiKeyFile
+
+SETTINGS = Path(__file__).parents[1] / "boot" / "image.toml"
 
 LIMIT_S = float(os.environ.get("CLOISTER_BOOT_LIMIT_S", "600"))
 """Of one boot: about a minute on a quiet machine, and many times that on a busy one."""
@@ -68,6 +72,22 @@ def machine_for(folder: Path) -> Machine:
         port=free_port(),
         accelerated=can_accelerate(),
     )
+
+
+def built_for(image: Path, folder: Path, platform: str, more: str = "") -> Path:
+    """The image that `image` is, built for another platform (most of its steps stand already).
+
+    `more` is added to its configuration. ``make`` has put the model where that says.
+    """
+    text = SETTINGS.read_text().replace("\nname =", f'\nplatform = "{platform}"\nname =', 1)
+    text = text.replace('file = "../..', f'file = "{SETTINGS.parents[2]}')
+    (folder / "image.toml").write_text(text + more)
+    lock = image.parent / "image-lock.json"
+    words = [str(folder / "image.toml"), "--out", str(folder / "image")]
+    words += ["--lock", str(lock)] if lock.exists() else []
+    program = Path(sys.executable).parent / "cloister"
+    subprocess.run([program, "image", "build", *words], check=True, capture_output=True)
+    return folder / "image"
 
 
 def free_port() -> int:

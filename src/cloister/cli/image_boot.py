@@ -34,6 +34,10 @@ ESP: Final = "esp.img"
 REFERENCE_VALUES: Final = "reference-values.json"
 CONFIGURATION: Final = "configuration.json"
 MAX_CONFIGURATION_BYTES: Final = 1024 * 1024
+SYSTEM_MIB: Final = 384
+"""For the guest's system and its worker."""
+MEMORY_STEP_MIB: Final = 256
+MIB: Final = 1024 * 1024
 _LOCAL: Final = "tcp://127.0.0.1:8440"
 PLATFORM: Final = "development (software TPM)"
 
@@ -41,7 +45,14 @@ PLATFORM: Final = "development (software TPM)"
 def boot(
     directory: Annotated[Path, typer.Argument(help="An image's folder.")],
     *,
-    memory: Annotated[int, typer.Option("--memory", min=256, help="MiB.")] = 1024,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            "--memory",
+            min=256,
+            help="MiB; by default 512, and twice as much as the model disk has.",
+        ),
+    ] = None,
     cpus: Annotated[int, typer.Option("--cpus", min=1, help="Processors.")] = 1,
     port: Annotated[
         int,
@@ -158,7 +169,7 @@ def boot(
     broker = None if card else broker_address(peer or ())
     machine = _machine(
         directory,
-        memory=memory,
+        memory=fitting_memory(directory) if memory is None else memory,
         cpus=cpus,
         port=None if no_network or not card else port or _free_port(),
         guest_port=guest_port,
@@ -169,7 +180,8 @@ def boot(
     table, api_key = (None, None) if start_disk is not None else _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
-    typer.echo(f"Booting {directory} ({memory} MiB, {cpus} processors, {how})", err=True)
+    shape = f"{machine.memory_mib} MiB, {cpus} processors"
+    typer.echo(f"Booting {directory} ({shape}, {how})", err=True)
     with (
         _stopping(),
         BootedGuest(plan, progress=lambda line: typer.echo(line, err=True)) as guest,
@@ -201,6 +213,16 @@ def boot(
             )
             guest.note("answer", "the first sealed answer, whole")
             typer.echo(answer)
+
+
+def fitting_memory(directory: Path) -> int:
+    """MiB for a machine that has an image, in steps, for the firmware may measure how much it is.
+
+    A model is mapped, and its computations need room.
+    """
+    model = directory / DISKS[-1]
+    size = model.stat().st_size if model.is_file() else 0
+    return -(-(SYSTEM_MIB + 2 * -(-size // MIB)) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
 
 
 def _machine(

@@ -19,6 +19,7 @@ where it fails."""
 
 SOURCES: Final = (
     "init.c",
+    "modules.c",
     "disk.c",
     "verity.c",
     "tpm.c",

@@ -57,7 +57,10 @@ def build_initrd(
         Entry(
             name="modules/list",
             mode=stat.S_IFREG | 0o644,
-            data="".join(name + "\n" for name in names).encode(),
+            data="".join(
+                " ".join((name, *module.only_for)) + "\n"
+                for name, module in zip(names, modules, strict=True)
+            ).encode(),
         ),
         *(
             Entry(name=f"modules/{name}", mode=stat.S_IFREG | 0o644, data=module.data)

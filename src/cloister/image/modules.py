@@ -1,9 +1,10 @@
 """Which of a kernel's modules a guest loads, in which order.
 
 The init loads what its list says and then closes the door, so everything that a guest may need is
-in the list; what a machine has no hardware for does nothing. Dependencies come from the modules
-themselves (ELF section ``.modinfo``, Linux ``include/linux/module.h``), so that no ``depmod`` has
-to run over an unpacked package.
+in the list; what a machine has no hardware for stays out. Dependencies, and the devices that a
+module is for, come from the modules themselves (ELF section ``.modinfo``, Linux
+``include/linux/module.h``; names of devices: ``scripts/mod/file2alias.c``), so that no ``depmod``
+has to run over an unpacked package.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import lzma
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +29,14 @@ GUEST_MODULES: Final = (
     "vmw_vsock_virtio_transport",
     "gve",
     "ena",
-    "sd_mod",
     "hv_vmbus",
     "hv_storvsc",
     "hv_netvsc",
-    # Verified read-only disks.
+    # NVMe disks behind Azure's bus, as its newer types have them.
+    "pci_hyperv",
+    # Verified read-only disks. The processor's own instructions for SHA-256 go before, for
+    # dm-verity takes the quickest that is there when a disk is opened.
+    "sha256_ssse3",
     "dm_verity",
     "squashfs",
     "erofs",
@@ -48,6 +52,13 @@ GUEST_MODULES: Final = (
 """Those that a kernel lacks are built in, or not made for it: a guest that needs one and does not
 have it finds no disk, and stops."""
 
+BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
+    # Disks behind a SCSI controller, which no module asks for.
+    "virtio_scsi": ("sd_mod",),
+    "hv_storvsc": ("sd_mod",),
+}
+"""What goes with a module of those, wherever it is loaded."""
+
 ENCLAVE_MODULES: Final = (
     # An enclave's only devices: the parent's vsock and the security module.
     "virtio_mmio",
@@ -55,6 +66,7 @@ ENCLAVE_MODULES: Final = (
     "nsm",
     # The root is a file of the ramdisk.
     "loop",
+    "sha256_ssse3",
     "dm_verity",
     "squashfs",
     "nf_tables",
@@ -65,6 +77,10 @@ ENCLAVE_MODULES: Final = (
 
 MODULE_SUFFIXES: Final = (".ko", ".ko.xz")
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
+
+BUSES: Final = ("acpi", "cpu", "pci", "platform", "virtio")
+"""Where Linux has found whatever there is before it starts an init (which looks there:
+``init/modules.c``); on other buses it may find devices later."""
 
 _ELF64: Final = b"\x7fELF\x02\x01"
 _SIGNED: Final = b"~Module signature appended~\n"
@@ -78,6 +94,11 @@ class Module:
     """As the kernel says it: with underscores."""
     data: bytes
     depends: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    """What devices of `BUSES` it is for, as patterns of their names (``modalias``)."""
+    only_for: tuple[str, ...] = ()
+    """The same for the place where it is loaded: the machine has to have one of them. Empty: it is
+    loaded everywhere."""
 
     @property
     def signed(self) -> bool:
@@ -86,12 +107,17 @@ class Module:
 
 
 def select_modules(
-    directory: Path, wanted: Iterable[str] = GUEST_MODULES, *, unsigned: bool = False
+    directory: Path,
+    wanted: Iterable[str] = GUEST_MODULES,
+    *,
+    unsigned: bool = False,
+    everywhere: bool = False,
 ) -> tuple[Module, ...]:
     """The modules `wanted` under `directory` and what they need, in the order to load them.
 
-    Modules that the kernel does not have are left out. With `unsigned` a module without signature
-    is taken: a locked-down kernel will not.
+    Modules that the kernel does not have are left out. One that is for devices, or needs one that
+    is, is loaded only where there is such a device; `everywhere` says that all are loaded anyway.
+    With `unsigned` a module without signature is taken: a locked-down kernel will not.
 
     Raises:
         BuildError: a module does not decode, is not signed, or needs one that is not there (code
@@ -99,16 +125,40 @@ def select_modules(
     """
     files = _files(directory)
     chosen: dict[str, Module] = {}
+    always: set[str] = set()
+    only_for: dict[str, set[str]] = {}
     for name in wanted:
-        if name in files:
-            _choose(name, files, chosen, above=())
+        group = [one for one in (name, *BESIDE.get(name, ())) if one in files]
+        for one in group:
+            _choose(one, files, chosen, above=())
+        devices = _devices(name, chosen) if name in files and not everywhere else ()
+        for one in _with_needed(group, chosen):
+            only_for.setdefault(one, set()).update(devices)
+            if not devices:
+                always.add(one)
     for module in chosen.values():
         if not module.signed and not unsigned:
             raise BuildError(
                 f"the module {module.name} is not signed, and the kernel will not load it",
                 code="image.module",
             )
-    return tuple(chosen.values())
+    return tuple(
+        module if name in always else replace(module, only_for=tuple(sorted(only_for[name])))
+        for name, module in chosen.items()
+    )
+
+
+def _devices(name: str, chosen: Mapping[str, Module]) -> tuple[str, ...]:
+    """What a module is for: by its own word, or by that of what it needs."""
+    module = chosen[name]
+    return module.devices or next(filter(None, (_devices(n, chosen) for n in module.depends)), ())
+
+
+def _with_needed(names: Iterable[str], chosen: Mapping[str, Module]) -> set[str]:
+    found: set[str] = set()
+    for name in names:
+        found |= {name, *_with_needed(chosen[name].depends, chosen)}
+    return found
 
 
 def _files(directory: Path) -> Mapping[str, Path]:
@@ -152,18 +202,30 @@ def _choose(
 
 
 def read_module(name: str, data: bytes) -> Module:
-    """Decode the dependencies of a module.
+    """Decode the dependencies of a module, and what it is for.
 
     Raises:
         BuildError: it is no ELF file of 64 bits with a section ``.modinfo``.
     """
     try:
         entries = _section(data, b".modinfo").split(b"\0")
-        listed = [entry[8:].decode("ascii") for entry in entries if entry.startswith(b"depends=")]
+        listed = _values(entries, b"depends=")
+        devices = [one for one in _values(entries, b"alias=") if _bus(one) in BUSES]
     except (struct.error, ValueError, IndexError, OverflowError):
         raise BuildError(f"{name} is no kernel module", code="image.module") from None
     names = ",".join(listed).replace("-", "_").split(",")
-    return Module(name=name, data=data, depends=tuple(filter(None, names)))
+    if any(" " in one or not one.isprintable() for one in devices):
+        raise BuildError(f"{name} is for a device that cannot be named", code="image.module")
+    depends = tuple(filter(None, names))
+    return Module(name=name, data=data, depends=depends, devices=tuple(devices))
+
+
+def _values(entries: Iterable[bytes], key: bytes) -> list[str]:
+    return [entry.removeprefix(key).decode("ascii") for entry in entries if entry.startswith(key)]
+
+
+def _bus(device: str) -> str:
+    return device.partition(":")[0].rstrip("*")
 
 
 def _section(data: bytes, name: bytes) -> bytes:

@@ -28,7 +28,7 @@ from cloister.image.initrd_pack import COMMANDS as PACK_COMMANDS
 from cloister.image.initrd_pack import SOURCE as PACK_SOURCE
 from cloister.image.initrd_pack import pack_initrd
 from cloister.image.lock import ImageLock, Use
-from cloister.image.modules import ENCLAVE_MODULES, GUEST_MODULES, select_modules
+from cloister.image.modules import BESIDE, ENCLAVE_MODULES, GUEST_MODULES, select_modules
 from cloister.image.operations import Made, Operation, outside
 from cloister.image.toolbox import MOUNT_POINTS, Toolbox
 from cloister.image.tree import FILE_MODE, Tree, contents_json, normalise
@@ -272,7 +272,7 @@ def _initrd(
             "plan": PLAN_VERSION,
             "debug": bool(pinned) and ingredients.configuration.debug,
             "kernel": list(KERNEL) if pinned else [],
-            "modules": list(GUEST_MODULES),
+            "modules": [*GUEST_MODULES, *BESIDE],
             "commands": [list(command) for command in PACK_COMMANDS],
         },
         writes=("initrd",),
@@ -365,7 +365,7 @@ def _enclave(
         files = EnclaveFiles(
             kernel=boot_files.kernel,
             init=reads["init"].read_bytes(),
-            modules=select_modules(boot_files.modules, ENCLAVE_MODULES),
+            modules=select_modules(boot_files.modules, ENCLAVE_MODULES, everywhere=True),
             root=reads["root"],
             application=contents,
             models={file: reads[file] for file in models},

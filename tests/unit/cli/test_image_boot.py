@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cloister.cli.image_boot import carried_peers, chosen_firmware, chosen_state, predicted
+from cloister.cli.image_boot import (
+    carried_peers,
+    chosen_firmware,
+    chosen_state,
+    fitting_memory,
+    predicted,
+)
 from cloister.errors import ConfigurationError
 from cloister.evidence.tpm import Alg
 from cloister.image.machine import Carried, Machine
@@ -71,6 +77,19 @@ def test_an_image_that_does_not_say_whom_it_calls(tmp_path: Path) -> None:
     assert carried_peers(tmp_path, []) == ()
     with pytest.raises(ConfigurationError, match="its peers: none"):
         carried_peers(tmp_path, ["broker=127.0.0.1:1"])
+
+
+@pytest.mark.parametrize(
+    ("model", "mib"),
+    [(None, 512), (1, 512), (64 << 20, 512), ((64 << 20) + 1, 768), (4 << 30, 8704)],
+)
+def test_a_machine_has_the_memory_that_its_model_needs(
+    model: int | None, mib: int, tmp_path: Path
+) -> None:
+    if model is not None:
+        with (tmp_path / "model.img").open("wb") as file:
+            file.truncate(model)
+    assert fitting_memory(tmp_path) == mib
 
 
 def boot_log(*, secure_boot: bool) -> bytes:

@@ -2,7 +2,8 @@
 
    In this order, and no step is left out when one fails: the machine powers off instead.
      1. proc, sysfs, devtmpfs, securityfs; everything writable is memory.
-     2. The kernel's modules from the initrd (signed: lockdown sees to it), then no more modules.
+     2. The kernel's modules from the initrd (signed: lockdown sees to it), those that the machine
+	has something for, then no more modules.
 	In a Nitro enclave, random numbers of its module, and word to the parent.
      3. The root disk that the measured command line names, under dm-verity; an enclave's is a
 	file of its ramdisk.
@@ -26,7 +27,6 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -198,30 +198,6 @@ static int argument(const char *name, char *value, size_t size)
 		at += strspn(at, " ");
 	}
 	return found;
-}
-
-/* /modules/list names files in the order in which they are loaded. */
-static void load_modules(void)
-{
-	static char list[8192];
-	int loaded = 0;
-	read_text("/modules/list", list, sizeof list);
-	for (char *name = strtok(list, "\n"); name; name = strtok(0, "\n")) {
-		char path[320];
-		snprintf(path, sizeof path, "/modules/%s", name);
-		int file = open(path, O_RDONLY | O_CLOEXEC);
-		if (file < 0)
-			halt(path);
-		/* ENODEV: a driver for hardware that this machine does not have; ENOENT: one that
-		   needs such a driver. What is missing then is missed by what needs it. */
-		if (syscall(SYS_finit_module, file, "", 0) && errno != EEXIST && errno != ENODEV &&
-		    errno != ENOENT)
-			halt(path);
-		close(file);
-		loaded++;
-	}
-	write_text("/proc/sys/kernel/modules_disabled", "1");
-	say("%d modules, and no more", loaded);
 }
 
 /* Mounts the disk of KIND as the command line says: not at all, one that it names, or any one

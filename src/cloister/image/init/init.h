@@ -26,6 +26,11 @@ size_t read_text(const char *path, char *text, size_t size);
 void write_text(const char *path, const char *text);
 int same_command_line(const char *measured, const char *found);
 
+/* modules.c */
+void list_hardware(const char *sysfs, char *names, size_t size);
+int has_hardware(const char *names, char *patterns);
+void load_modules(void);
+
 /* disk.c */
 int read_number(const char *text, unsigned long long *value);
 int each_device(int (*visit)(const char *device, void *state), void *state);

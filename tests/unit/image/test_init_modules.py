@@ -1,0 +1,140 @@
+"""Which modules the guest's init loads, over a folder in place of the kernel's /sys."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cloister.image.init_program import COMPILERS, compile_init
+
+COMPILER = next((name for name in COMPILERS if shutil.which(name)), None)
+SOURCE = Path(compile_init.__code__.co_filename).parent / "init"
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None, reason="no C compiler (musl-tools or gcc) is installed"
+)
+
+HARNESS = r"""
+#include "init.h"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+void say(const char *format, ...) { (void)format; }
+_Noreturn void halt(const char *why) { fputs(why, stderr); exit(3); }
+size_t read_text(const char *path, char *text, size_t size)
+{
+	(void)path; (void)text; (void)size;
+	return 0;
+}
+void write_text(const char *path, const char *text) { (void)path; (void)text; }
+int main(int count, char **arguments)
+{
+	static char names[1 << 20];
+	size_t size = (size_t)atoi(arguments[2]);
+	(void)count;
+	if (size > sizeof names)
+		return 4;
+	list_hardware(arguments[1], names, size);
+	return has_hardware(names, arguments[3]) ? 0 : 1;
+}
+"""
+
+GOOGLES_CARD = "pci:v00001AE0d00000042sv00001AE0sd00000058bc02sc00i00"
+MACHINE = {
+    "bus/pci/devices/0000:00:03.0/modalias": GOOGLES_CARD,
+    "bus/acpi/devices/VMBUS:00/modalias": "acpi:VMBUS:",
+    "bus/virtio/devices/virtio0/modalias": "virtio:d00000001v00001AF4",
+    "bus/platform/devices/sev-guest/modalias": "platform:sev-guest",
+    "devices/system/cpu/modalias": "cpu:type:x86,ven0002fam0017mod0001:feature:,0000,0089,0116",
+}
+TDX = "cpu:type:x86,ven*fam*mod*:feature:*0116*"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The init's own choice, with a beginning of its own."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "harness.c").write_text(HARNESS)
+    assert COMPILER is not None
+    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
+    flags = ("-std=c11", "-Wall", "-Werror", "-static", f"-I{SOURCE}", *headers)
+    command = (COMPILER, *flags, "-o", "modules", "harness.c", str(SOURCE / "modules.c"))
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "modules"
+
+
+def sysfs(folder: Path, machine: Mapping[str, str]) -> Path:
+    for name, said in machine.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(said + "\n")
+    return folder
+
+
+def loaded(program: Path, folder: Path, patterns: str, size: int = 1 << 20) -> bool:
+    command = [str(program), str(folder), str(size), patterns]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("patterns", "without"),
+    [
+        ("pci:v00001AE0d00000042sv*sd*bc*sc*i*", "bus/pci/devices/0000:00:03.0/modalias"),
+        ("acpi*:VMBUS:*", "bus/acpi/devices/VMBUS:00/modalias"),
+        ("virtio:d00000001v*", "bus/virtio/devices/virtio0/modalias"),
+        ("platform:sev-guest", "bus/platform/devices/sev-guest/modalias"),
+        (TDX, "devices/system/cpu/modalias"),
+        ("virtio:d00000008v* acpi*:VMBUS:*", "bus/acpi/devices/VMBUS:00/modalias"),
+        ("acpi*:VMBUS:* virtio:d00000008v*", "bus/acpi/devices/VMBUS:00/modalias"),
+    ],
+)
+def test_where_the_device_is(program: Path, tmp_path: Path, patterns: str, without: str) -> None:
+    assert loaded(program, sysfs(tmp_path / "there", MACHINE), patterns)
+    fewer = {name: said for name, said in MACHINE.items() if name != without}
+    assert not loaded(program, sysfs(tmp_path / "not", fewer), patterns)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        "pci:v00001AE0d00000043sv*sd*bc*sc*i*",
+        "virtio:d0000000v*",
+        "irtio:d00000001v*",
+        "virtio:d00000001v",
+        "platform:sev",
+        "cpu:type:x86,ven*fam*mod*:feature:*0117*",
+    ],
+)
+def test_no_other_device_will_do(program: Path, tmp_path: Path, patterns: str) -> None:
+    machine = sysfs(tmp_path, MACHINE)
+    assert loaded(program, machine, "virtio:d00000001v*")
+    assert not loaded(program, machine, patterns)
+
+
+def test_a_machine_without_any_of_the_buses(program: Path, tmp_path: Path) -> None:
+    assert not loaded(program, tmp_path, "virtio:d00000001v*")
+
+
+def test_devices_without_names_are_passed_over(program: Path, tmp_path: Path) -> None:
+    machine = sysfs(tmp_path, {"bus/pci/devices/0/modalias": "", **MACHINE})
+    (machine / "bus/pci/devices/1").mkdir()
+    assert loaded(program, machine, TDX)
+
+
+def test_more_devices_than_there_is_room_for(program: Path, tmp_path: Path) -> None:
+    """Half a list would leave a driver out in silence: the machine powers off instead."""
+    machine = sysfs(tmp_path, MACHINE)
+    room = sum(len(said) + 1 for said in MACHINE.values())
+    assert loaded(program, machine, TDX, size=room + 2)
+    for size in (room + 1, room - 20, 2):
+        done = subprocess.run(
+            [str(program), str(machine), str(size), TDX], capture_output=True, check=False
+        )
+        assert done.returncode == 3
+        assert b"more devices" in done.stderr
