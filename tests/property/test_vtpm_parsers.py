@@ -17,6 +17,7 @@ from cloister.errors import MalformedError
 from cloister.evidence.eventlog import parse_event_log, parse_legacy_event_log
 from cloister.evidence.hcl import parse_hcl_report
 from cloister.evidence.pcrs import parse_pcrs_file, parse_pcrs_json
+from cloister.evidence.subject_key import parse_subject_key
 from cloister.testing.simulated_azure import SimulatedAzure
 from cloister.testing.simulated_vtpm import SimulatedAkVendor, SimulatedVtpm
 from cloister.verifier import policy
@@ -59,6 +60,7 @@ GOOD: dict[Callable[[bytes], object], bytes] = {
     parse_hcl_report: AZURE.hcl_report(),
     parse_legacy_event_log: LEGACY,
     parse_pcrs_file: PCRS,
+    parse_subject_key: VENDOR.certify(VTPM.key.public_key()),
     parse_pcrs_json: b'{"sha1": {"0": "%s"}}' % (b"00" * 20),
 }
 

@@ -30,6 +30,8 @@ from cloister.errors import (
     MalformedError,
     UnsupportedError,
 )
+from cloister.evidence.subject_key import encode_subject_key, parse_subject_key
+from cloister.evidence.tpm import parse_public
 from cloister.strictjson import JsonObject, expect_list
 
 RUN: Final = Path("/run/cloister")
@@ -159,13 +161,8 @@ class Certifiable:
             AuthenticationError: it is for another key (code ``enrolment.other_key``).
             MalformedError: a certificate does not decode.
         """
-        # Where the operator certifies the key, and nowhere else: X.509 is much to import.
-        from cloister.attester.certified_key import is_key_of
-        from cloister.endorsements.certificates import parse_certificate
-        from cloister.evidence.tpm import parse_public
-
-        certificates = [parse_certificate(der) for der in chain]
-        if not certificates or not is_key_of(parse_public(self._key.public), certificates[0]):
+        keys = [parse_subject_key(der) for der in chain]
+        if not keys or keys[0] != encode_subject_key(parse_public(self._key.public).key):
             raise AuthenticationError(
                 "the certificate is for another attestation key", code="enrolment.other_key"
             )
