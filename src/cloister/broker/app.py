@@ -8,14 +8,15 @@ GET    ``/cloister/v0/broker?nonce=<64 hex>``      the broker's identity and its
 ====== =========================================== ==============================================
 
 Paths are compared as they were sent: nothing is decoded, so nothing can decode to something else.
-Whoever asks is bounded: size and time of a request, requests per network and minute, and requests
-that wait. Refusals by these bounds are counted and not written to the audit log, which a flood
+Whoever asks is bounded: size and time of a request, requests per network and minute, and all
+together the bytes that arrive and the requests that wait, where whoever has most makes room for
+others. A challenge needs no memory (`cloister.broker.session`), so there is no number of them to
+bound. Refusals by these bounds are counted and not written to the audit log, which a flood
 would fill; every decision of the broker itself is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import json
@@ -23,6 +24,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, TypeVar
 
+from cloister.broker.arriving import MAX_ARRIVING, Arriving
 from cloister.broker.denial import UNAUTHENTICATED, Denied
 from cloister.broker.desk import Desk
 from cloister.broker.turns import BusyError, Turns
@@ -49,9 +51,6 @@ DENIED_PER_SOURCE: Final = RateLimit(per_minute=60, burst=300)
 """Denials are written down one by one, so a network that is denied more often than this has to
 wait before the next decision: otherwise anybody could fill the audit log."""
 MAX_SOURCES: Final = 4096
-MAX_ARRIVING: Final = 256 * 1024 * 1024
-"""Bytes of requests that are not whole yet, all together; half of it from one network. Anybody may
-begin one, on each of thousands of connections, and take their time over it."""
 _HEX: Final = frozenset("0123456789abcdef")
 _LIMITS: Final = {
     rcar.AUTH_PATH: rcar.MAX_REQUEST_BYTES,
@@ -67,29 +66,6 @@ class _RefusedError(Exception):
         self.status = status
         self.kind = kind
         self.detail = detail
-
-
-class _Arriving:
-    """Bytes in memory of requests that are not whole yet."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._all = 0
-        self._by_source: Counter[str] = Counter()
-
-    def add(self, source: str, size: int) -> None:
-        """Count `size` more; BusyError if that is too many."""
-        if self._all + size > self._most or self._by_source[source] + size > self._most // 2:
-            raise BusyError
-        self._all += size
-        self._by_source[source] += size
-
-    def remove(self, source: str, size: int) -> None:
-        """They were passed on, or dropped."""
-        self._all -= size
-        self._by_source[source] -= size
-        if not self._by_source[source]:
-            del self._by_source[source]
 
 
 class BrokerApp:
@@ -114,7 +90,7 @@ class BrokerApp:
         self._rates = RateLimiter(per_source, max_names=MAX_SOURCES)
         self._denials = RateLimiter(denied_per_source, max_names=MAX_SOURCES)
         self._waits: OrderedDict[str, float] = OrderedDict()
-        self._arriving = _Arriving(max_arriving)
+        self._arriving = Arriving(max_arriving)
         self.turns = turns or Turns()
         # A quote takes tens of milliseconds; decisions do not wait for it.
         self._quotes = Turns(max_waiting=64)
@@ -211,17 +187,12 @@ class BrokerApp:
         return await self.turns.take(source, run, size=size)
 
     async def _received(self, source: str, scope: Scope, receive: Receive, *, limit: int) -> bytes:
-        held = 0
-
-        def hold(size: int) -> None:
-            nonlocal held
-            self._arriving.add(source, size)
-            held += size
-
+        _check_declared(scope, limit)
         try:
-            return await _received(scope, receive, limit=limit, hold=hold)
-        finally:
-            self._arriving.remove(source, held)
+            async with self._arriving.request(source, seconds=RECEIVE_S) as hold:
+                return await _received(receive, limit=limit, hold=hold)
+        except TimeoutError:
+            raise _RefusedError(408, "Timeout", "the request took too long to arrive") from None
 
     def _check_denials(self, source: str) -> None:
         wait = self._waiting_time(source)
@@ -309,30 +280,30 @@ def _too_many(wait: int) -> _RefusedError:
     return _RefusedError(429, "TooMany", f"too many requests; wait {wait} seconds")
 
 
-async def _received(
-    scope: Scope, receive: Receive, *, limit: int, hold: Callable[[int], None]
-) -> bytes:
-    """The whole body; `hold` is told of every piece before it is kept."""
+def _too_large(limit: int) -> _RefusedError:
+    return _RefusedError(413, "TooLarge", f"a request here has at most {limit} bytes")
+
+
+def _check_declared(scope: Scope, limit: int) -> None:
     declared = _header(scope, b"content-length")
-    too_large = _RefusedError(413, "TooLarge", f"a request here has at most {limit} bytes")
     if declared is not None and (not declared.isdigit() or int(declared) > limit):
-        raise too_large
+        raise _too_large(limit)
+
+
+async def _received(receive: Receive, *, limit: int, hold: Callable[[int], None]) -> bytes:
+    """The whole body; `hold` is told of every piece before it is kept."""
     body = bytearray()
-    try:
-        async with asyncio.timeout(RECEIVE_S):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise _RefusedError(400, "BadRequest", "the request was cut off")
-                piece = message.get("body", b"")
-                if len(body) + len(piece) > limit:
-                    raise too_large
-                hold(len(piece))
-                body += piece
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        raise _RefusedError(408, "Timeout", "the request took too long to arrive") from None
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _RefusedError(400, "BadRequest", "the request was cut off")
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > limit:
+            raise _too_large(limit)
+        hold(len(piece))
+        body += piece
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 async def _respond(

@@ -4,6 +4,11 @@ Decisions run in a few threads (two for SQLite, which changes one thing at a tim
 waits stands in the line of the network they come from. A source that sends thousands of requests
 lengthens its own line; somebody else's first request is answered next all the same. Within a line
 the order is that of arrival, and nobody is overtaken.
+
+All lines together are bounded. Where they are full the longest one loses its last, if whoever comes
+has a shorter one ("longest queue drop": Suter, Lakshman, Stiliadis and Choudhury, "Design
+considerations for supporting TCP with per-flow queueing", 1998). So a source is refused only where
+as many others as there are places wait, none of them with more than it has.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import contextlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -33,6 +38,27 @@ class _Waiting:
     run: Callable[[], Any]
     done: asyncio.Future[Any]
     size: int
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    size: int = 0
+    """Of all of them."""
+
+    def add(self, one: _Waiting) -> None:
+        self.waiting.append(one)
+        self.size += one.size
+
+    def first(self) -> _Waiting:
+        one = self.waiting.popleft()
+        self.size -= one.size
+        return one
+
+    def last(self) -> _Waiting:
+        one = self.waiting.pop()
+        self.size -= one.size
+        return one
 
 
 _Begun: TypeAlias = "SimpleQueue[_Waiting | None]"
@@ -58,7 +84,7 @@ class Turns:
         ]
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
-        self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._lines: OrderedDict[str, _Line] = OrderedDict()
         self._waiting = 0
         self._bytes = 0
         self._idle = asyncio.Event()
@@ -77,10 +103,9 @@ class Turns:
         `size` is what is held in memory meanwhile, in bytes. A caller that goes away while it
         waits leaves the line; what runs already is finished.
         """
-        if self._waiting >= self._max_waiting or self._bytes + size > self._max_bytes:
-            raise BusyError
+        self._make_room(source, size)
         waiting = _Waiting(run, asyncio.get_running_loop().create_future(), size)
-        self._lines.setdefault(source, deque()).append(waiting)
+        self._lines.setdefault(source, _Line()).add(waiting)
         self._waiting += 1
         self._bytes += size
         self._next()
@@ -90,7 +115,7 @@ class Turns:
     async def aclose(self) -> None:
         """Let what runs finish; what waits is cancelled."""
         for line in self._lines.values():
-            for waiting in line:
+            for waiting in line.waiting:
                 waiting.done.cancel()
         self._lines.clear()
         await self._idle.wait()
@@ -99,11 +124,41 @@ class Turns:
         for thread in self._threads:
             thread.join()
 
+    def _make_room(self, source: str, size: int) -> None:
+        """Until one more of `source` fits; BusyError where no other line is longer than its own."""
+        own = self._lines.get(source, _Line())
+        while (crowded := self._waiting >= self._max_waiting) or (
+            self._bytes + size > self._max_bytes
+        ):
+            if crowded:
+                longest, length = self._longest(lambda line: len(line.waiting))
+                fits = length > len(own.waiting) + 1
+            else:
+                longest, length = self._longest(lambda line: line.size)
+                fits = length > own.size + size
+            if not fits:
+                raise BusyError
+            self._drop_last(longest)
+
+    def _longest(self, length: Callable[[_Line], int]) -> tuple[str, int]:
+        source = max(self._lines, key=lambda name: length(self._lines[name]), default="")
+        return source, length(self._lines[source]) if self._lines else 0
+
+    def _drop_last(self, source: str) -> None:
+        line = self._lines[source]
+        waiting = line.last()
+        if not line.waiting:
+            del self._lines[source]
+        self._waiting -= 1
+        self._bytes -= waiting.size
+        if not waiting.done.done():
+            waiting.done.set_exception(BusyError())
+
     def _next(self) -> None:
         while self._free and self._lines:
             source, line = self._lines.popitem(last=False)
-            waiting = line.popleft()
-            if line:
+            waiting = line.first()
+            if line.waiting:
                 self._lines[source] = line  # at the end: the others come first
             self._waiting -= 1
             self._bytes -= waiting.size

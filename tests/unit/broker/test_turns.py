@@ -71,11 +71,63 @@ async def test_lines_are_bounded_in_number_and_in_bytes() -> None:
         waiting = [asyncio.create_task(turns.take("x", lambda: 1, size=size)) for _ in range(fits)]
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
-            await turns.take("y", lambda: 1, size=size)
+            await turns.take("x", lambda: 1, size=size)
         gate.open.set()
         await asyncio.gather(first, *waiting)
         assert await turns.take("y", lambda: 2, size=size) == 2
         await turns.aclose()
+
+
+@pytest.mark.parametrize("sources", [1, 2, 50])
+@pytest.mark.parametrize(
+    "bound", [{"max_waiting": 100}, {"max_bytes": 1000}], ids=["number", "bytes"]
+)
+async def test_full_lines_make_room_for_who_has_a_shorter_one(
+    bound: dict[str, int], sources: int
+) -> None:
+    """However few or many fill them, as long as one of them has more than whoever comes."""
+    turns, gate = Turns(**bound), Gate()
+    first = asyncio.create_task(turns.take("first", gate.hold, size=0))
+    await asyncio.sleep(0)
+
+    def ask(source: str, number: int) -> asyncio.Task[Any]:
+        return asyncio.create_task(turns.take(source, lambda: gate.note((source, number)), size=10))
+
+    flood = [ask(f"flood {n % sources}", n) for n in range(100)]
+    await asyncio.sleep(0)
+    assert turns.waiting == 100
+    genuine = [ask("worker", 0), ask("other worker", 0)]
+    more = [ask(f"flood {n % sources}", n) for n in range(100, 200)]
+    await asyncio.sleep(0)
+    assert turns.waiting == 100
+    gate.open.set()
+    await first
+    found = await asyncio.gather(*genuine, *flood, *more, return_exceptions=True)
+    assert found[:2] == [("worker", 0), ("other worker", 0)]
+    assert max(map(gate.order.index, found[:2])) < 2 * sources + 2
+    refused = [one for one in found if isinstance(one, BusyError)]
+    assert len(refused) == 102
+    # Nobody else's place was taken than the last ones of the longest line.
+    kept = [one for one in gate.order if one[0].startswith("flood")]
+    assert len(kept) == 98
+    assert {number for _, number in kept} >= set(range(98 - sources))
+    await turns.aclose()
+
+
+async def test_as_many_sources_as_there_are_places_leave_none() -> None:
+    """None of them has more than whoever comes, and nothing tells which of them matters."""
+    turns, gate = Turns(max_waiting=20), Gate()
+    first = asyncio.create_task(turns.take("first", gate.hold, size=0))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(turns.take(f"flood {n}", lambda: 1, size=1)) for n in range(19)]
+    last = asyncio.create_task(turns.take("worker", lambda: 2, size=1))
+    await asyncio.sleep(0)
+    with pytest.raises(BusyError):
+        await turns.take("late worker", lambda: 3, size=1)
+    gate.open.set()
+    await asyncio.gather(first, *waiting)
+    assert await last == 2
+    await turns.aclose()
 
 
 async def test_who_goes_away_leaves_the_line_and_who_fails_is_told() -> None:
