@@ -66,6 +66,8 @@ def issue_receipt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
+    """A receipt, whose it is, and how long it can be had (steady time)."""
+
     receipt: bytes
     credential: bytes = field(repr=False)
     until: float

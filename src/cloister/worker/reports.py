@@ -56,6 +56,8 @@ class EvidenceSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cached:
+    """A report without a nonce, of the keyset with this digest, for as long as it serves all."""
+
     digest: str
     body: bytes
     until: float
