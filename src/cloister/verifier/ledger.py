@@ -27,7 +27,7 @@ _Key = tuple[str, str]
 class Ledger:
     """The claims made so far: each name once for each device.
 
-    `on` and `stated` give views that write into the same ledger.
+    `on`, `stated` and `asserted` give views that write into the same ledger.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class Ledger:
         self._expected: dict[_Key, None] = {}
         self._device = CPU
         self._stated = False
+        self._source = Source.HARDWARE_PROVEN
 
     def on(self, device: str) -> Ledger:
         """This ledger, for claims about another device (``gpu0``, ``vtpm0``)."""
@@ -50,6 +51,15 @@ class Ledger:
         """
         view = self._view()
         view._stated = True
+        return view
+
+    def asserted(self) -> Ledger:
+        """This ledger, for what a provider's TPM says beside hardware that does not name its key.
+
+        What would count as proven by hardware is recorded as the provider's word.
+        """
+        view = self._view()
+        view._source = Source.PROVIDER_ASSERTED
         return view
 
     def expect(self, *names: str) -> None:
@@ -179,7 +189,7 @@ class Ledger:
     def _view(self) -> Ledger:
         view = Ledger()
         view._claims, view._expected = self._claims, self._expected
-        view._device, view._stated = self._device, self._stated
+        view._device, view._stated, view._source = self._device, self._stated, self._source
         return view
 
     def _claim(
@@ -198,7 +208,7 @@ class Ledger:
         self._claims[key] = Claim(
             name=name,
             finding=finding,
-            source=source,
+            source=self._source if source is Source.HARDWARE_PROVEN else source,
             explanation=explanation,
             code=code,
             device=self._device,
@@ -207,6 +217,6 @@ class Ledger:
 
 
 def _on_the_word_of(source: Source, claim: Claim) -> Claim:
-    if claim.source is not Source.HARDWARE_PROVEN:
+    if claim.source not in {Source.HARDWARE_PROVEN, Source.PROVIDER_ASSERTED}:
         return claim
     return dataclasses.replace(claim, source=source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from cloister.strictjson import JsonObject
@@ -28,5 +28,8 @@ class Outcome:
     """What the evidence was asked to carry: report data, extra data or user data, whole."""
     registers: Mapping[str, bytes] = field(default_factory=dict)
     """What identifies the software, under the vendor's names (``measurement``, ``mr_td``, …)."""
+    asserted: Set[str] = frozenset()
+    """Those of `registers` that only a provider's TPM holds, beside hardware that does not name its
+    key: what follows from them is the provider's word."""
     not_proven: tuple[str, ...] = ()
     """Sentences about what this evidence does not show."""

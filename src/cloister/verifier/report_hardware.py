@@ -5,6 +5,7 @@ Steps 4 to 8 of `cloister.verifier.report` for these platforms.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from datetime import datetime
 from typing import Final
 
@@ -84,6 +85,7 @@ def appraise_worker(
         CLAIMS_CONSISTENT,
     )
     registers = {} if found.outcome is None else found.outcome.registers
+    asserted: Set[str] = frozenset() if found.outcome is None else found.outcome.asserted
     if found.report is not None and found.keyset is not None:
         read_claims_document(found, found.report, found.keyset, ledger)
     document = found.claims_document
@@ -95,6 +97,7 @@ def appraise_worker(
             reference_values=reference_values,
             policy=policy,
             ledger=ledger,
+            asserted=asserted,
         )
     if document is None:
         return
@@ -119,7 +122,10 @@ def appraise_worker(
     if wanted is not None:
         ledger.expect(appraise.MANIFEST)
         if registers:
-            appraise.appraise_manifest(platform.reference, registers, wanted, ledger)
+            word = appraise.MANIFEST_REGISTER.get(platform.reference) in asserted
+            appraise.appraise_manifest(
+                platform.reference, registers, wanted, ledger.asserted() if word else ledger
+            )
     if not isinstance(policy.denied, Unchecked):
         digests = _digests(found, document, platform, policy.denied)
         if manifest is not None:

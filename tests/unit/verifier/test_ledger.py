@@ -102,6 +102,28 @@ def test_on_a_development_platform_nothing_is_proven_by_hardware() -> None:
     assert ledger.close(development=True)[0].source is Source.OPERATOR_ASSERTED
 
 
+def test_a_providers_word_is_not_proven_by_hardware_nor_more_than_the_evidence() -> None:
+    """Nor is what this verifier derives, or does not believe, anybody's word."""
+    ledger = Ledger()
+    said = ledger.on("vtpm0").asserted()
+    said.expect("a", "b", "c")
+    said.affirm("a", "It holds.", source=Source.HARDWARE_PROVEN)
+    said.affirm("b", "It follows.")
+    said.stated().affirm("c", "It says so.", source=Source.HARDWARE_PROVEN)
+    ledger.expect("d")
+    ledger.affirm("d", "It holds.", source=Source.HARDWARE_PROVEN)
+
+    def sources(*, development: bool = False, proven: bool = True) -> list[Source]:
+        return [one.source for one in ledger.close(development=development, proven=proven)]
+
+    derived = Source.VERIFIER_DERIVED
+    assert sources() == [Source.PROVIDER_ASSERTED, derived, derived, Source.HARDWARE_PROVEN]
+    operator = Source.OPERATOR_ASSERTED
+    assert sources(development=True) == [operator, derived, derived, operator]
+    assert sources(proven=False) == [derived] * 4
+    assert [one.finding for one in ledger.made_claims()][2] is Finding.NONE
+
+
 def test_what_holds_of_other_devices() -> None:
     ledger = Ledger()
     ledger.refuse("own", "why", "It does not.")

@@ -12,7 +12,7 @@ from cloister.strictjson import JsonObject
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.verifier import policy
 from cloister.verifier.report import NO_MANIFEST
-from cloister.verifier.result import Finding
+from cloister.verifier.result import Finding, Source
 from support.hardware_reports import (
     NOW,
     OTHER,
@@ -61,6 +61,38 @@ def test_the_manifest_that_the_platform_was_started_for(platform: str) -> None:
     if "manifest_sha256" not in STARTED_FOR[platform](MANIFEST):
         # Elsewhere the register is one of those that name software.
         assert found == {"manifest.bound": "manifest_mismatch"}
+
+
+@pytest.mark.parametrize("platform", ["snp", "azure-snp", "gcp-snp", "gcp-tdx", "gcp-vtpm"])
+@pytest.mark.parametrize("digest", [MANIFEST, OTHER], ids=["named", "another"])
+def test_what_only_a_tpm_says_beside_a_processor_is_the_providers_word(
+    platform: str, digest: bytes
+) -> None:
+    """Google's processors do not name the TPM's key, so two machines may have answered together.
+    Azure's do, and of Google's TPM alone nobody is told that a processor stands behind it."""
+    made = started_for(platform, digest)
+    vendors = tuple(dataclasses.replace(one, development=False) for one in made.roots.anchors)
+    made.roots = dataclasses.replace(made.roots, anchors=vendors)
+    result = verify(made)
+    assert not result.development
+    assert (result.verdict is Finding.AFFIRMING) == (digest == MANIFEST)
+    sources = {(claim.device, claim.name): claim.source for claim in result.claims}
+    beside = platform in {"gcp-snp", "gcp-tdx"}
+    word = Source.PROVIDER_ASSERTED if beside else Source.HARDWARE_PROVEN
+    assert sources["cpu0", "manifest.bound"] is word
+    assert sources["cpu0", "software.registers"] is word
+    groups = {name for _, name in sources if name.startswith("boot.")}
+    assert {sources["cpu0", name] for name in groups} == ({word} if platform != "snp" else set())
+    assert sources["cpu0", "keyset.bound"] is Source.HARDWARE_PROVEN
+    if beside:
+        assert sources["vtpm0", "tpm.signature"] is Source.PROVIDER_ASSERTED
+        hardware = {"gcp-snp": "snp.signature", "gcp-tdx": "tdx.quote_signature"}[platform]
+        assert sources["cpu0", hardware] is Source.HARDWARE_PROVEN
+    else:
+        assert Source.PROVIDER_ASSERTED not in sources.values()
+    if digest == MANIFEST:
+        (registers,) = [one for one in result.claims if one.name == "software.registers"]
+        assert ("the provider's word" in registers.explanation) == beside
 
 
 @pytest.mark.parametrize("platform", ["gcp-snp", "gcp-tdx"])

@@ -10,7 +10,7 @@ systemd's "TPM2 PCR Measurements Made by systemd" for what each register is for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,12 +83,17 @@ def group_claims(platform: str) -> tuple[str, ...]:
 
 
 def appraise_groups(
-    reference: PlatformReference, registers: Mapping[str, bytes], ledger: Ledger
+    reference: PlatformReference,
+    registers: Mapping[str, bytes],
+    ledger: Ledger,
+    *,
+    asserted: Set[str] = frozenset(),
 ) -> None:
     """Compare `registers` with the state `reference`, group by group.
 
     Beside a processor that names the image (`BESIDE`) those groups that the state lists whole: of
-    the others nothing would be compared.
+    the others nothing would be compared. What follows from registers that are `asserted` is the
+    provider's word.
     """
     groups = _groups(reference.platform)
     if reference.platform in BESIDE:
@@ -97,7 +102,8 @@ def appraise_groups(
     differing = reference.differing(registers)
     for group in groups:
         changed = [name for name in group.registers if name in differing]
-        ledger.check(
+        said = ledger if asserted.isdisjoint(group.registers) else ledger.asserted()
+        said.check(
             group.claim,
             holds=not changed,
             affirmed=f"{group.what} is that of {reference.name}.",

@@ -20,7 +20,7 @@ Only compares: whatever is compared here was authenticated before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Final
 
 from cloister.channel.claims import ClaimsDocument
@@ -142,29 +142,38 @@ def appraise_registers(
     reference_values: ReferenceValues,
     policy: AppraisalPolicy,
     ledger: Ledger,
+    asserted: Set[str] = frozenset(),
 ) -> None:
-    """Step 1. `platform` is a key of `cloister.verifier.platform_references.IDENTITY`."""
+    """Step 1. `platform` is a key of `cloister.verifier.platform_references.IDENTITY`.
+
+    `asserted` are registers of a TPM that the hardware does not name: with one of them, all
+    together are no more than the provider's word.
+    """
     candidates = [entry for entry in reference_values.platforms if entry.platform == platform]
     matching = [entry for entry in candidates if entry.matches(registers)]
     # Where one and the same state is listed as a debug image and as none, the worse is believed.
     match = max(matching, key=_is_debug, default=None)
     if candidates:
         closest = match or min(candidates, key=lambda entry: len(entry.differing(registers)))
-        boot.appraise_groups(closest, registers, ledger)
+        words = [name for name in closest.registers if name in asserted]
+        boot.appraise_groups(closest, registers, ledger, asserted=asserted)
     if match is not None:
         _appraise_image(match, policy, ledger)
-        ledger.affirm(
+        (ledger.asserted() if words else ledger).affirm(
             REGISTERS,
-            f"The platform measured {match.name}: {', '.join(match.registers)} are as expected.",
+            f"The platform measured {match.name}: {', '.join(match.registers)} are as expected."
+            + (f" Of these, {', '.join(words)} are the provider's word." if words else ""),
             source=Source.HARDWARE_PROVEN,
         )
         return
+    said = ledger
     if not candidates:
         why = f"Your reference values accept no software on {platform}."
     else:
         differing = ", ".join(closest.differing(registers))
         why = f"The platform measured other software than you accept: {differing} differ."
-    ledger.refuse(REGISTERS, "measurement_mismatch", why, source=Source.HARDWARE_PROVEN)
+        said = ledger.asserted() if words else ledger
+    said.refuse(REGISTERS, "measurement_mismatch", why, source=Source.HARDWARE_PROVEN)
 
 
 def _is_debug(entry: PlatformReference) -> bool:

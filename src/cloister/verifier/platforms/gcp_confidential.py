@@ -2,7 +2,8 @@
 
 Each is verified on its own (claims about ``cpu0`` and ``vtpm0``). What joins them is one value:
 ``gcp.same_challenge``, that both carry the same digest. That shows one party holding both at
-once, not that Google's virtual TPM belongs to this guest, and the result says so.
+once, not that Google's virtual TPM belongs to this guest, and the result says so: what the TPM
+signs counts as the provider's word (``provider_asserted``), not as proven by hardware.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def verify_gcp_confidential(
         roots=roots,
         at=at,
         expected=NOTHING_EXPECTED,
-        ledger=ledger.on(VTPM),
+        ledger=ledger.on(VTPM).asserted(),
     )
     ledger.expect(SAME_CHALLENGE)
     joined = _same_challenge(hardware, vtpm, ledger)
@@ -72,6 +73,7 @@ def verify_gcp_confidential(
         development=hardware.development or vtpm.development,
         bound=hardware.bound if joined else None,
         registers={**vtpm.registers, **hardware.registers} if joined else {},
+        asserted=frozenset(vtpm.registers),
         not_proven=(NOT_JOINED, *dict.fromkeys((*hardware.not_proven, *vtpm.not_proven))),
     )
 
