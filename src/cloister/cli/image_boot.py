@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,10 @@ def boot(
             help="MiB; by default 512, and twice as much as the model disk has.",
         ),
     ] = None,
-    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Processors.")] = 1,
+    cpus: Annotated[
+        int | None,
+        typer.Option("--cpus", min=1, help="Processors; by default 2, if this machine has two."),
+    ] = None,
     port: Annotated[
         int,
         typer.Option("--port", min=0, max=65535, help="On this machine's loopback; 0: a free one."),
@@ -170,7 +174,7 @@ def boot(
     machine = _machine(
         directory,
         memory=fitting_memory(directory) if memory is None else memory,
-        cpus=cpus,
+        cpus=min(2, len(os.sched_getaffinity(0))) if cpus is None else cpus,
         port=None if no_network or not card else port or _free_port(),
         guest_port=guest_port,
         firmware=chosen_firmware(code, variables, own, secured),
@@ -180,7 +184,7 @@ def boot(
     table, api_key = (None, None) if start_disk is not None else _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
-    shape = f"{machine.memory_mib} MiB, {cpus} processors"
+    shape = f"{machine.memory_mib} MiB, {machine.cpus} processors"
     typer.echo(f"Booting {directory} ({shape}, {how})", err=True)
     with (
         _stopping(),
