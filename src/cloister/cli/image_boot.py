@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -56,7 +55,9 @@ def boot(
     ] = None,
     cpus: Annotated[
         int | None,
-        typer.Option("--cpus", min=1, help="Processors; by default 2, if this machine has two."),
+        typer.Option(
+            "--cpus", min=1, help="Processors; by default 2, or one where they are emulated."
+        ),
     ] = None,
     port: Annotated[
         int,
@@ -174,7 +175,7 @@ def boot(
     machine = _machine(
         directory,
         memory=fitting_memory(directory) if memory is None else memory,
-        cpus=min(2, len(os.sched_getaffinity(0))) if cpus is None else cpus,
+        cpus=cpus,
         port=None if no_network or not card else port or _free_port(),
         guest_port=guest_port,
         firmware=chosen_firmware(code, variables, own, secured),
@@ -233,7 +234,7 @@ def _machine(
     directory: Path,
     *,
     memory: int,
-    cpus: int,
+    cpus: int | None,
     port: int | None,
     guest_port: int,
     firmware: Firmware,
@@ -248,17 +249,19 @@ def _machine(
             f"{directory} is no image's folder: it has no {ESP} or no {DISKS[0]}",
             code="image.folder",
         )
+    accelerated = can_accelerate()
     return Machine(
         firmware=firmware,
         esp=directory / ESP,
         disks=present,
         memory_mib=memory,
-        cpus=cpus,
+        # Two emulated ones: Linux changes code that the other runs, and QEMU may let it run the old.
+        cpus=cpus or (2 if accelerated else 1),
         port=port,
         guest_port=guest_port,
         peers=peers,
         start_disk=None if start_disk is None else start_disk.expanduser(),
-        accelerated=can_accelerate(),
+        accelerated=accelerated,
     )
 
 
