@@ -255,7 +255,7 @@ def _machine(
         esp=directory / ESP,
         disks=present,
         memory_mib=memory,
-        # Two emulated ones: Linux changes code that the other runs, and QEMU may let it run the old.
+        # Of two emulated ones, one may run code that Linux is changing, and panic.
         cpus=cpus or (2 if accelerated else 1),
         port=port,
         guest_port=guest_port,
