@@ -75,7 +75,7 @@ BOOT_TESTS = CLOISTER_BOOT_IMAGE=$(abspath $(BOOT_IMAGE)) $(BIN)/python -m pytes
 $(BOOT_IMAGE)/esp.img: setup
 	@scripts/setup boot
 	@test -f $(BOOT_MODEL) || $(BIN)/cloister quantize \
-	    src/cloister/engine/data/cloister-demo-Q8_0.gguf --requantize --to Q4_K --out $(dir $(BOOT_MODEL))
+	    src/cloister/engine/data/cloister-demo-Q8_0.gguf --requantize --to Q4_K --pure --out $(dir $(BOOT_MODEL))
 	@$(BOOT_BUILD) || { [ $$? -eq 4 ] && \
 	    echo "The archive has dropped what the lock names: resolving anew." >&2 && \
 	    mkdir -p build && $(BIN)/cloister image lock --output build/image-lock.json && \
