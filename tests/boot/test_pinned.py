@@ -109,7 +109,7 @@ def test_the_guest_opens_the_disks_that_the_command_line_names_and_has_no_eviden
         said = subprocess.run([program, "image", "start", *words], capture_output=True, check=False)
         assert said.returncode != 0
         assert guest.process.wait(LIMIT_S) == 0  # powered off
-        assert '"code": "device.permission"' in guest.console
+        assert '"code": "device.absent"' in guest.console
         assert "worker.ready" not in guest.console
 
 
