@@ -72,10 +72,12 @@ BOOT_BUILD = $(BIN)/cloister image build tests/boot/image.toml --out $(BOOT_IMAG
 BOOT_MODEL = build/boot-model/cloister-demo-Q4_K.gguf
 BOOT_TESTS = CLOISTER_BOOT_IMAGE=$(abspath $(BOOT_IMAGE)) $(BIN)/python -m pytest
 
-$(BOOT_IMAGE)/esp.img: setup
+$(BOOT_MODEL): Makefile src/cloister/engine/data/cloister-demo-Q8_0.gguf | setup
+	@rm -rf $(@D)
+	@$(BIN)/cloister quantize $(lastword $^) --requantize --to Q4_K --pure --out $(@D)
+
+$(BOOT_IMAGE)/esp.img: setup $(BOOT_MODEL)
 	@scripts/setup boot
-	@test -f $(BOOT_MODEL) || $(BIN)/cloister quantize \
-	    src/cloister/engine/data/cloister-demo-Q8_0.gguf --requantize --to Q4_K --pure --out $(dir $(BOOT_MODEL))
 	@$(BOOT_BUILD) || { [ $$? -eq 4 ] && \
 	    echo "The archive has dropped what the lock names: resolving anew." >&2 && \
 	    mkdir -p build && $(BIN)/cloister image lock --output build/image-lock.json && \

@@ -50,7 +50,7 @@ def boot(
         typer.Option(
             "--memory",
             min=256,
-            help="MiB; by default 512, and twice as much as the model disk has.",
+            help="MiB; by default 512, or more where the model's disk is large.",
         ),
     ] = None,
     cpus: Annotated[

@@ -9,6 +9,7 @@ the machine (mksquashfs(1) of squashfs-tools 4.5.1, mkfs.erofs(1) of erofs-utils
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,23 @@ class FileSystem(StrEnum):
     EROFS = "erofs"
 
 
+PACK_COMMANDS: Final[Mapping[FileSystem, tuple[str, ...]]] = {
+    FileSystem.SQUASHFS: (
+        *("mksquashfs", "tree", "disk", "-noappend", "-no-progress", "-quiet"),
+        *("-all-root", "-no-xattrs", "-no-exports", "-mkfs-time", "0", "-all-time", "0"),
+        *("-comp", "zstd", "-Xcompression-level", "15", "-b", "65536"),
+        # No block holds the ends of several files: Linux keeps three of those unpacked, so that
+        # whoever reads many small files unpacks them again and again.
+        "-no-fragments",
+    ),
+    FileSystem.EROFS: (
+        *("mkfs.erofs", "--quiet", "-T0", f"-U{NO_IDENTIFIER}", "--all-root", "-x-1"),
+        *("disk", "tree"),
+    ),
+}
+"""What packs the folder ``tree`` into the file ``disk``."""
+
+
 def make_disk(
     tree: Path, disk: Path, *, kind: str, file_system: FileSystem, tools: Tools
 ) -> DiskFooter:
@@ -35,22 +53,7 @@ def make_disk(
     Equal trees (names, contents, executable bits, links) give equal bytes. Raises BuildError.
     """
     disk.write_bytes(b"")
-    match file_system:
-        case FileSystem.SQUASHFS:
-            command: tuple[str, ...] = (
-                *("mksquashfs", "tree", "disk", "-noappend", "-no-progress", "-quiet"),
-                *("-all-root", "-no-xattrs", "-no-exports", "-mkfs-time", "0", "-all-time", "0"),
-                *("-comp", "zstd", "-Xcompression-level", "15", "-b", "65536"),
-                # No block holds the ends of several files: Linux keeps three of those unpacked, so
-                # that whoever reads many small files unpacks them again and again.
-                "-no-fragments",
-            )
-        case FileSystem.EROFS:
-            command = (
-                *("mkfs.erofs", "--quiet", "-T0", f"-U{NO_IDENTIFIER}", "--all-root", "-x-1"),
-                *("disk", "tree"),
-            )
-    tools.run(command, reads={"tree": tree}, writes={"disk": disk})
+    tools.run(PACK_COMMANDS[file_system], reads={"tree": tree}, writes={"disk": disk})
     return seal_disk(disk, kind=kind, fs=file_system.value)
 
 

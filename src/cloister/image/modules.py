@@ -59,6 +59,10 @@ BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What goes with a module of those, wherever it is loaded."""
 
+BUS_DRIVERS: Final = frozenset({"hv_vmbus"})
+"""Drivers of buses on which devices are found some time after they are loaded: drivers of these are
+loaded with them."""
+
 ENCLAVE_MODULES: Final = (
     # An enclave's only devices: the parent's vsock and the security module.
     "virtio_mmio",
@@ -79,8 +83,8 @@ MODULE_SUFFIXES: Final = (".ko", ".ko.xz")
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 
 BUSES: Final = ("acpi", "cpu", "pci", "platform", "virtio")
-"""Where Linux has found whatever there is before it starts an init (which looks there:
-``init/modules.c``); on other buses it may find devices later."""
+"""Where Linux has found whatever there is before it starts an init, or while it loads a bus' driver
+(the init looks there: ``init/modules.c``); on other buses it may find devices later."""
 
 _ELF64: Final = b"\x7fELF\x02\x01"
 _SIGNED: Final = b"~Module signature appended~\n"
@@ -115,8 +119,8 @@ def select_modules(
 ) -> tuple[Module, ...]:
     """The modules `wanted` under `directory` and what they need, in the order to load them.
 
-    Modules that the kernel does not have are left out. One that is for devices, or needs one that
-    is, is loaded only where there is such a device; `everywhere` says that all are loaded anyway.
+    Modules that the kernel does not have are left out. One that is for devices, or for those of a
+    bus, is loaded only where there is one; `everywhere` says that all are loaded anyway.
     With `unsigned` a module without signature is taken: a locked-down kernel will not.
 
     Raises:
@@ -149,9 +153,10 @@ def select_modules(
 
 
 def _devices(name: str, chosen: Mapping[str, Module]) -> tuple[str, ...]:
-    """What a module is for: by its own word, or by that of what it needs."""
+    """What a module is for: by its own word, or by that of its bus."""
     module = chosen[name]
-    return module.devices or next(filter(None, (_devices(n, chosen) for n in module.depends)), ())
+    buses = [chosen[needed].devices for needed in module.depends if needed in BUS_DRIVERS]
+    return module.devices or (buses[0] if buses else ())
 
 
 def _with_needed(names: Iterable[str], chosen: Mapping[str, Module]) -> set[str]:

@@ -17,6 +17,7 @@ from cloister.image import packages, python_tree, system_tree
 from cloister.image.application import GuestModel, application_tree
 from cloister.image.command_line import ENCLAVE, KERNEL, MEASURED, command_line
 from cloister.image.configuration import ImageConfiguration
+from cloister.image.disks import PACK_COMMANDS as DISK_COMMANDS
 from cloister.image.disks import FileSystem, make_disk
 from cloister.image.downloads import MIRRORS, Fetcher, Store, fetch_debian, fetch_wheels
 from cloister.image.eif_image import ENCLAVE_IMAGE, EnclaveFiles, enclave_parts
@@ -24,7 +25,7 @@ from cloister.image.eif_write import write_eif
 from cloister.image.esp import write_esp
 from cloister.image.init_program import COMPILERS, Run, compile_command, compile_init
 from cloister.image.initrd import build_initrd
-from cloister.image.initrd_pack import COMMANDS as PACK_COMMANDS
+from cloister.image.initrd_pack import COMMANDS as INITRD_COMMANDS
 from cloister.image.initrd_pack import SOURCE as PACK_SOURCE
 from cloister.image.initrd_pack import pack_initrd
 from cloister.image.lock import ImageLock, Use
@@ -36,7 +37,7 @@ from cloister.image.uki import UkiParts, build_uki, os_release
 from cloister.image.verity import read_footer
 from cloister.strictjson import JsonObject, canonical
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 """Raised whenever an operation's code changes what it writes for the same inputs."""
 
 INIT_SOURCES: Final = Path(__file__).parent / "init"
@@ -186,6 +187,10 @@ def _write_compiled(tree: Tree, target: Path, python: str) -> None:
     normalise(target)
 
 
+def _packed(file_system: FileSystem) -> JsonObject:
+    return {"plan": PLAN_VERSION, "command": list(DISK_COMMANDS[file_system])}
+
+
 def _root_disk(tree: Operation, tools: Operation) -> Operation:
     def execute(reads: Paths, target: Path) -> None:
         make_disk(
@@ -200,7 +205,7 @@ def _root_disk(tree: Operation, tools: Operation) -> Operation:
         name="root-disk",
         title="Pack and seal the root disk",
         reads={"tree": tree.made("tree"), "tools": tools.made("tree")},
-        parameters={"plan": PLAN_VERSION},
+        parameters=_packed(FileSystem.SQUASHFS),
         writes=("root.img",),
         execute=execute,
     )
@@ -272,8 +277,9 @@ def _initrd(
             "plan": PLAN_VERSION,
             "debug": bool(pinned) and ingredients.configuration.debug,
             "kernel": list(KERNEL) if pinned else [],
-            "modules": [*GUEST_MODULES, *BESIDE],
-            "commands": [list(command) for command in PACK_COMMANDS],
+            "modules": list(GUEST_MODULES),
+            "beside": {name: list(more) for name, more in BESIDE.items()},
+            "commands": [list(command) for command in INITRD_COMMANDS],
         },
         writes=("initrd",),
         execute=execute,
@@ -434,10 +440,7 @@ def _application_disk(ingredients: Ingredients, tools: Operation) -> Operation:
         name="application-disk",
         title="Write the application disk: configuration and network rules",
         reads={"tools": tools.made("tree")},
-        parameters={
-            "plan": PLAN_VERSION,
-            "files": _digests(contents),
-        },
+        parameters={**_packed(FileSystem.SQUASHFS), "files": _digests(contents)},
         writes=("application.img",),
         execute=execute,
     )
@@ -468,7 +471,7 @@ def _model_disk(ingredients: Ingredients, tools: Operation) -> Operation:
             "tools": tools.made("tree"),
             **{file: outside(path) for file, path in models.items()},
         },
-        parameters={"plan": PLAN_VERSION},
+        parameters=_packed(FileSystem.EROFS),
         writes=("model.img",),
         execute=execute,
     )

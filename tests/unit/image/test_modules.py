@@ -170,6 +170,15 @@ def test_a_driver_of_a_bus_is_loaded_only_where_the_bus_is(hardware: Path) -> No
     assert all(only_for == set(VMBUS) for only_for in found.values())
 
 
+def test_what_a_library_is_for_does_not_count_for_who_uses_it(hardware: Path) -> None:
+    """Network rules are loaded everywhere, also where what they compute with is a processor's."""
+    quick = module_file("", aliases=("cpu:type:x86,ven*fam*mod*:feature:*0094*",))
+    (hardware / "quick.ko").write_bytes(quick)
+    (hardware / "rules.ko").write_bytes(module_file("quick"))
+    assert conditions(hardware, "quick")["quick"]
+    assert conditions(hardware, "rules") == {"quick": set(), "rules": set()}
+
+
 def test_what_two_need_is_loaded_for_either(hardware: Path) -> None:
     found = conditions(hardware, "virtio_scsi", "hv_storvsc")
     either = {"virtio:d00000008v*", *VMBUS}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloister.cli import image_build
+from cloister.image.disks import PACK_COMMANDS
 from cloister.image.downloads import Store
 from cloister.image.http import HttpFetcher
 from cloister.image.lock import read_lock
@@ -32,6 +33,24 @@ def planned(folder: Path, platform: str) -> Plan:
     (folder / "image.toml").write_text(IMAGE.format(platform=platform))
     ingredients = image_build.ingredients_of(folder / "image.toml", read_lock(None))
     return plan_image(ingredients, Supplies(store=Store(folder), fetcher=HttpFetcher()))
+
+
+@pytest.mark.parametrize("disk", ["root-disk", "application-disk", "model-disk"])
+def test_another_way_of_packing_makes_another_disk(
+    disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands from before does not go into an image of today."""
+
+    def parameters() -> object:
+        plan = planned(tmp_path, "tpm-boot")
+        (found,) = [one for one in plan.operations if one.name == disk]
+        return found.parameters
+
+    before = parameters()
+    assert before == parameters()
+    other = {fs: (*command, "-other") for fs, command in PACK_COMMANDS.items()}
+    monkeypatch.setattr("cloister.image.plan.DISK_COMMANDS", other)
+    assert before != parameters()
 
 
 @pytest.mark.parametrize(

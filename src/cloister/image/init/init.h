@@ -28,7 +28,7 @@ int same_command_line(const char *measured, const char *found);
 
 /* modules.c */
 void list_hardware(const char *sysfs, char *names, size_t size);
-int has_hardware(const char *names, char *patterns);
+int has_hardware(const char *names, const char *patterns);
 void load_modules(void);
 
 /* disk.c */

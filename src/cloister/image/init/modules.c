@@ -1,8 +1,9 @@
 /* The kernel's modules: those of the initrd that this machine has something for, in order.
 
-   What is not there is not driven: each module is a signature to check, and a driver that the
-   machine could later find a device for. The kernel has looked for devices on these buses before
-   it started the init; on others it may still be looking, so their modules are always loaded. */
+   What is not there is not driven: each module is a signature to check, and code that a device could
+   use. A host that wants one loaded shows its device at the start; later there is none to load. The
+   kernel has looked for devices on these buses before it started the init, or looks while a module
+   is loaded; on others it may still be looking, so their modules are loaded with the bus. */
 #define _GNU_SOURCE
 #include "init.h"
 
@@ -62,15 +63,35 @@ void list_hardware(const char *sysfs, char *names, size_t size)
 	names[used] = 0;
 }
 
-/* Whether the machine has one of what PATTERNS, words, are for. */
-int has_hardware(const char *names, char *patterns)
+/* Whether one of NAMES is what PATTERNS, words, are for. */
+int has_hardware(const char *names, const char *patterns)
 {
-	char *rest = patterns;
-	for (char *pattern; (pattern = strtok_r(rest, " ", &rest));)
+	char pattern[256];
+	for (size_t word; (patterns += strspn(patterns, " "), *patterns); patterns += word) {
+		word = strcspn(patterns, " ");
+		if (word >= sizeof pattern)
+			halt("a device's name is too long");
+		memcpy(pattern, patterns, word);
+		pattern[word] = 0;
 		for (const char *name = names; *name; name += strlen(name) + 1)
 			if (!fnmatch(pattern, name, 0))
 				return 1;
+	}
 	return 0;
+}
+
+/* Whether this machine has one now. Only who finds nothing looks again, for a module that was loaded
+   since may have brought devices of its own: a bus. */
+static int is_here(const char *patterns, int *looked)
+{
+	static char names[1 << 20];
+	if (*names && has_hardware(names, patterns))
+		return 1;
+	if (*looked)
+		return 0;
+	list_hardware("/sys", names, sizeof names);
+	*looked = 1;
+	return has_hardware(names, patterns);
 }
 
 static void load_module(const char *name)
@@ -92,20 +113,20 @@ static void load_module(const char *name)
    is for; a file alone is for every machine. */
 void load_modules(void)
 {
-	static char list[65536], names[1 << 20];
-	int loaded = 0, skipped = 0;
+	static char list[65536];
+	int loaded = 0, skipped = 0, looked = 0;
 	read_text(FOLDER "/list", list, sizeof list);
-	list_hardware("/sys", names, sizeof names);
 	char *rest = list;
 	for (char *line; (line = strtok_r(rest, "\n", &rest));) {
 		char *patterns = strchr(line, ' ');
 		if (patterns)
 			*patterns++ = 0;
-		if (patterns && !has_hardware(names, patterns)) {
+		if (patterns && !is_here(patterns, &looked)) {
 			skipped++;
 			continue;
 		}
 		load_module(line);
+		looked = 0;
 		loaded++;
 	}
 	write_text("/proc/sys/kernel/modules_disabled", "1");
