@@ -11,6 +11,8 @@ import pytest
 from cloister.strictjson import JsonObject
 from cloister.testing.simulated_hardware import SimulatedHardware
 from cloister.verifier import policy
+from cloister.verifier.platform_references import ReferenceImage
+from cloister.verifier.reference_values import ReferenceValues
 from cloister.verifier.report import NO_MANIFEST
 from cloister.verifier.result import Finding, Source
 from support.hardware_reports import (
@@ -73,7 +75,13 @@ def test_what_only_a_tpm_says_beside_a_processor_is_the_providers_word(
     made = started_for(platform, digest)
     vendors = tuple(dataclasses.replace(one, development=False) for one in made.roots.anchors)
     made.roots = dataclasses.replace(made.roots, anchors=vendors)
-    result = verify(made)
+    (reference,) = made.reference_values.platforms
+
+    def accepting(*, debug: bool) -> ReferenceValues:
+        image = ReferenceImage(name="x", version="1", debug=debug)
+        return ReferenceValues.from_platforms(dataclasses.replace(reference, image=image))
+
+    result = verify(made, values=accepting(debug=False))
     assert not result.development
     assert (result.verdict is Finding.AFFIRMING) == (digest == MANIFEST)
     sources = {(claim.device, claim.name): claim.source for claim in result.claims}
@@ -81,10 +89,12 @@ def test_what_only_a_tpm_says_beside_a_processor_is_the_providers_word(
     word = Source.PROVIDER_ASSERTED if beside else Source.HARDWARE_PROVEN
     assert sources["cpu0", "manifest.bound"] is word
     assert sources["cpu0", "software.registers"] is word
+    assert sources.get(("cpu0", "image.debug"), word) is word
     groups = {name for _, name in sources if name.startswith("boot.")}
     assert {sources["cpu0", name] for name in groups} == ({word} if platform != "snp" else set())
     assert sources["cpu0", "keyset.bound"] is Source.HARDWARE_PROVEN
     if beside:
+        assert sources["cpu0", "gcp.same_challenge"] is Source.PROVIDER_ASSERTED
         assert sources["vtpm0", "tpm.signature"] is Source.PROVIDER_ASSERTED
         hardware = {"gcp-snp": "snp.signature", "gcp-tdx": "tdx.quote_signature"}[platform]
         assert sources["cpu0", hardware] is Source.HARDWARE_PROVEN
@@ -93,6 +103,15 @@ def test_what_only_a_tpm_says_beside_a_processor_is_the_providers_word(
     if digest == MANIFEST:
         (registers,) = [one for one in result.claims if one.name == "software.registers"]
         assert ("the provider's word" in registers.explanation) == beside
+        assert ("cpu0", "image.debug") in sources
+        shown = verify(made, values=accepting(debug=True))
+        assert codes(shown) == {"image.debug": "image_debug"}
+        (said,) = shown.failures
+        assert said.source is word
+    without = verify(made, values=ReferenceValues.from_platforms())
+    assert codes(without)["software.registers"] == "measurement_mismatch"
+    (nothing,) = [one for one in without.claims if one.name == "software.registers"]
+    assert nothing.source is word
 
 
 @pytest.mark.parametrize("platform", ["gcp-snp", "gcp-tdx"])

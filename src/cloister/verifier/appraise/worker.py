@@ -150,30 +150,37 @@ def appraise_registers(
     together are no more than the provider's word.
     """
     candidates = [entry for entry in reference_values.platforms if entry.platform == platform]
+    if not candidates:
+        (ledger.asserted() if asserted else ledger).refuse(
+            REGISTERS,
+            "measurement_mismatch",
+            f"Your reference values accept no software on {platform}.",
+            source=Source.HARDWARE_PROVEN,
+        )
+        return
     matching = [entry for entry in candidates if entry.matches(registers)]
     # Where one and the same state is listed as a debug image and as none, the worse is believed.
     match = max(matching, key=_is_debug, default=None)
-    if candidates:
-        closest = match or min(candidates, key=lambda entry: len(entry.differing(registers)))
-        words = [name for name in closest.registers if name in asserted]
-        boot.appraise_groups(closest, registers, ledger, asserted=asserted)
+    closest = match or min(candidates, key=lambda entry: len(entry.differing(registers)))
+    words = [name for name in closest.registers if name in asserted]
+    said = ledger.asserted() if words else ledger
+    boot.appraise_groups(closest, registers, ledger, asserted=asserted)
     if match is not None:
-        _appraise_image(match, policy, ledger)
-        (ledger.asserted() if words else ledger).affirm(
+        _appraise_image(match, policy, said)
+        said.affirm(
             REGISTERS,
             f"The platform measured {match.name}: {', '.join(match.registers)} are as expected."
             + (f" Of these, {', '.join(words)} are the provider's word." if words else ""),
             source=Source.HARDWARE_PROVEN,
         )
         return
-    said = ledger
-    if not candidates:
-        why = f"Your reference values accept no software on {platform}."
-    else:
-        differing = ", ".join(closest.differing(registers))
-        why = f"The platform measured other software than you accept: {differing} differ."
-        said = ledger.asserted() if words else ledger
-    said.refuse(REGISTERS, "measurement_mismatch", why, source=Source.HARDWARE_PROVEN)
+    differing = ", ".join(closest.differing(registers))
+    said.refuse(
+        REGISTERS,
+        "measurement_mismatch",
+        f"The platform measured other software than you accept: {differing} differ.",
+        source=Source.HARDWARE_PROVEN,
+    )
 
 
 def _is_debug(entry: PlatformReference) -> bool:

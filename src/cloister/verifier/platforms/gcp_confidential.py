@@ -104,5 +104,5 @@ def _same_challenge(hardware: Outcome, vtpm: Outcome, ledger: Ledger) -> bool:
         affirmed="Hardware and virtual TPM answered the same challenge.",
         code="report_data_mismatch",
         refused="Hardware and virtual TPM answered different challenges.",
-        source=Source.HARDWARE_PROVEN,
+        source=Source.PROVIDER_ASSERTED,
     )
