@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.broker.turns import BusyError
+from cloister.broker.turns import BusyError, choose
 
 MAX_ARRIVING: Final = 256 * 1024 * 1024
 """Bytes."""
@@ -26,6 +26,10 @@ class _Request:
     timeout: asyncio.Timeout
     held: int = 0
     dropped: bool = False
+
+
+def _held(one: _Request) -> int:
+    return one.held
 
 
 class Arriving:
@@ -63,14 +67,23 @@ class Arriving:
     def _hold(self, one: _Request, size: int) -> None:
         if one.dropped:  # and not told of it yet
             raise BusyError
-        while self._all + size > self._most:
-            busiest = max(self._by_source, key=self._by_source.__getitem__, default=one.source)
-            if self._by_source[busiest] <= self._by_source[one.source] + size:
-                raise BusyError
-            self._drop(max(self._of(busiest), key=lambda request: request.held))
+        missing = self._all + size - self._most
+        if missing > 0:
+            self._make_room(missing, most=self._by_source[one.source] + size)
         one.held += size
         self._all += size
         self._by_source[one.source] += size
+
+    def _make_room(self, missing: int, *, most: int) -> None:
+        by_size: dict[str, list[_Request]] = {}
+
+        def largest(source: str) -> _Request:
+            if source not in by_size:
+                by_size[source] = sorted(self._of(source), key=_held)
+            return by_size[source].pop()
+
+        for one in choose(self._by_source, missing=missing, most=most, last=largest, size=_held):
+            self._drop(one)
 
     def _of(self, source: str) -> list[_Request]:
         return [request for request in self._requests if request.source == source]

@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -33,8 +34,38 @@ class BusyError(Exception):
     """Too many wait already."""
 
 
+def choose(
+    lengths: Mapping[str, int],
+    *,
+    missing: int,
+    most: int,
+    last: Callable[[str], T],
+    size: Callable[[T], int],
+) -> list[T]:
+    """What has to go so that `missing` becomes free: always the `last` of whose line is longest.
+
+    Nothing is changed here, so whoever is refused took nothing from anybody.
+
+    Raises:
+        BusyError: it would take something from a line that is no longer than `most`.
+    """
+    chosen: list[T] = []
+    lines = [(-length, number, name) for number, (name, length) in enumerate(lengths.items())]
+    heapify(lines)
+    while missing > 0:
+        if not lines or -lines[0][0] <= most:
+            raise BusyError
+        length, number, name = lines[0]
+        one = last(name)
+        chosen.append(one)
+        missing -= size(one)
+        heapreplace(lines, (length + size(one), number, name))
+    return chosen
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
+    source: str
     run: Callable[[], Any]
     done: asyncio.Future[Any]
     size: int
@@ -42,23 +73,9 @@ class _Waiting:
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    waiting: OrderedDict[_Waiting, None] = field(default_factory=OrderedDict)
     size: int = 0
     """Of all of them."""
-
-    def add(self, one: _Waiting) -> None:
-        self.waiting.append(one)
-        self.size += one.size
-
-    def first(self) -> _Waiting:
-        one = self.waiting.popleft()
-        self.size -= one.size
-        return one
-
-    def last(self) -> _Waiting:
-        one = self.waiting.pop()
-        self.size -= one.size
-        return one
 
 
 _Begun: TypeAlias = "SimpleQueue[_Waiting | None]"
@@ -104,10 +121,8 @@ class Turns:
         waits leaves the line; what runs already is finished.
         """
         self._make_room(source, size)
-        waiting = _Waiting(run, asyncio.get_running_loop().create_future(), size)
-        self._lines.setdefault(source, _Line()).add(waiting)
-        self._waiting += 1
-        self._bytes += size
+        waiting = _Waiting(source, run, asyncio.get_running_loop().create_future(), size)
+        self._enter(waiting)
         self._next()
         result: T = await waiting.done
         return result
@@ -126,43 +141,62 @@ class Turns:
 
     def _make_room(self, source: str, size: int) -> None:
         """Until one more of `source` fits; BusyError where no other line is longer than its own."""
+        if self._waiting < self._max_waiting and self._bytes + size <= self._max_bytes:
+            return
         own = self._lines.get(source, _Line())
-        while (crowded := self._waiting >= self._max_waiting) or (
-            self._bytes + size > self._max_bytes
-        ):
-            if crowded:
-                longest, length = self._longest(lambda line: len(line.waiting))
-                fits = length > len(own.waiting) + 1
-            else:
-                longest, length = self._longest(lambda line: line.size)
-                fits = length > own.size + size
-            if not fits:
-                raise BusyError
-            self._drop_last(longest)
+        ends: dict[str, Iterator[_Waiting]] = {}
 
-    def _longest(self, length: Callable[[_Line], int]) -> tuple[str, int]:
-        source = max(self._lines, key=lambda name: length(self._lines[name]), default="")
-        return source, length(self._lines[source]) if self._lines else 0
+        def last(name: str) -> _Waiting:
+            return next(ends.setdefault(name, reversed(self._lines[name].waiting)))
 
-    def _drop_last(self, source: str) -> None:
-        line = self._lines[source]
-        waiting = line.last()
-        if not line.waiting:
-            del self._lines[source]
+        dropped = choose(
+            {name: len(line.waiting) for name, line in self._lines.items()},
+            missing=self._waiting + 1 - self._max_waiting,
+            most=len(own.waiting) + 1,
+            last=last,
+            size=lambda one: 1,
+        )
+        sizes = {name: line.size for name, line in self._lines.items()}
+        for one in dropped:
+            sizes[one.source] -= one.size
+        dropped += choose(
+            sizes,
+            missing=sum(sizes.values()) + size - self._max_bytes,
+            most=own.size + size,
+            last=last,
+            size=lambda one: one.size,
+        )
+        for one in dropped:
+            self._leave(one)
+            if not one.done.done():
+                one.done.set_exception(BusyError())
+
+    def _enter(self, one: _Waiting) -> None:
+        line = self._lines.setdefault(one.source, _Line())
+        line.waiting[one] = None
+        line.size += one.size
+        self._waiting += 1
+        self._bytes += one.size
+
+    def _leave(self, one: _Waiting) -> None:
+        """Out of its line, if it still stands in one."""
+        line = self._lines.get(one.source)
+        if line is None or one not in line.waiting:
+            return
+        del line.waiting[one]
+        line.size -= one.size
         self._waiting -= 1
-        self._bytes -= waiting.size
-        if not waiting.done.done():
-            waiting.done.set_exception(BusyError())
+        self._bytes -= one.size
+        if not line.waiting:
+            del self._lines[one.source]
 
     def _next(self) -> None:
         while self._free and self._lines:
-            source, line = self._lines.popitem(last=False)
-            waiting = line.first()
-            if line.waiting:
-                self._lines[source] = line  # at the end: the others come first
-            self._waiting -= 1
-            self._bytes -= waiting.size
-            if waiting.done.done():  # cancelled while it waited
+            source, line = next(iter(self._lines.items()))
+            waiting = next(iter(line.waiting))
+            self._lines.move_to_end(source)  # the others come first
+            self._leave(waiting)
+            if waiting.done.done():  # cancelled, and not told of it yet
                 continue
             self._idle.clear()
             self._free.pop().put(waiting)  # the one that ended last, whose memory is still near

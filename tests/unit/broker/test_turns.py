@@ -130,6 +130,50 @@ async def test_as_many_sources_as_there_are_places_leave_none() -> None:
     await turns.aclose()
 
 
+@pytest.mark.parametrize(
+    ("bound", "held", "wanted", "fitting", "lost"),
+    [
+        ({"max_bytes": 1000}, {"victim": [600] + [1] * 400}, 900, 200, 200),
+        ({"max_bytes": 1000}, {"one": [300, 200], "other": [1] * 500}, 400, 300, 101),
+        # Here there would be a place, but not the bytes.
+        ({"max_waiting": 3, "max_bytes": 30}, {"one": [5, 5], "other": [20]}, 20, 5, 1),
+    ],
+    ids=["one line", "two lines", "both bounds"],
+)
+async def test_who_is_refused_took_nothing_from_anybody(
+    bound: dict[str, int], held: dict[str, list[int]], wanted: int, fitting: int, lost: int
+) -> None:
+    """Enough room is found before any is made, however unequal the requests are."""
+    turns, gate = Turns(**bound), Gate()
+    first = asyncio.create_task(turns.take("first", gate.hold, size=0))
+    await asyncio.sleep(0)
+    waiting = [
+        asyncio.create_task(turns.take(source, lambda: "served", size=size))
+        for source, sizes in held.items()
+        for size in sizes
+    ]
+    await asyncio.sleep(0)
+    before = turns.waiting
+    assert before == len(waiting)
+    for _ in range(3):
+        with pytest.raises(BusyError):
+            await turns.take("newcomer", lambda: "served", size=wanted)
+        await asyncio.sleep(0)
+        assert turns.waiting == before
+        assert not any(task.done() for task in waiting)
+        with pytest.raises(BusyError):  # no byte became free
+            await turns.take(next(iter(held)), lambda: "served", size=fitting)
+    fits = asyncio.create_task(turns.take("newcomer", lambda: "served", size=fitting))
+    await asyncio.sleep(0)
+    gate.open.set()
+    await first
+    assert await fits == "served"
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sum(isinstance(one, BusyError) for one in found) == lost
+    assert found.count("served") == before - lost
+    await turns.aclose()
+
+
 async def test_who_goes_away_leaves_the_line_and_who_fails_is_told() -> None:
     turns, gate = Turns(), Gate()
 
