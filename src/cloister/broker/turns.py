@@ -124,7 +124,11 @@ class Turns:
         waiting = _Waiting(source, run, asyncio.get_running_loop().create_future(), size)
         self._enter(waiting)
         self._next()
-        result: T = await waiting.done
+        try:
+            result: T = await waiting.done
+        except asyncio.CancelledError:
+            self._leave(waiting)
+            raise
         return result
 
     async def aclose(self) -> None:

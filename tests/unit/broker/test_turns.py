@@ -174,6 +174,75 @@ async def test_who_is_refused_took_nothing_from_anybody(
     await turns.aclose()
 
 
+@pytest.mark.parametrize(
+    "bound", [{"max_waiting": 10}, {"max_bytes": 1000}], ids=["number", "bytes"]
+)
+async def test_who_goes_away_gives_its_place_back(bound: dict[str, int]) -> None:
+    """To its own source's next; nor does it make its line the longest."""
+    turns, gate = Turns(**bound), Gate()
+    first = asyncio.create_task(turns.take("first", gate.hold, size=0))
+    await asyncio.sleep(0)
+
+    def ask(source: str) -> asyncio.Task[str]:
+        return asyncio.create_task(turns.take(source, lambda: "served", size=100))
+
+    gone = [ask("x") for _ in range(6)]
+    staying = [ask("y") for _ in range(4)]
+    await asyncio.sleep(0)
+    assert turns.waiting == 10
+    with pytest.raises(BusyError):
+        await ask("x")
+    for task in gone:
+        task.cancel()
+    await asyncio.wait(gone)
+    assert all(task.cancelled() for task in gone)
+    assert turns.waiting == 4
+    again = [ask("x") for _ in range(6)]
+    await asyncio.sleep(0)
+    assert turns.waiting == 10, "each place was given back once"
+    with pytest.raises(BusyError):
+        await ask("x")
+    for task in again[:5]:
+        task.cancel()
+    await asyncio.wait(again[:5])
+    again += [ask("z") for _ in range(5)]
+    again[5].cancel()
+    await asyncio.wait(again[5:6])
+    again.append(ask("z"))
+    await asyncio.sleep(0)
+    last = ask("x")
+    await asyncio.sleep(0)
+    gate.open.set()
+    await first
+    assert await last == "served"
+    assert await asyncio.gather(*staying) == ["served"] * 4, "z had the longest line"
+    await turns.aclose()
+    found = await asyncio.gather(*again[6:], return_exceptions=True)
+    assert sum(isinstance(one, BusyError) for one in found) == 1
+
+
+async def test_who_goes_away_is_counted_once_whatever_became_of_it() -> None:
+    """While it runs, and after its place was taken by somebody else's."""
+    turns, gate = Turns(max_waiting=2), Gate()
+    running = asyncio.create_task(turns.take("x", gate.hold, size=1))
+    await asyncio.sleep(0)
+    staying = asyncio.create_task(turns.take("x", lambda: "served", size=1))
+    dropped = asyncio.create_task(turns.take("x", lambda: "served", size=1))
+    await asyncio.sleep(0)
+    other = asyncio.create_task(turns.take("y", lambda: "served", size=1))
+    await asyncio.sleep(0)
+    assert turns.waiting == 2
+    running.cancel()
+    dropped.cancel()
+    await asyncio.wait([running, dropped])
+    assert running.cancelled()
+    assert turns.waiting == 2
+    gate.open.set()
+    assert list(await asyncio.gather(staying, other)) == ["served"] * 2
+    assert turns.waiting == 0
+    await turns.aclose()
+
+
 async def test_who_goes_away_leaves_the_line_and_who_fails_is_told() -> None:
     turns, gate = Turns(), Gate()
 
