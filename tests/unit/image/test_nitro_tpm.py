@@ -213,6 +213,9 @@ def test_a_kms_key_opens_to_the_image_that_was_built_and_to_no_other(folder: Pat
         arn = cloud.kms.create_key(json.loads(out))
         cases = (registers, with_manifest, with_other)
         assert tuple(opens(cloud, arn, one) for one in cases) == states
+    once, prefixed = MANIFEST.hex(), f"sha256:{MANIFEST.hex()}"
+    alone = key_policy(*named, "--manifest", once)
+    assert key_policy(*named, "--manifest", once, "--manifest", prefixed) == alone
     good = {**with_manifest}
     assert opens(cloud, arn, good)
     for pcr in PREDICTED:
@@ -258,6 +261,9 @@ def test_references_make_a_policy_only_for_what_they_are_of(folder: Path, tmp_pa
         shown = ReferenceImage(name="x", version="1", debug=True)
         debug = dataclasses.replace(reference, image=shown)
         assert "debug image" in refused((debug,), *flag)
-    many = [word for n in range(33) for word in ("--manifest", f"{n:064x}")]
+    path.write_text(ReferenceValues.from_platforms(built).dump_json())
+    assert key_policy("--reference-values", str(path), "--nitro-tpm", "--manifest", sha)[0] == 0
+    assert "zeros are none's" in refused((built,), "--nitro-tpm", "--manifest", "0" * 64)
+    many = [word for n in range(1, 34) for word in ("--manifest", f"{n:064x}")]
     assert "room for 32" in refused((built,), "--nitro-tpm", *many)
     assert "AWS takes 32768" in refused((built,), "--nitro-tpm", *many[:-2])

@@ -111,7 +111,8 @@ def _images(
         if not nitro_tpm:
             return _referenced(path, "nitro")
         images = _referenced(path, "nitro-tpm")
-        started = [_started(image, text) for image in images for text in manifests] or images
+        digests = dict.fromkeys(map(_digest, manifests))
+        started = [_started(image, one) for image in images for one in digests] or images
         if len(started) > MAX_IMAGES:
             raise _too_many()
         return started
@@ -124,13 +125,25 @@ def _images(
     return [Image(registers=named)]
 
 
-def _started(image: Image, manifest: str) -> Image:
+def _digest(manifest: str) -> bytes:
+    from cloister.deploy import words
+
+    found = words.digest(manifest)
+    if not any(found):
+        raise ConfigurationError(
+            "--manifest is the SHA-256 of a manifest, and zeros are none's: leave it out for an"
+            " instance without a manifest",
+            code="kms.policy",
+        )
+    return found
+
+
+def _started(image: Image, manifest: bytes) -> Image:
     """`image` where it was started with the manifest of this digest."""
     from cloister.aws.key_policy import Image
-    from cloister.deploy import words
     from cloister.verifier.appraise.worker import manifest_register
 
-    value = manifest_register("nitro-tpm", words.digest(manifest))
+    value = manifest_register("nitro-tpm", manifest)
     if any(image.registers[_MANIFEST]):
         raise ConfigurationError(
             "these reference values list a PCR13 that holds a manifest already: leave out"
