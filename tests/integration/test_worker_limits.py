@@ -305,6 +305,11 @@ async def test_reports_are_limited_per_source() -> None:
         assert [await ask("2001:db8::1") for _ in range(2)] == [200, 200]
         assert await ask("2001:db8::2") == 429  # the same /64
         assert await ask("2001:db8:0:1::2") == 200
+        assert [await ask("64:ff9b::192.0.2.3") for _ in range(2)] == [200, 200]
+        assert await ask("::ffff:192.0.2.3") == 429  # the same IPv4 address
+        assert await ask("64:ff9b::192.0.2.4") == 200
+        assert await ask("64:ff9b:0:0:1::192.0.2.4") == 200  # beside that /96
+        assert [await ask("64:ff9b:0:0:2::192.0.2.4") for _ in range(2)] == [200, 429]
         assert (await bench.peer.ask("/v1/models")).status == 200  # inference goes on
         bench.clocks.steady_offset += 1
         assert await ask("192.0.2.1") == 200

@@ -40,6 +40,8 @@ from cloister.worker.settings import Clocks, ReportSettings
 
 _NONCE: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_QUERY: Final = 1024
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+"""RFC 6052, section 2.1: the IPv4 address is the last 32 bits."""
 _CAPABILITIES: Final[JsonObject] = {
     "supported_e2ee_versions": [],
     "serving": "direct",
@@ -176,7 +178,11 @@ def read_nonce(query: bytes) -> bytes | None:
 
 
 def source_of(scope: Scope) -> str:
-    """The network a request came from: an IPv4 address, or the /64 of an IPv6 address."""
+    """The network a request came from: an IPv4 address, or the /64 of an IPv6 address.
+
+    An IPv4 address in an IPv6 one (mapped, or translated by NAT64) is that IPv4 address: one /64
+    would be all of them.
+    """
     client = scope.get("client")
     return _network(client[0]) if client else "unix"
 
@@ -190,5 +196,7 @@ def _network(host: str) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
+        if address in _NAT64:
+            return str(ipaddress.IPv4Address(address.packed[12:]))
         return str(ipaddress.ip_network((address, 64), strict=False).network_address)
     return str(address)
