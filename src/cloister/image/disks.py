@@ -32,7 +32,7 @@ PACK_COMMANDS: Final[Mapping[FileSystem, tuple[str, ...]]] = {
     FileSystem.SQUASHFS: (
         *("mksquashfs", "tree", "disk", "-noappend", "-no-progress", "-quiet"),
         *("-all-root", "-no-xattrs", "-no-exports", "-mkfs-time", "0", "-all-time", "0"),
-        *("-comp", "zstd", "-Xcompression-level", "15", "-b", "65536"),
+        *("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072"),
         # No block holds the ends of several files: Linux keeps three of those unpacked, so that
         # whoever reads many small files unpacks them again and again.
         "-no-fragments",
