@@ -25,14 +25,12 @@ import httpx2
 import pytest
 
 from cloister.attester.enrolment import EnrolmentCa
-from cloister.cli import image_build
 from cloister.engine.demo_model import demo_model_path
 from cloister.errors import EngineError
-from cloister.image.application import application_tree
 from cloister.image.boot import enrol_guest
-from cloister.image.lock import read_lock
 from cloister.image.operator_link import OperatorLink
 from cloister.worker.api_keys import ApiKeyFile
+from support.application_files import application_files
 from support.guests import free_port
 from support.software_tpm import HAVE_SWTPM, software_tpm
 
@@ -176,7 +174,8 @@ def modules_of_guest(compat: list[str]) -> set[str]:
     with TemporaryDirectory(prefix="guest-") as directory, software_tpm() as (running, made):
         folder = Path(directory)
         url = f"http://127.0.0.1:{(port := free_port())}"
-        settings = json.loads(application(folder, port, compat)["worker.json"])
+        text = IMAGE.format(port=port, model=demo_model_path(), compat=json.dumps(compat))
+        settings = json.loads(application_files(folder, text)["worker.json"])
         # What is elsewhere here: the mount point, the address of the card.
         settings["models"]["demo"]["model"]["path"] = str(demo_model_path())
         settings["operator"] |= {"host": "127.0.0.1"}
@@ -218,20 +217,3 @@ def modules_of_guest(compat: list[str]) -> set[str]:
                 process.kill()
                 process.wait()
         return set((folder / "imported").read_text().split("\n"))
-
-
-def application(folder: Path, port: int, compat: list[str]) -> dict[str, bytes]:
-    """The files of the application disk, from an image's configuration."""
-    written = folder / "image.toml"
-    written.write_text(IMAGE.format(port=port, model=demo_model_path(), compat=json.dumps(compat)))
-    with pytest.MonkeyPatch.context() as patch:
-        # Here the engine's sandbox is this kernel's.
-        patch.setattr(image_build, "GUEST_LANDLOCK_ABI", None)
-        ingredients = image_build.ingredients_of(written, read_lock(None))
-    tree = application_tree(
-        ingredients.configuration,
-        ingredients.effective,
-        models=[model for model, _ in ingredients.models],
-        broker_kit=ingredients.broker_kit,
-    )
-    return {path: item.content for path, item in tree.items.items()}

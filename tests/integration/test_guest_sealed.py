@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,21 +29,19 @@ import pytest
 
 from cloister.attester.enrolment import EnrolmentCa
 from cloister.broker.store import Revoked
-from cloister.cli import image_build
 from cloister.cli.image_carry import carried_broker
 from cloister.endorsements.roots import Roots
 from cloister.errors import EngineError
 from cloister.evidence.eventlog import EventType, parse_event_log, replay
 from cloister.evidence.tpm import Alg
-from cloister.image.application import application_tree
 from cloister.image.boot import enrol_guest
-from cloister.image.lock import read_lock
 from cloister.image.operator_link import OperatorLink
 from cloister.manifest import ImageEntry, Serving, SignedManifest
 from cloister.testing.signed_manifests import sign_update
 from cloister.verifier.platform_references import PlatformReference, ReferenceImage
 from cloister.verifier.reference_values import ReferenceValues
 from cloister.worker.api_keys import ApiKeyFile
+from support.application_files import application_files
 from support.guests import free_port
 from support.links import virtio_port
 from support.manifests import ALICE
@@ -162,23 +160,6 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
         yield Owned(folder=folder, demo=demo, broker=broker, ca=ca, signed=signed)
 
 
-def application(owned: Owned, port: int, identity: str) -> Mapping[str, bytes]:
-    """The files of the application disk, from an image's configuration."""
-    written = owned.folder / "image.toml"
-    written.write_text(IMAGE.format(identity=identity, port=port))
-    with pytest.MonkeyPatch.context() as patch:
-        # Here the engine's sandbox is this kernel's.
-        patch.setattr(image_build, "GUEST_LANDLOCK_ABI", None)
-        ingredients = image_build.ingredients_of(written, read_lock(None))
-    tree = application_tree(
-        ingredients.configuration,
-        ingredients.effective,
-        models=[model for model, _ in ingredients.models],
-        broker_kit=ingredients.broker_kit,
-    )
-    return {path: item.content for path, item in tree.items.items()}
-
-
 def signed_by_alice(demo: SealedDemo) -> SignedManifest:
     """What the owner signs: the model, where its key is, the image, and its one way out."""
     values = replay(parse_event_log(base64.b64decode(recorded()["event_log_b64"])))
@@ -276,7 +257,10 @@ def guest(
     `application_register` is extended into register 14 before, as by another application disk.
     """
     port = free_port()
-    files = application(owned, port, identity or str(owned.broker.store.identity))
+    files = application_files(
+        owned.folder,
+        IMAGE.format(identity=identity or str(owned.broker.store.identity), port=port),
+    )
     settings = json.loads(files["worker.json"])
     # What is elsewhere here: the mount points, the address of the card, that of the broker.
     assert settings["models"][MODEL]["model"]["path"] == "/model/demo.sealed"
