@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from cloister.image.init_program import COMPILERS, compile_init
+from support.init_harness import compile_harness, needs_compiler
 
-COMPILER = next((name for name in COMPILERS if shutil.which(name)), None)
-SOURCE = Path(compile_init.__code__.co_filename).parent / "init"
-
-pytestmark = pytest.mark.skipif(
-    COMPILER is None, reason="no C compiler (musl-tools or gcc) is installed"
-)
+pytestmark = needs_compiler
 
 HARNESS = r"""
 #include "init.h"
@@ -97,15 +91,12 @@ TDX = "cpu:type:x86,ven*fam*mod*:feature:*0116*"
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The init's own choice, with a beginning of its own."""
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "harness.c").write_text(HARNESS)
-    assert COMPILER is not None
-    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
-    hooks = ("-Dopen=opened", "-Dopendir=listed", "-Dsyscall=called")
-    flags = ("-std=gnu11", "-Wall", "-Werror", "-static", f"-I{SOURCE}", *hooks, *headers)
-    command = (COMPILER, *flags, "-o", "modules", "harness.c", str(SOURCE / "modules.c"))
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "modules"
+    return compile_harness(
+        tmp_path_factory.mktemp("modules"),
+        HARNESS,
+        "modules.c",
+        instead=("open=opened", "opendir=listed", "syscall=called"),
+    )
 
 
 def sysfs(folder: Path, machine: Mapping[str, str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,10 @@ import pytest
 
 from cloister.errors import BuildError, MalformedError
 from cloister.image.footer import BLOCK, DiskFooter, parse_footer
-from cloister.image.init_program import COMPILERS, SOURCES, compile_init
+from cloister.image.init_program import SOURCES, compile_init
+from support.init_harness import COMPILER, HEADERS, SOURCE, compile_harness, needs_compiler
 
-COMPILER = next((name for name in COMPILERS if shutil.which(name)), None)
-SOURCE = Path(compile_init.__code__.co_filename).parent / "init"
-
-pytestmark = pytest.mark.skipif(
-    COMPILER is None, reason="no C compiler (musl-tools or gcc) is installed"
-)
+pytestmark = needs_compiler
 
 HARNESS = r"""
 #include "init.h"
@@ -78,14 +73,7 @@ def test_it_is_nobodys_program(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def parser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The init's own parser of a disk's description, with a beginning of its own."""
-    folder = tmp_path_factory.mktemp("parser")
-    (folder / "harness.c").write_text(HARNESS)
-    assert COMPILER is not None
-    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
-    sources = ("harness.c", str(SOURCE / "disk.c"))
-    flags = ("-std=c11", "-static", f"-I{SOURCE}", *headers)
-    run((COMPILER, *flags, "-o", "parser", *sources), folder)
-    return folder / "parser"
+    return compile_harness(tmp_path_factory.mktemp("parser"), HARNESS, "disk.c")
 
 
 DISK = DiskFooter(
@@ -199,14 +187,12 @@ int main(int count, char **arguments)
 @pytest.fixture(scope="module")
 def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The init's own search for disks, over files in the place of devices."""
-    folder = tmp_path_factory.mktemp("finder")
-    (folder / "harness.c").write_text(FINDER)
-    assert COMPILER is not None
-    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
-    places = ("-Dopen=opened", "-Dopendir=listed", "-Dioctl=sized")
-    flags = ("-std=gnu11", "-static", *places, f"-I{SOURCE}", *headers)
-    run((COMPILER, *flags, "-o", "finder", "harness.c", str(SOURCE / "disk.c")), folder)
-    return folder / "finder"
+    return compile_harness(
+        tmp_path_factory.mktemp("finder"),
+        FINDER,
+        "disk.c",
+        instead=("open=opened", "opendir=listed", "ioctl=sized"),
+    )
 
 
 LINE = DISK.line()
@@ -295,8 +281,7 @@ def comparer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparer")
     (folder / "harness.c").write_text(COMPARER)
     assert COMPILER is not None
-    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
-    flags = ("-std=c11", "-static", f"-I{SOURCE}", *headers)
+    flags = ("-std=c11", "-static", f"-I{SOURCE}", *HEADERS)
     run((COMPILER, *flags, "-Dmain=init_main", "-c", str(SOURCE / "init.c")), folder)
     others = [str(SOURCE / name) for name in SOURCES if name != "init.c"]
     run((COMPILER, *flags, "-o", "comparer", "harness.c", "init.o", *others), folder)

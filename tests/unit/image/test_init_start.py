@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from cloister.attester.start_disk import BLOCK, MAX_DOCUMENT_BYTES, Start, parse_start
-from cloister.image.init_program import COMPILERS, compile_init
+from support.init_harness import compile_harness, needs_compiler
 
-COMPILER = next((name for name in COMPILERS if shutil.which(name)), None)
-SOURCE = Path(compile_init.__code__.co_filename).parent / "init"
-
-pytestmark = pytest.mark.skipif(
-    COMPILER is None, reason="no C compiler (musl-tools or gcc) is installed"
-)
+pytestmark = needs_compiler
 
 HARNESS = r"""
 #include "init.h"
@@ -81,15 +75,12 @@ DATA = START.encode()
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("start")
-    (folder / "harness.c").write_text(HARNESS)
-    assert COMPILER is not None
-    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
-    places = ("-Dopen=opened", "-Dopendir=listed", "-Dioctl=made_read_only", "-Dnanosleep=slept")
-    command = [COMPILER, "-std=gnu11", "-static", *places, f"-I{SOURCE}", *headers]
-    command += ["-o", "start", "harness.c", str(SOURCE / "disk.c"), str(SOURCE / "start.c")]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "start"
+    return compile_harness(
+        tmp_path_factory.mktemp("start"),
+        HARNESS,
+        *("disk.c", "start.c"),
+        instead=("open=opened", "opendir=listed", "ioctl=made_read_only", "nanosleep=slept"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
