@@ -104,9 +104,9 @@ def test_the_embedded_engine_with_the_demo_model() -> None:
     )
     engine = LlamaEngine(model, isolation=Sandbox(), settings=LlamaSettings(parallel=2))
     with scene(engine=engine, attester=launched(measured)) as world:
-        found = run(world, Asked(levels=(2,), requests=2, max_tokens=32))
-    assert [(len(one.whole), one.foreign) for one in found] == [(4, 0)]
-    assert found[0].own >= 3
+        found = run(world, Asked(levels=(2,), requests=8, max_tokens=32))
+    assert [(len(one.whole), one.foreign) for one in found] == [(16, 0)]
+    assert found[0].own > 0  # the model repeats nine of ten markers, whichever are drawn
     assert found[0].tokens > 8
 
 
