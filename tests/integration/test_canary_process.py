@@ -109,8 +109,9 @@ def test_the_whole_program_leaves_nothing(served: tuple[Program, str]) -> None:
         search.add("bodies of errors", rest)
         until(lambda: client.http.post(CHAT, json=question(), headers=headers).is_success)
         hasty = httpx2.Timeout(60, read=0.01)  # connecting may take its time
+        long = question(max_tokens=1500, ignore_eos=True)
         with pytest.raises(httpx2.ReadTimeout) as caught:
-            client.http.post(CHAT, json=question(max_tokens=400), headers=headers, timeout=hasty)
+            client.http.post(CHAT, json=long, headers=headers, timeout=hasty)
         search.add_error("exceptions", caught.value)
 
         search.add("metrics", running.exposition())
