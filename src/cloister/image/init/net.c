@@ -6,7 +6,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <dirent.h>
-#include <linux/ipv6.h>
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <net/route.h>
@@ -17,9 +16,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static void request(int family, unsigned long number, void *argument, const char *why)
+static void request(unsigned long number, void *argument, const char *why)
 {
-	int handle = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int handle = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (handle < 0 || ioctl(handle, number, argument))
 		halt(why);
 	close(handle);
@@ -29,9 +28,9 @@ static void bring_up(const char *name)
 {
 	struct ifreq interface = {0};
 	snprintf(interface.ifr_name, sizeof interface.ifr_name, "%s", name);
-	request(AF_INET, SIOCGIFFLAGS, &interface, "an interface has no flags");
+	request(SIOCGIFFLAGS, &interface, "an interface has no flags");
 	interface.ifr_flags |= IFF_UP;
-	request(AF_INET, SIOCSIFFLAGS, &interface, "an interface does not come up");
+	request(SIOCSIFFLAGS, &interface, "an interface does not come up");
 }
 
 /* The one Ethernet card there is. With two, which one is meant would be the host's choice. */
@@ -77,23 +76,9 @@ static void add_ipv4(const char *name, const char *text, unsigned prefix)
 		halt("a prefix is out of range");
 	snprintf(interface.ifr_name, sizeof interface.ifr_name, "%s", name);
 	interface.ifr_addr = ipv4(text);
-	request(AF_INET, SIOCSIFADDR, &interface, "an address cannot be set");
+	request(SIOCSIFADDR, &interface, "an address cannot be set");
 	interface.ifr_netmask = ipv4(mask);
-	request(AF_INET, SIOCSIFNETMASK, &interface, "a netmask cannot be set");
-}
-
-static void add_ipv6(const char *name, const char *text, unsigned prefix)
-{
-	struct in6_ifreq address = {.ifr6_prefixlen = prefix};
-	char path[96];
-	snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/accept_ra", name);
-	write_text(path, "0");
-	snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
-	write_text(path, "0");
-	address.ifr6_ifindex = (int)if_nametoindex(name);
-	if (prefix > 128 || inet_pton(AF_INET6, text, &address.ifr6_addr) != 1)
-		halt("an address does not decode");
-	request(AF_INET6, SIOCSIFADDR, &address, "an address cannot be set");
+	request(SIOCSIFNETMASK, &interface, "a netmask cannot be set");
 }
 
 static void add_gateway(const char *text)
@@ -102,10 +87,10 @@ static void add_gateway(const char *text)
 	route.rt_dst = ipv4("0.0.0.0");
 	route.rt_genmask = ipv4("0.0.0.0");
 	route.rt_gateway = ipv4(text);
-	request(AF_INET, SIOCADDRT, &route, "a gateway cannot be set");
+	request(SIOCADDRT, &route, "a gateway cannot be set");
 }
 
-/* Lines `address ADDRESS/PREFIX` (IPv4 or IPv6) and `gateway ADDRESS` (IPv4). No file: only lo. */
+/* Lines `address ADDRESS/PREFIX` and `gateway ADDRESS`, of IPv4. No file: only lo. */
 void configure_interfaces(const char *path)
 {
 	static char text[4096];
@@ -132,7 +117,7 @@ void configure_interfaces(const char *path)
 			find_card(card, sizeof card);
 			bring_up(card);
 		}
-		(strchr(value, ':') ? add_ipv6 : add_ipv4)(card, value, (unsigned)atoi(prefix));
+		add_ipv4(card, value, (unsigned)atoi(prefix));
 	}
 	say("network: %s", *card ? card : "none");
 }

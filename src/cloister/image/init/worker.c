@@ -45,7 +45,10 @@ static const char *const settings[][2] = {
 	{"/proc/sys/vm/unprivileged_userfaultfd", "0"},
 	{"/proc/sys/net/core/bpf_jit_harden", "2"},
 	{"/proc/sys/net/ipv4/ip_forward", "0"},
+	/* Where one of the two says so, a host that forwards nothing believes redirects; the second is
+	   for the cards that are there as well. */
 	{"/proc/sys/net/ipv4/conf/all/accept_redirects", "0"},
+	{"/proc/sys/net/ipv4/conf/default/accept_redirects", "0"},
 	{"/proc/sys/net/ipv4/conf/all/rp_filter", "1"},
 	{"/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"},
 	{"/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"},
