@@ -29,8 +29,6 @@ BLOCK: Final = 4096
 KINDS: Final = ("root", "application", "model")
 FILE_SYSTEMS: Final = ("squashfs", "erofs")
 MAX_BLOCKS: Final = 1 << 40
-MAX_LINE: Final = 255
-"""Bytes, newline included, that the init reads."""
 
 _PREFIX: Final = "cloister-disk/1"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -90,7 +88,7 @@ def parse_footer(block: bytes) -> DiskFooter:
     """
     line, newline, padding = block.partition(b"\n")
     fields = line.decode("ascii", "replace").split(" ")
-    if len(block) != BLOCK or not newline or any(padding) or len(line) >= MAX_LINE:
+    if len(block) != BLOCK or not newline or any(padding):
         raise _malformed("is not one line and zeros")
     if len(fields) != 7 or fields[0] != _PREFIX:
         raise _malformed("is not of a version that is known")

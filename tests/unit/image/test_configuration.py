@@ -9,7 +9,11 @@ import pytest
 from cloister.errors import ConfigurationError
 from cloister.evidence.component import CONFIGURATION_EGRESS
 from cloister.image.application import ways_out
-from cloister.image.configuration import ImageConfiguration, parse_configuration
+from cloister.image.configuration import (
+    MAX_CONFIGURATION_BYTES,
+    ImageConfiguration,
+    parse_configuration,
+)
 from cloister.image.network import compile_rules
 
 WHOLE = """
@@ -93,6 +97,7 @@ def test_a_whole_configuration_is_read() -> None:
         ('kit = "kit"', 'kits = "kit"', "`development = true`|kits"),
         ('kit = "kit"', 'kit = "kit"\naddress = "192.0.2.8"', "not known: address"),
         ("[engine]", 'broker = "broker"\n[engine]', "not TOML|known"),
+        ('[[model]]\nname = "demo"\nfile = "demo"', "", "no .*model"),
         ("[[model]]", '[[model]]\nname = "demo"\nfile = "x"\n[[model]]', "two models"),
         ("[limits]", "[limits]\nrate_burst = 0", "rate_burst"),
         ('version = "1.0"', 'version = "1.0"\nflavour = "gpu"', "flavour"),
@@ -106,6 +111,14 @@ def test_what_is_mistaken_is_refused_by_name(before: str, after: str, said: str)
     assert before in WHOLE
     with pytest.raises(ConfigurationError, match=said):
         parsed(WHOLE.replace(before, after))
+
+
+def test_a_configuration_is_of_a_size_that_somebody_reads() -> None:
+    longest = WHOLE.ljust(MAX_CONFIGURATION_BYTES, "\n")
+    assert parsed(longest) == parsed(WHOLE)
+    assert MAX_CONFIGURATION_BYTES == 256 * 1024
+    with pytest.raises(ConfigurationError, match="at most 262144 bytes"):
+        parsed(longest + "\n")
 
 
 ENCLAVE = """
@@ -143,6 +156,8 @@ def test_an_image_without_a_network_card() -> None:
     }
     assert found.broker_address == "virtio:/dev/virtio-ports/cloister.broker"
     assert "card" not in parsed(WHOLE).network.to_json()
+    broker = CARDLESS[CARDLESS.index("[broker]") : CARDLESS.index("[separation]")]
+    assert parsed(CARDLESS.replace(broker, "")).broker_address is None
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from cloister.errors import FetchError
-from cloister.image.downloads import Store, fetch_debian
+from cloister.errors import BuildError, FetchError
+from cloister.image.downloads import Store, fetch_debian, fetch_wheels
 from cloister.image.http import HttpFetcher
-from cloister.image.lock import DebianPackage, Use
+from cloister.image.lock import DebianPackage, Use, Wheel, read_lock
 
 CONTENT = b"a package"
 MIRRORS = ("http://first/{archive}/{path}", "http://second/{archive}/{resolved_at}/{path}")
@@ -106,3 +108,59 @@ def test_a_file_arrives_over_http() -> None:
     )
     with fetcher.fetch("http://mirror/x", max_bytes=len(CONTENT)) as pieces:
         assert b"".join(pieces) == CONTENT
+
+
+WHEEL = Wheel(
+    name="tool",
+    version="1",
+    filename="tool-1-py3-none-any.whl",
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+)
+
+
+def wheels(store: Store, content: bytes | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What pip is told where it fetches `content`, and nothing for None."""
+    told: list[str] = []
+
+    def run(command: Sequence[str], **_: object) -> None:
+        told.extend((*command, Path(command[-1]).read_text()))
+        if content is not None:
+            (Path(command[command.index("--dest") + 1]) / WHEEL.filename).write_bytes(content)
+
+    monkeypatch.setattr("cloister.image.downloads.subprocess.run", run)
+    fetch_wheels(dataclasses.replace(read_lock(None), wheels=(WHEEL,)), store)
+    return told
+
+
+def test_wheels_are_named_to_pip_by_their_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = wheels(Store(tmp_path), CONTENT, monkeypatch)
+    assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(told)
+    assert told[told.index("--only-binary") + 1] == ":all:"
+    assert told[-1] == f"tool==1 --hash=sha256:{WHEEL.sha256}\n"
+    assert Store(tmp_path).holds(WHEEL.sha256)
+    assert wheels(Store(tmp_path), None, monkeypatch) == [], "it is there"
+
+
+def test_what_pip_brings_is_compared_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wheels(Store(tmp_path / "good"), CONTENT, monkeypatch)
+    with pytest.raises(FetchError) as caught:
+        wheels(Store(tmp_path / "other"), b"another package", monkeypatch)
+    assert caught.value.code == "image.digest"
+    with pytest.raises(BuildError, match="pip did not fetch"):
+        wheels(Store(tmp_path / "nothing"), None, monkeypatch)
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.is_file()]
+
+
+def test_a_pip_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, "pip", stderr="first\nno such version\n")
+
+    monkeypatch.setattr("cloister.image.downloads.subprocess.run", run)
+    lock = dataclasses.replace(read_lock(None), wheels=(WHEEL,))
+    with pytest.raises(FetchError, match="no such version") as caught:
+        fetch_wheels(lock, Store(tmp_path))
+    assert caught.value.code == "image.wheels"

@@ -75,12 +75,15 @@ def test_nothing_else_is_one(data: bytes) -> None:
         {"fs": "vfat"},
         {"data_blocks": 0},
         {"hash_start": 1},
-        {"data_blocks": 1 << 41, "hash_start": 1 << 41},
+        {"hash_start": (1 << 40) + 1},
+        {"data_blocks": (1 << 40) + 1, "hash_start": (1 << 40) + 1},
         {"root_hash": ""},
         {"salt": "g" * 64},
     ],
 )
 def test_what_the_init_would_refuse_is_not_built(change: dict[str, object]) -> None:
+    largest = dataclasses.replace(FOOTER, data_blocks=1 << 40, hash_start=1 << 40)
+    assert parse_footer(largest.encode()) == largest
     with pytest.raises(BuildError) as caught:
         dataclasses.replace(FOOTER, **change)  # type: ignore[arg-type]
     assert caught.value.code == "image.disk"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.errors import ConfigurationError
 from cloister.image.network import NetworkPolicy, Peer, compile_rules
 from support import network_scene as scene
 
@@ -72,6 +73,86 @@ def test_the_policy_reads_as_it_is_written() -> None:
     assert text == compile_rules(WITH_BROKER)
     assert "icmpv6" not in compile_rules(CLOSED)
     assert text.count("policy drop;") == 4
+
+
+def peer(address: str, *, name: str = "peer", port: int = 443) -> Peer:
+    return Peer(name=name, address=ipaddress.ip_address(address), port=port)
+
+
+def policy(
+    *allow_out: Peer,
+    listen: tuple[int, ...] = (8440,),
+    own: tuple[str, ...] = ("10.0.2.15/24", "fd00::2/64"),
+    gateways: tuple[str, ...] = (),
+) -> NetworkPolicy:
+    return NetworkPolicy(
+        listen=listen,
+        allow_out=allow_out,
+        addresses=tuple(map(ipaddress.ip_interface, own)),
+        gateways=tuple(map(ipaddress.ip_address, gateways)),
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "::1", "ff02::1"),
+        # Metadata services of AWS, Google and Azure; Azure's other; AWS's by IPv6.
+        *("169.254.169.254", "169.254.169.0", "168.63.129.16", "fd00:ec2::254"),
+    ],
+)
+def test_addresses_that_are_no_peers(address: str) -> None:
+    policy(peer("192.0.2.7"), peer("2001:db8::7", name="other"))
+    with pytest.raises(ConfigurationError, match=r"nobody's|metadata service"):
+        policy(peer(address))
+
+
+def test_a_metadata_service_goes_by_its_name() -> None:
+    policy(peer("169.254.169.254", name="metadata"))
+    for name in ("meta", "Metadata"):
+        with pytest.raises(ConfigurationError, match="call it `metadata`"):
+            policy(peer("169.254.169.254", name=name))
+    with pytest.raises(ConfigurationError, match="nobody's"):
+        policy(peer("127.0.0.1", name="metadata"))
+
+
+def test_as_many_ports_and_peers_as_somebody_reads() -> None:
+    peers = [peer(f"192.0.2.{number}", name=f"p{number}") for number in range(1, 18)]
+    ports = tuple(range(1, 18))
+    policy(*peers[:16], listen=ports[:16])
+    with pytest.raises(ConfigurationError, match="at most 16 ports"):
+        policy(listen=ports)
+    with pytest.raises(ConfigurationError, match="at most 16 peers"):
+        policy(*peers)
+    with pytest.raises(ConfigurationError, match="each of another name"):
+        policy(peers[0], peer("192.0.2.9", name="p1"))
+    with pytest.raises(ConfigurationError, match="each once"):
+        policy(listen=(1, 1))
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_ports_that_there_are_not(port: int) -> None:
+    for there in (1, 65535):
+        policy(peer("192.0.2.7", port=there), listen=(there,))
+    with pytest.raises(ConfigurationError, match="between 1 and 65535"):
+        policy(listen=(port,))
+    with pytest.raises(ConfigurationError, match="between 1 and 65535"):
+        policy(peer("192.0.2.7", port=port))
+    with pytest.raises(ConfigurationError, match="name service"):
+        policy(peer("192.0.2.7", port=53))
+
+
+def test_a_card_needs_an_address_of_each_family_that_is_spoken() -> None:
+    policy(listen=(), own=())
+    for made in ((), (peer("192.0.2.7"),)):
+        policy(*made, gateways=("10.0.2.2", "fd00::1"))
+        with pytest.raises(ConfigurationError, match="`address` is missing"):
+            policy(*made, listen=() if made else (8440,), own=())
+    with pytest.raises(ConfigurationError, match="a family in which the guest has none"):
+        policy(peer("2001:db8::7"), own=("10.0.2.15/24",))
+    for gateways in (("10.0.2.2", "10.0.2.3"), ("fd00::1",)):
+        with pytest.raises(ConfigurationError, match="one address for each family"):
+            policy(gateways=gateways, own=("10.0.2.15/24",))
 
 
 @pytest.mark.parametrize("name", [*scene.INSIDE, *scene.OUTSIDE])

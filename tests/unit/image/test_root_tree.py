@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import lzma
 import sys
 import tarfile
 from pathlib import Path
@@ -15,38 +14,9 @@ from cloister.image import system_tree
 from cloister.image.deb import files_of, merged
 from cloister.image.elf import is_elf, needs_of
 from cloister.image.tree import Item, Tree
+from support.debian_packages import deb
 
 PROGRAM = Path("/bin/ls").resolve()
-
-
-def deb(
-    path: Path, files: dict[str, bytes], links: dict[str, str] | None = None, data: str = "xz"
-) -> Path:
-    """A package with these files, made by hand."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode, info.uid = len(content), 0o4755, 1234
-            archive.addfile(info, io.BytesIO(content))
-        for name, target in (links or {}).items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            archive.addfile(info)
-        device = tarfile.TarInfo("./dev/mem")
-        device.type = tarfile.CHRTYPE
-        archive.addfile(device)
-    members = {
-        "debian-binary": b"2.0\n",
-        "control.tar.xz": lzma.compress(b"maintainer scripts"),
-        f"data.tar.{data}": lzma.compress(packed.getvalue()),
-    }
-    written = b"!<arch>\n"
-    for name, content in members.items():
-        written += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
-        written += content + b"\n" * (len(content) % 2)
-    path.write_bytes(written)
-    return path
 
 
 def test_a_package_is_read_without_its_scripts(tmp_path: Path) -> None:
@@ -70,9 +40,12 @@ def test_a_package_cannot_lead_outside(tmp_path: Path) -> None:
         merged("usr/../../x")
 
 
-@pytest.mark.parametrize("fault", ["cut", "zst", "none"])
+@pytest.mark.parametrize("fault", ["cut", "zst", "none", "magic"])
 def test_what_is_no_package_is_refused(tmp_path: Path, fault: str) -> None:
+    assert list(files_of(deb(tmp_path / "good.deb", {"./a": b"a"})))
     package = deb(tmp_path / "x.deb", {"./a": b"a"}, data="zst" if fault == "zst" else "xz")
+    if fault == "magic":
+        package.write_bytes(package.read_bytes().replace(b"!<arch>", b"!<thin>"))
     if fault == "cut":
         package.write_bytes(package.read_bytes()[:-30])
     if fault == "none":

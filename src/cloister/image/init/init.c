@@ -186,7 +186,7 @@ static int argument(const char *name, char *value, size_t size)
 	int found = 0;
 	for (const char *at = command_line; *at;) {
 		size_t word = strcspn(at, " ");
-		if (word > length && !strncmp(at, name, length) && at[length] == '=') {
+		if (!strncmp(at, name, length) && at[length] == '=') {
 			size_t rest = word - length - 1;
 			if (found || rest >= size)
 				halt("an argument of the command line is there twice, or too long");
