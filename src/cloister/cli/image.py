@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli import image_build
+from cloister.cli.about import about
 from cloister.cli.image_boot import boot
 from cloister.cli.image_measure import corim, golden, measure, sgx_manifest
 from cloister.cli.image_secure_boot import enrol, sign
@@ -132,7 +133,7 @@ def describe(
     from cloister.image.eif_image import measurements_of
 
     try:
-        with file.open("rb") as opened:
+        with file.open("rb") as opened, about(file):
             found = read_eif(opened)
     except OSError as error:
         raise ConfigurationError(

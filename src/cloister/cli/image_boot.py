@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.about import about
 from cloister.cli.image_carry import broker_address, carried_broker
 from cloister.cli.image_start import Bundle, Timeout, read_api_keys, read_manifest
 from cloister.cli.image_start_disk import read_start_disk
@@ -38,6 +40,7 @@ SYSTEM_MIB: Final = 384
 """For the guest's system and its worker."""
 MEMORY_STEP_MIB: Final = 256
 MIB: Final = 1024 * 1024
+DEFAULT_PORT: Final = 8440
 _LOCAL: Final = "tcp://127.0.0.1:8440"
 PLATFORM: Final = "development (software TPM)"
 
@@ -64,8 +67,14 @@ def boot(
         typer.Option("--port", min=0, max=65535, help="On this machine's loopback; 0: a free one."),
     ] = 8440,
     guest_port: Annotated[
-        int, typer.Option("--guest-port", min=1, max=65535, help="That the image listens on.")
-    ] = 8440,
+        int | None,
+        typer.Option(
+            "--guest-port",
+            min=1,
+            max=65535,
+            help="That the image listens on; by default as its configuration says.",
+        ),
+    ] = None,
     no_network: Annotated[
         bool,
         typer.Option(
@@ -177,11 +186,14 @@ def boot(
         memory=fitting_memory(directory) if memory is None else memory,
         cpus=cpus,
         port=None if no_network or not card else port or _free_port(),
-        guest_port=guest_port,
+        guest_port=own_port(directory) if guest_port is None else guest_port,
         firmware=chosen_firmware(code, variables, own, secured),
         peers=carried_peers(directory, peer or ()) if card else (),
         start_disk=start_disk,
     )
+    where = own / "vm-kit" if kit is None else kit
+    known = _known_values(reference_values, directory)
+    require_places(machine, where, boot_log)
     table, api_key = (None, None) if start_disk is not None else _api_keys(api_keys)
     plan = _plan(machine, own, table, manifest)
     how = "on this processor" if machine.accelerated else "emulated, which takes a while"
@@ -198,8 +210,9 @@ def boot(
         ready = guest.wait_ready(timeout)
         if boot_log is not None:
             boot_log.write_bytes(guest.boot_log)
-        where = own / "vm-kit" if kit is None else kit
-        values = _values(reference_values, directory, guest.boot_log, machine, secured)
+        values = known
+        if values is None:
+            values = _own_values(directory, guest.boot_log, machine, secured)
         _write_kit(plan, values, where)
         if console:
             typer.echo(plain(guest.console()))
@@ -307,6 +320,14 @@ def _network(directory: Path) -> JsonObject:
 
     document = _configuration(directory)
     return expect_object(document.get("network"), "the network's policy") if document else {}
+
+
+def own_port(directory: Path) -> int:
+    """The port that the worker in an image listens on."""
+    from cloister.strictjson import expect_int, expect_object
+
+    operator = expect_object(_configuration(directory).get("operator", {}), "where it listens")
+    return expect_int(operator.get("port", DEFAULT_PORT), "the worker's port", low=1, high=65535)
 
 
 def _require_tpm_boot(directory: Path) -> None:
@@ -444,18 +465,51 @@ def _stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _values(
-    named: Path | None,
-    directory: Path,
-    boot_log: bytes,
-    machine: Machine,
-    secured: SecureBoot | None,
-) -> ReferenceValues:
+def _known_values(named: Path | None, directory: Path) -> ReferenceValues | None:
+    """Those that were named, or that lie in the folder; None where there are none."""
     from cloister.client.trust import read_reference_values
 
     inside = directory / REFERENCE_VALUES
-    if named is not None or inside.is_file():
-        return read_reference_values(inside if named is None else named)
+    if named is None and not inside.is_file():
+        return None
+    path = inside if named is None else named
+    with about(path):
+        return read_reference_values(path)
+
+
+def require_places(machine: Machine, kit: Path, boot_log: Path | None) -> None:
+    """Refuse now what could not be used when the guest is ready, a minute or more from here.
+
+    ConfigurationError (``image.machine``).
+    """
+    import socket
+
+    if machine.port is not None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", machine.port))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"port {machine.port} of this machine cannot be taken ({error.strerror}): name"
+                    " another one, or 0 for a free one (--port)",
+                    code="image.machine",
+                ) from None
+    nearest = next(path for path in (kit, *kit.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigurationError(
+            f"the kit cannot be written to {kit}: {nearest} is no folder that can be written",
+            code="image.machine",
+        )
+    if boot_log is not None and (boot_log.is_dir() or not os.access(boot_log.parent, os.W_OK)):
+        raise ConfigurationError(
+            f"the boot's log cannot be written to {boot_log}", code="image.machine"
+        )
+
+
+def _own_values(
+    directory: Path, boot_log: bytes, machine: Machine, secured: SecureBoot | None
+) -> ReferenceValues:
     typer.echo(
         "PCR 0 and 1 (firmware and machine) are taken from this boot, so nothing shows that they"
         " are genuine; all others are predicted from the image.",

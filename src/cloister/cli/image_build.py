@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cloister.cli.about import about
+from cloister.cli.image_provenance import check_signed, provenance_signer
 from cloister.cli.sealed_options import memory_of
 from cloister.errors import BuildError, ConfigurationError
-from cloister.strictjson import canonical
 
 if TYPE_CHECKING:
     from cloister.engine.protocol import ModelInfo
@@ -81,6 +82,13 @@ def build(
         Path | None,
         typer.Option("--sign-key", help="PEM: also write provenance.dsse.json, signed with it."),
     ] = None,
+    signer: Annotated[
+        Path | None,
+        typer.Option(
+            "--signer",
+            help="With --check: the public key (PEM) that has to have signed provenance.dsse.json.",
+        ),
+    ] = None,
 ) -> None:
     """Build an image: disks, boot image, and what a verifier will see of them.
 
@@ -95,6 +103,10 @@ def build(
     from cloister.image.plan import Supplies, plan_image
 
     folder = work_directory() if work is None else work
+    known = [entry for path in golden or () for entry in _golden(path)]
+    if signer is not None and not check:
+        raise ConfigurationError("--signer goes with --check", code="image.check")
+    sign = None if sign_key is None else provenance_signer(sign_key)
     ingredients = ingredients_of(configuration, read_lock(lock))
     supplies = Supplies(
         store=Store(folder / "store"),
@@ -107,19 +119,22 @@ def build(
         for step in Build(plan.operations, folder / "steps").describe():
             typer.echo(_told(step))
         return
-    known = [entry for path in golden or () for entry in _golden(path)]
     if check:
-        _check(plan, ingredients, known, out, folder)
+        _check(plan, ingredients, known, out, folder, signer=signer)
         return
     began = time.monotonic()
-    _built(plan, ingredients, known, out, folder / "steps")
-    if sign_key is not None:
-        _sign_provenance(out, sign_key)
+    _built(plan, ingredients, known, out, folder / "steps", sign=sign)
     typer.echo(f"{out} ({time.monotonic() - began:.0f} s)", err=True)
 
 
 def _built(
-    plan: Plan, ingredients: Ingredients, golden: Sequence[Golden], out: Path, steps: Path
+    plan: Plan,
+    ingredients: Ingredients,
+    golden: Sequence[Golden],
+    out: Path,
+    steps: Path,
+    *,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Mapping[str, str]:
     """Run a plan and write the image's files; SHA-256 by name."""
     from cloister.image.operations import Build
@@ -130,18 +145,33 @@ def _built(
         lambda step: typer.echo(_told(step), err=True),
         waiting=lambda: typer.echo(f"Another build works in {steps}: waiting for it", err=True),
     )
-    written = write_outputs(plan, running, ingredients, out, golden)
+    written = write_outputs(
+        plan,
+        running,
+        ingredients,
+        out,
+        golden,
+        sign=sign,
+        waiting=lambda: typer.echo(f"Another build writes {out}: waiting for it", err=True),
+    )
     for name, digest in written.items():
         typer.echo(f"{digest}  {name}")
     return written
 
 
 def _check(
-    plan: Plan, ingredients: Ingredients, golden: Sequence[Golden], out: Path, work: Path
+    plan: Plan,
+    ingredients: Ingredients,
+    golden: Sequence[Golden],
+    out: Path,
+    work: Path,
+    *,
+    signer: Path | None,
 ) -> None:
     """Build in a fresh folder, and compare. BuildError names the first difference."""
     from cloister.image.compare import first_difference
     from cloister.image.operations import Build
+    from cloister.image.outputs import PROVENANCE, SIGNED_PROVENANCE
     from cloister.image.toolbox import Toolbox
 
     if not out.is_dir():
@@ -155,30 +185,40 @@ def _check(
             pass  # which also finds where results lie
         tools = Toolbox(tree=build.path(plan.tools))
         difference = first_difference(again, out, names, tools)
+        made = (again / PROVENANCE).read_bytes()
     if difference is not None:
         raise BuildError(
             f"{out} is not what these inputs give; the first difference is in {difference}",
             code="image.differs",
         )
+    signed = out / SIGNED_PROVENANCE
+    if signer is not None or signed.exists():
+        check_signed(signed, made, signer)
+    for line in beside(out, names, signer):
+        typer.echo(line, err=True)
     typer.echo(f"{out}: equal, byte for byte", err=True)
 
 
-def _sign_provenance(out: Path, key: Path) -> None:
-    from cloister.image.bill import PAYLOAD_TYPE
-    from cloister.image.outputs import PROVENANCE
-    from cloister.manifest.dsse import Envelope
-    from cloister.manifest.signing import KeySigner, add_signature, load_private_key
+def beside(out: Path, names: Collection[str], signer: Path | None) -> Iterator[str]:
+    """What a check did not compare, of the files that a build writes.
 
-    try:
-        private = load_private_key(key.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(
-            f"{key} cannot be read: {error.strerror}", code="image.signing_key"
-        ) from None
-    payload = (out / PROVENANCE).read_bytes()
-    envelope = Envelope(payload_type=PAYLOAD_TYPE, payload=payload)
-    signed = add_signature(envelope, KeySigner.of("builder", private))
-    (out / "provenance.dsse.json").write_bytes(canonical(signed.to_json()) + b"\n")
+    BuildError (``image.differs``) where one is there that these inputs do not give.
+    """
+    from cloister.image.measurements import REFERENCE_VALUES
+    from cloister.image.outputs import FILES, SIGNED_PROVENANCE
+
+    for name in FILES:
+        if name in names or not (out / name).exists():
+            continue
+        if name == REFERENCE_VALUES:
+            yield f"Not compared: {out / name}, which follows from golden values too (--golden)"
+        elif name != SIGNED_PROVENANCE:
+            raise BuildError(
+                f"{out} is not what these inputs give, which is an image without {name}",
+                code="image.differs",
+            )
+        elif signer is None:
+            yield f"Not checked: who signed {out / name} (--signer)"
 
 
 def lock(
@@ -205,7 +245,7 @@ def _golden(path: Path) -> tuple[Golden, ...]:
     from cloister.image.golden import MAX_BYTES, load_golden
 
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, about(path):
             return load_golden(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise ConfigurationError(

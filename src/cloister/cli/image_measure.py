@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloister.cli.about import about
 from cloister.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def measure(
         from cloister.image.gramine import parse_sigstruct
         from cloister.image.references import sgx_reference
 
-        references.append(sgx_reference(parse_sigstruct(_read(sgx_signature)), files.name))
+        with about(sgx_signature):
+            signature = parse_sigstruct(_read(sgx_signature))
+        references.append(sgx_reference(signature, files.name))
     if not references:
         raise ConfigurationError(
             f"no golden values of a machine for {files.platform} in this Secure Boot state: record"
@@ -163,7 +166,8 @@ def golden(
 
     data = _read(log)
     reads = golden_from_report if data[:1] == b"{" else golden_from_log
-    entry = reads(data, firmware=firmware, machine=machine)
+    with about(log):
+        entry = reads(data, firmware=firmware, machine=machine)
     if code is not None and reads is golden_from_report:
         raise ConfigurationError(
             "--code is compared with a boot's event log, not with a report", code="image.golden"
@@ -210,7 +214,7 @@ def _nitro(files: ImageFiles, image: Path) -> PlatformReference:
     from cloister.image.references import nitro_reference
 
     try:
-        with image.open("rb") as opened:
+        with image.open("rb") as opened, about(image):
             found = read_eif(opened)
     except OSError as error:
         raise ConfigurationError(
@@ -258,7 +262,9 @@ def corim(
     from cloister.verifier.reference_values import MAX_BYTES, load_json, load_toml
 
     load = load_toml if values.suffix == ".toml" else load_json
-    data = encode_corim(load(_read(values, MAX_BYTES)))
+    read = _read(values, MAX_BYTES)
+    with about(values):
+        data = encode_corim(load(read))
     try:
         output.write_bytes(data)
     except OSError as error:
@@ -300,7 +306,9 @@ def _golden(directory: Path, chosen: Sequence[Path] | None) -> list[Golden]:
 def _load(path: Path) -> list[Golden]:
     from cloister.image.golden import load_golden
 
-    return list(load_golden(_read(path)))
+    data = _read(path)
+    with about(path):
+        return list(load_golden(data))
 
 
 def _read(path: Path, limit: int = MAX_LOG) -> bytes:

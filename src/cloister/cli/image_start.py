@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.asking import plain
-from cloister.errors import ConfigurationError, EngineError, FetchError
+from cloister.errors import ConfigurationError, EngineError, FetchError, MalformedError
 
 if TYPE_CHECKING:
     from cloister.image.operator_link import OperatorLink
+    from cloister.manifest.bundle import SignedManifest
 
 LOOK_S: Final = 0.2
 
@@ -133,13 +134,27 @@ def read_api_keys(path: Path) -> bytes:
 
 
 def read_manifest(path: Path) -> bytes:
-    """The bundle at `path`, for a guest; ConfigurationError if it cannot be read."""
+    """The bundle at `path`, for a guest; ConfigurationError if it is none, or cannot be read."""
+    return _bundle(path)[0]
+
+
+def read_manifest_digest(path: Path) -> tuple[bytes, str]:
+    """The same, with the manifest's digest."""
+    bundle, signed = _bundle(path)
+    return bundle, signed.digest
+
+
+def _bundle(path: Path) -> tuple[bytes, SignedManifest]:
+    from cloister.manifest.bundle import load_bundle
+
     try:
-        return path.expanduser().read_bytes()
+        bundle = path.expanduser().read_bytes()
+        return bundle, load_bundle(bundle)
     except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be read: {error.strerror}", code="image.manifest"
-        ) from None
+        why = f" cannot be read: {error.strerror}"
+    except MalformedError as error:
+        why = f": {error}; `cloister manifest sign --bundle` writes one"
+    raise ConfigurationError(f"{path}{why}", code="image.manifest")
 
 
 def _text(data: bytes) -> str:

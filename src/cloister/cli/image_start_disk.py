@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cloister.cli.image_start import Bundle, read_api_keys, read_manifest
+from cloister.cli.image_start import Bundle, read_api_keys, read_manifest_digest
 from cloister.errors import ConfigurationError, MalformedError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def start_disk(
 
     bundle, under = None, "no manifest"
     if manifest is not None:
-        bundle = read_manifest(manifest)
-        under = f"the manifest sha256:{_digest(bundle, manifest)}"
+        bundle, digest = read_manifest_digest(manifest)
+        under = f"the manifest sha256:{digest}"
     start = Start(api_keys=read_api_keys(api_keys), manifest=bundle)
     _write(output, start.disk())
     typer.echo(f"{output} is written: API keys of {api_keys}, and {under}.", err=True)
@@ -60,15 +60,6 @@ def read_start_disk(path: Path) -> Start:
         raise ConfigurationError(
             f"{path}: {error}; make one with `cloister image start-disk`", code=CODE
         ) from None
-
-
-def _digest(bundle: bytes, path: Path) -> str:
-    from cloister.manifest.bundle import load_bundle
-
-    try:
-        return load_bundle(bundle).digest
-    except MalformedError as error:
-        raise ConfigurationError(f"{path}: {error}", code="image.manifest") from None
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -7,14 +7,16 @@ Commands live in a file each and import what they need when they run, so that
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from cloister.cli.exits import exit_code
+from cloister.cli.exits import USAGE, exit_code
 from cloister.errors import CloisterError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -75,6 +77,19 @@ def build_app(wanted: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     return app
 
 
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EIO})
+"""What a write or an open may say that names no file."""
+
+
+def _told(error: OSError) -> str:
+    """What the system says of a file, where nobody before has said it better."""
+    from cloister.cli.asking import plain
+
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    why = error.strerror or type(error).__name__
+    return plain(f"cloister: {' and '.join(names) or 'a file'}: {why} [system.file]")
+
+
 def _options(
     version: Annotated[
         bool,
@@ -120,6 +135,11 @@ def guard(run: Callable[[], object]) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in _NO_ROOM:
+            raise  # not about a file: a fault of ours, which shows
+        typer.echo(_told(error), err=True)
+        return USAGE
     except ModuleNotFoundError as error:
         # An extra that is not installed; anything of our own missing is a fault, and shows.
         if error.name is None or error.name.startswith("cloister"):

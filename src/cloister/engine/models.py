@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from cloister.engine.demo_model import DEMO_MODEL_NAME, demo_model_path
 from cloister.engine.gguf import parse_gguf
 from cloister.engine.protocol import ModelFile, ModelInfo
-from cloister.errors import ConfigurationError, FetchError
+from cloister.errors import ConfigurationError, FetchError, MalformedError
 from cloister.model_digest import Role, model_digest
 
 DEMO: Final = "demo"
@@ -119,6 +119,8 @@ def model_of_files(files: Mapping[Role, ModelFile], *, name: str | None = None) 
             metadata = parse_gguf(file)
     except OSError as error:
         raise _unreadable(weights.path, error) from None
+    except MalformedError as error:
+        raise MalformedError(f"{weights.path}: {error}", code=error.code) from None
     label = _NAME.sub("-", name or metadata.name or weights.path.stem).strip("-.")
     return ModelInfo(
         name=label[:128] or "model",

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.attester.enrolment import EnrolmentCa
 from cloister.attester.swtpm import MachineTpm, Manufactured
+from cloister.attester.tpm_errors import TpmError
 from cloister.errors import EngineError
 from cloister.image.machine import SYSTEM_PATH, Machine, Sockets, find_qemu, qemu_command
 from cloister.image.operator_link import OperatorLink, bytes_of
@@ -36,6 +37,8 @@ from cloister.strictjson import JsonObject
 READY_WITHIN_S: Final = 300.0
 """An emulated boot takes about a minute on a quiet machine, minutes on a busy one."""
 STOP_WITHIN_S: Final = 5.0
+WATCH_S: Final = 1.0
+"""How often somebody looks whether machine and TPM still run."""
 _SHOWN_LINES: Final = 12
 _MAX_CONSOLE_BYTES: Final = 1024 * 1024
 
@@ -92,6 +95,7 @@ class BootedGuest:
             shutil.copyfile(plan.machine.firmware.variables, self.sockets.variables)
             tpm = MachineTpm.start(plan.tpm, runtime=folder, control=self.sockets.tpm_itself)
             cleanup.callback(tpm.stop)
+            self.tpm = tpm
             relay = TpmRelay(listen=self.sockets.tpm, control=self.sockets.tpm_itself)
             cleanup.callback(relay.stop)
             self._messages = folder / "qemu.log"
@@ -123,9 +127,8 @@ class BootedGuest:
         def waiting() -> None:
             self.look()
             if self.process.poll() is not None:
-                raise EngineError(
-                    f"the guest stopped; it said last:\n{self._last_lines()}", code="guest.ended"
-                )
+                raise self._stopped()
+            self._require_tpm()
             if self._steady() - self._began > timeout:
                 raise EngineError(
                     f"the guest is not ready after {timeout:g} seconds; it said last:\n"
@@ -172,9 +175,18 @@ class BootedGuest:
         except OSError:
             return ""
 
-    def wait(self) -> int:
-        """Wait until the machine ends."""
-        return self.process.wait()
+    def wait(self) -> NoReturn:
+        """Wait until the machine ends, which a guest that serves does not do by itself.
+
+        Raises:
+            EngineError: it has ended (code ``guest.ended``); the console's last lines are in it.
+            TpmError: its TPM has, without which it proves nothing (code ``tpm.swtpm``).
+        """
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(WATCH_S)
+                raise self._stopped()
+            self._require_tpm()
 
     def close(self) -> None:
         """End the machine, its TPM and its folder; safe to call twice."""
@@ -190,6 +202,20 @@ class BootedGuest:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _stopped(self) -> EngineError:
+        return EngineError(
+            f"the guest stopped; it said last:\n{self._last_lines()}", code="guest.ended"
+        )
+
+    def _require_tpm(self) -> None:
+        # Where both end, the TPM does because its machine has.
+        if self.tpm.poll() is not None and self.process.poll() is None:
+            raise TpmError(
+                "the guest's software TPM (swtpm) has stopped, and a guest without it proves"
+                " nothing: boot it again",
+                code="tpm.swtpm",
+            )
 
     def _last_lines(self) -> str:
         """Of the console, and of QEMU itself; printable, whatever a guest writes."""

@@ -13,7 +13,7 @@ import enum
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -32,7 +32,7 @@ from cloister.evidence.items import (
     TEE_TYPE_TPM_BOOT,
 )
 from cloister.image.network import NetworkPolicy, Peer
-from cloister.image.table import Table
+from cloister.image.table import Form, Table
 
 CONFIGURATION_VERSION: Final = 1
 MAX_CONFIGURATION_BYTES: Final = 256 * 1024
@@ -45,11 +45,24 @@ METADATA_PORT: Final = 80
 """Of Azure's metadata service (`cloister.attester.metadata`)."""
 DEFAULT_ADDRESS: Final = ("10.0.2.15/24",)
 """What QEMU's own network gives a guest."""
+FIRST_PORT: Final = 1024
+"""Linux' ``net.ipv4.ip_unprivileged_port_start``, which the guest's init leaves."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_IDENTITY: Final = re.compile(r"ed25519:[0-9a-f]{64}")
+_NAME: Final = Form(
+    pattern=re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"),
+    told="letters, digits, `.`, `_` and `-`, at most 128, the first a letter or a digit",
+)
+_VERSION: Final = Form(
+    pattern=re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}"),
+    told="letters, digits, `.`, `+`, `_` and `-`, at most 64, the first a letter or a digit",
+)
+_DIGEST: Final = Form(
+    pattern=re.compile(r"[0-9a-f]{64}"), told="64 digits in hexadecimal, in lower case"
+)
+_IDENTITY: Final = Form(
+    pattern=re.compile(r"ed25519:[0-9a-f]{64}"),
+    told="ed25519: and 64 digits in hexadecimal, as `cloister broker identity` prints it",
+)
 FLAVOURS: Final = ("cpu",)
 _Address = TypeVar("_Address")
 
@@ -341,8 +354,9 @@ def _network(top: Table, platform: Platform) -> NetworkPolicy:
     addresses = one.texts("address", default=DEFAULT_ADDRESS if card else ())
     if any(":" in address for address in addresses):
         raise _refused("[network] `address` holds an IPv6 address; the guest's init sets up none")
+    ports = tuple(one.integers("listen", low=1, high=65535))
     policy = NetworkPolicy(
-        listen=tuple(one.integers("listen", low=1, high=65535)),
+        listen=ports,
         allow_out=peers,
         addresses=tuple(_parsed(ipaddress.ip_interface, text, "address") for text in addresses),
         gateways=tuple(
@@ -351,7 +365,37 @@ def _network(top: Table, platform: Platform) -> NetworkPolicy:
         card=card,
     )
     one.done()
+    _check_card(policy, addresses)
     return policy
+
+
+def _check_card(policy: NetworkPolicy, written: Sequence[str]) -> None:
+    """Refuse a card that the guest's init cannot set up, or that nobody reaches the worker by."""
+    if not policy.card:
+        return
+    if not policy.listen:
+        raise _refused(
+            "[network] `listen` names no port, so nobody could ask the worker: listen = [8440], or"
+            " card = false for a guest without a network card"
+        )
+    if min(policy.listen) < FIRST_PORT:
+        raise _refused(
+            f"[network] `listen` names a port below {FIRST_PORT}, which the guest's worker, an"
+            " ordinary user there, may not take"
+        )
+    if any("/" not in address for address in written):
+        raise _refused(
+            "[network] `address` has no length of its network's prefix, such as"
+            f" {DEFAULT_ADDRESS[0]}"
+        )
+    if len(policy.addresses) > 1:
+        raise _refused("[network] `address` is one: the guest's init gives its card no more")
+    for gateway in policy.gateways:
+        if not any(gateway in own.network and gateway != own.ip for own in policy.addresses):
+            raise _refused(
+                f"[network] `gateway` {gateway} is not another machine of the network of `address`"
+                f" ({', '.join(written)}), so the guest could not reach it"
+            )
 
 
 def _peer(one: Table) -> Peer:

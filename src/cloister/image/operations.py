@@ -29,6 +29,7 @@ from cloister.strictjson import JsonObject, canonical
 
 RECORD: Final = "record.json"
 LOCK: Final = ".lock"
+UNFINISHED: Final = ".new-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,8 @@ class Build:
         """
         self._work.mkdir(parents=True, exist_ok=True)
         with self._alone(waiting):
+            for left in self._work.glob(f"{UNFINISHED}*"):
+                remove(left)  # by a build that was killed
             for operation in self._operations.values():
                 key = self._key(operation)
                 if key is None:
@@ -187,7 +190,7 @@ class Build:
     def _execute(self, operation: Operation, key: str) -> None:
         target = self._folder(operation, key)
         remove(target)
-        new = Path(tempfile.mkdtemp(prefix=f".new-{operation.name}-", dir=self._work))
+        new = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{operation.name}-", dir=self._work))
         try:
             operation.execute({n: self.path(made) for n, made in operation.reads.items()}, new)
             missing = [name for name in operation.writes if not (new / name).exists()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -12,9 +13,16 @@ from typing import Final
 from cloister.errors import BuildError
 from cloister.image.bill import bill_of_materials, provenance
 from cloister.image.downloads import file_digest
+from cloister.image.eif_image import ENCLAVE_IMAGE
+from cloister.image.folder import replacing
 from cloister.image.golden import Golden
 from cloister.image.image_files import ImageName, name_and_version
-from cloister.image.measurements import write_enclave_measurements, write_measurements
+from cloister.image.measurements import (
+    MEASUREMENTS,
+    REFERENCE_VALUES,
+    write_enclave_measurements,
+    write_measurements,
+)
 from cloister.image.operations import Build
 from cloister.image.plan import Ingredients, Plan, source_digest
 from cloister.image.uki import os_release
@@ -30,21 +38,63 @@ MAX_BOOT_AND_ROOT: Final = 100_000_000
 CONFIGURATION: Final = "configuration.json"
 BILL: Final = "sbom.cdx.json"
 PROVENANCE: Final = "provenance.json"
+SIGNED_PROVENANCE: Final = "provenance.dsse.json"
 RECORD: Final = "build.json"
+CONTENTS: Final = "contents.json"
+
+FILES: Final = (
+    *("uki.efi", "esp.img", *DISKS, CONTENTS, ENCLAVE_IMAGE, CONFIGURATION, BILL, RECORD),
+    *(MEASUREMENTS, REFERENCE_VALUES, PROVENANCE, SIGNED_PROVENANCE),
+)
+"""All that a build may write, of whatever kind the image is."""
 
 
 def write_outputs(
-    plan: Plan, build: Build, ingredients: Ingredients, out: Path, golden: Sequence[Golden] = ()
+    plan: Plan,
+    build: Build,
+    ingredients: Ingredients,
+    out: Path,
+    golden: Sequence[Golden] = (),
+    *,
+    sign: Callable[[bytes], bytes] | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Mapping[str, str]:
     """Copy what `plan` made into `out`, and write the records; SHA-256 by file name.
 
-    Reference values need `golden` values of PCR 0 and 1 (`cloister.image.measurements`). Nothing
-    in these files says who built them, where or when. BuildError if the image is too large
-    (``image.size``).
+    Reference values need `golden` values of PCR 0 and 1 (`cloister.image.measurements`). `sign`
+    makes an envelope of the provenance, which is written as well. Nothing else in these files says
+    who built them, where or when. Whatever fails, the image that was in `out` before stays there
+    whole (`cloister.image.folder`). BuildError if the image is too large (``image.size``); OSError.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for name, made in plan.artefacts.items():
-        shutil.copyfile(build.path(made), out / name)
+    with replacing(out, FILES, record=RECORD, waiting=waiting) as new:
+        for name, made in plan.artefacts.items():
+            take(build.path(made), out / name, new / name)
+        digests = _write_records(plan, ingredients, new, golden)
+        if sign is not None:
+            (new / SIGNED_PROVENANCE).write_bytes(sign((new / PROVENANCE).read_bytes()))
+    return digests
+
+
+def take(source: Path, before: Path, target: Path) -> None:
+    """Write what `source` has to `target`; where `before` has it already, as another name of that.
+
+    A model may be large, and the one of the image before is often the same.
+    """
+    if before.is_file() and before.stat().st_size == source.stat().st_size:
+        try:
+            os.link(before, target)
+        except OSError:
+            pass  # a file system without links
+        else:
+            if file_digest(target) == file_digest(source):
+                return
+            target.unlink()
+    shutil.copyfile(source, target)
+
+
+def _write_records(
+    plan: Plan, ingredients: Ingredients, out: Path, golden: Sequence[Golden]
+) -> Mapping[str, str]:
     refuse_too_large(out)
     (out / CONFIGURATION).write_bytes(canonical(ingredients.effective))
     _write(out / BILL, _bill(ingredients, out))
@@ -80,7 +130,7 @@ def refuse_too_large(out: Path) -> None:
 
 
 def _bill(ingredients: Ingredients, out: Path) -> JsonObject:
-    contents = json.loads((out / "contents.json").read_bytes())
+    contents = json.loads((out / CONTENTS).read_bytes())
     return bill_of_materials(
         ingredients.lock,
         name=ingredients.configuration.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from cloister.errors import ConfigurationError
@@ -12,6 +13,14 @@ MAX_TEXT: Final = 4096
 MAX_ENTRIES: Final = 64
 MAX_NUMBER: Final = (1 << 53) - 1
 _MISSING: Final = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a string is written: for programs, and for whoever wrote another."""
+
+    pattern: re.Pattern[str]
+    told: str
 
 
 class Table:
@@ -42,16 +51,18 @@ class Table:
         """A string, or None where there is none."""
         return self.text(key) if key in self._members else None
 
-    def matching(self, key: str, pattern: re.Pattern[str]) -> str:
+    def matching(self, key: str, form: Form) -> str:
         """A string of a given form."""
         found = self.text(key)
-        if pattern.fullmatch(found) is None:
-            raise self._refused(f"has a `{key}` that is not written as it should be")
+        if form.pattern.fullmatch(found) is None:
+            raise self._refused(
+                f"has a `{key}` that is not written as it should be, which is: {form.told}"
+            )
         return found
 
-    def optional_matching(self, key: str, pattern: re.Pattern[str]) -> str | None:
+    def optional_matching(self, key: str, form: Form) -> str | None:
         """A string of a given form, or None where there is none."""
-        return self.matching(key, pattern) if key in self._members else None
+        return self.matching(key, form) if key in self._members else None
 
     def integer(
         self, key: str, *, low: int, high: int = MAX_NUMBER, default: int | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from cloister.cli.image_boot import (
     chosen_firmware,
     chosen_state,
     fitting_memory,
+    own_port,
     predicted,
+    require_places,
 )
+from cloister.cli.main import main
 from cloister.errors import ConfigurationError
 from cloister.evidence.tpm import Alg
-from cloister.image.machine import Carried, Machine
+from cloister.image.machine import Carried, Firmware, Machine
 from cloister.image.ovmf_variables import read_variables
 from cloister.image.secure_boot import SECURE_BOOT_OFF
 from cloister.testing.simulated_vtpm import SimulatedVtpm
@@ -188,3 +193,62 @@ def test_values_are_predicted_for_the_state_that_the_log_tells_of(
         with pytest.raises(ConfigurationError, match="another state") as caught:
             predicted(folder, logs[not on], machine, state)
         assert caught.value.code == "image.no_golden"
+
+
+def test_the_port_is_the_one_that_the_image_listens_on(tmp_path: Path) -> None:
+    assert own_port(tmp_path) == 8440
+    (tmp_path / "configuration.json").write_text(json.dumps({"operator": {"port": 9000}}))
+    assert own_port(tmp_path) == 9000
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    firmware = Firmware(program=tmp_path / "code.fd", variables=tmp_path / "variables.fd")
+    return Machine(firmware=firmware, esp=tmp_path / "esp.img", disks=(), port=None)
+
+
+def test_a_port_that_is_taken_is_refused_before_the_boot(machine: Machine, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = dataclasses.replace(machine, port=other.getsockname()[1])
+        require_places(machine, tmp_path / "kit", None)
+        with pytest.raises(ConfigurationError, match="--port") as caught:
+            require_places(taken, tmp_path / "kit", None)
+    assert caught.value.code == "image.machine"
+    require_places(taken, tmp_path / "kit", None)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_boot(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    require_places(machine, tmp_path / "new" / "kit", tmp_path / "boot.log")
+    for kit, log in (
+        (tmp_path / "file", None),
+        (tmp_path / "file" / "kit", None),
+        (tmp_path / "kit", tmp_path),
+        (tmp_path / "kit", tmp_path / "none" / "boot.log"),
+    ):
+        with pytest.raises(ConfigurationError, match="written to") as caught:
+            require_places(machine, kit, log)
+        assert caught.value.code == "image.machine"
+
+
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [("--manifest", "image.manifest"), ("--reference-values", "reference_values_malformed")],
+)
+def test_a_file_that_is_none_of_its_kind_is_refused_before_the_boot(
+    option: str, code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """QEMU would have been started, and this have ended a minute later."""
+    (tmp_path / "file").write_text("{}")
+    for name in ("esp.img", "root.img"):
+        (tmp_path / name).touch()
+    words = ["image", "boot", str(tmp_path), option, str(tmp_path / "file")]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--port", "0", "--state", str(tmp_path / "state")])
+    said = capsys.readouterr().err
+    assert left.value.code in (1, 2)
+    assert f"[{code}]" in said
+    assert str(tmp_path / "file") in said
+    assert "Booting" not in said

@@ -149,7 +149,7 @@ def test_without_a_card_ports_of_the_machine_stand_in_what_is_measured(folder: P
 def test_sealed_weights_need_a_broker(folder: Path) -> None:
     disk(folder)
     with pytest.raises(ConfigurationError, match="lie sealed: say in") as caught:
-        disk(folder, IMAGE[: IMAGE.index("[broker]")])
+        disk(folder, IMAGE[: IMAGE.index("[broker]")] + "[network]\nlisten = [8440]\n")
     assert caught.value.code == "image.broker"
 
 

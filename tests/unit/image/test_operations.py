@@ -155,3 +155,11 @@ def test_two_builds_at_once_do_each_step_once(kitchen: Kitchen, tmp_path: Path) 
     assert kitchen.ran == ["first", "second"]
     path = second.path(kitchen.second.made("folder"))
     assert (path / "text").read_text() == "abab"
+
+
+def test_what_a_killed_build_left_is_removed(kitchen: Kitchen, tmp_path: Path) -> None:
+    left = tmp_path / "work" / ".new-first-x"
+    left.mkdir(parents=True)
+    (left / "doubled").write_text("half")
+    kitchen.build(tmp_path / "work").run()
+    assert not left.exists()

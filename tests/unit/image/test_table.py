@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from cloister.errors import ConfigurationError
-from cloister.image.table import MAX_ENTRIES, MAX_NUMBER, MAX_TEXT, Table
+from cloister.image.table import MAX_ENTRIES, MAX_NUMBER, MAX_TEXT, Form, Table
 
 Read = Callable[[Table], object]
 KEY = "k"
@@ -23,9 +23,13 @@ def inner(table: Table) -> object:
     return table.table(KEY).boolean(KEY, default=False)
 
 
+def form(pattern: str) -> Form:
+    return Form(pattern=re.compile(pattern), told="as it is")
+
+
 READERS: Mapping[str, tuple[Read, list[object], list[object]]] = {
     "text": (lambda t: t.text(KEY), ["x", LONGEST], ["", LONGEST + "x", 1, True, ["x"], {}]),
-    "matching": (lambda t: t.matching(KEY, re.compile("ab*")), ["a", "abb"], ["", "ac", "ab\n", 1]),
+    "matching": (lambda t: t.matching(KEY, form("ab*")), ["a", "abb"], ["", "ac", "ab\n", 1]),
     "integer": (
         lambda t: t.integer(KEY, low=2, high=4),
         [2, 3, 4],
@@ -74,7 +78,7 @@ def test_bounds() -> None:
 def test_what_is_missing_is_missed_or_has_a_default() -> None:
     needed: list[Read] = [
         lambda t: t.text(KEY),
-        lambda t: t.matching(KEY, re.compile("a")),
+        lambda t: t.matching(KEY, form("a")),
         lambda t: t.integer(KEY, low=0),
     ]
     for read in needed:
@@ -88,7 +92,7 @@ def test_what_is_missing_is_missed_or_has_a_default() -> None:
     assert (empty.integers(KEY, low=0, high=1), list(empty.tables(KEY))) == ([], [])
     for optional in (
         empty.optional_text(KEY),
-        empty.optional_matching(KEY, re.compile("a")),
+        empty.optional_matching(KEY, form("a")),
         empty.optional_integer(KEY, low=0),
         empty.optional_table(KEY),
     ):
@@ -97,10 +101,10 @@ def test_what_is_missing_is_missed_or_has_a_default() -> None:
 
 
 def test_what_is_there_and_optional_is_read_as_strictly() -> None:
-    assert Table({KEY: "a"}, "").optional_matching(KEY, re.compile("a")) == "a"
+    assert Table({KEY: "a"}, "").optional_matching(KEY, form("a")) == "a"
     strict: list[Read] = [
         lambda t: t.optional_text(KEY),
-        lambda t: t.optional_matching(KEY, re.compile("a")),
+        lambda t: t.optional_matching(KEY, form("a")),
         lambda t: t.optional_integer(KEY, low=0),
         lambda t: t.optional_table(KEY),
     ]
