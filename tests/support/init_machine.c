@@ -13,6 +13,8 @@
 #include <linux/random.h>
 #include <linux/sockios.h>
 #include <net/if.h>
+#include <net/route.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,7 +128,7 @@ int opened(const char *path, int flags, ...)
 	if (writes)
 		snprintf(how, sizeof how, made ? "new%s %04o" : "write",
 			 flags & O_EXCL ? "" : " or old", (unsigned)mode);
-	if (told("open %s %s", path, how))
+	if (told("open %s %s%s", path, how, child || flags & O_CLOEXEC ? "" : " inherited"))
 		return -1;
 	int file, is_there = made || !strncmp(path, "/proc/sys/", 10) || !access(within(path), F_OK);
 	if (!is_there)
@@ -300,7 +302,9 @@ int asked(int file, request_number request, ...)
 	case SIOCSIFNETMASK:
 		return told("mask %s %s", card->ifr_name, hex(&card->ifr_netmask, 8)) ? -1 : 0;
 	case SIOCADDRT:
-		return told("route %s", hex((char *)argument + 8, 48)) ? -1 : 0;
+		return told("route %s%s%s", ((struct rtentry *)argument)->rt_flags & RTF_UP ? "up " : "",
+			    ((struct rtentry *)argument)->rt_flags & RTF_GATEWAY ? "through " : "",
+			    hex((char *)argument + 8, 48)) ? -1 : 0;
 	default:
 		return told("ioctl %lx", (unsigned long)request) ? -1 : 0;
 	}
@@ -308,8 +312,8 @@ int asked(int file, request_number request, ...)
 
 int talks(int family, int type, int protocol)
 {
-	(void)type; (void)protocol;
-	if (told("socket %d", family))
+	(void)protocol;
+	if (told("socket %d%s", family, type & SOCK_CLOEXEC ? "" : " inherited"))
 		return -1;
 	return named(open("/dev/null", O_RDWR), "socket");
 }
@@ -347,8 +351,11 @@ pid_t forked(void)
 
 pid_t waited(pid_t which, int *status, int options)
 {
-	pid_t ended = waitpid(which, status, options);
-	return told("wait") ? -1 : ended;
+	siginfo_t over;
+	/* Told when it is over: lines of a process and of its child never mix. */
+	if (waitid(which < 0 ? P_ALL : P_PID, which < 0 ? 0 : (id_t)which, &over, WEXITED | WNOWAIT))
+		return -1;
+	return told("wait") ? -1 : waitpid(which, status, options);
 }
 
 int executed(const char *program, char *const arguments[], char *const environment[])

@@ -156,6 +156,37 @@ def test_a_program_that_does_not_start_is_no_worker(
     assert told[-2].startswith("say power off: the worker ended")
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "why"),
+    [
+        ("fork", errno.EAGAIN, "no process for the worker"),
+        ("wait", errno.ECHILD, "nothing to wait for"),
+        ("wait", errno.EINTR, "the worker ended"),
+    ],
+)
+def test_a_worker_that_cannot_be_started_or_waited_for(
+    program: Path, machines: Mapping[str, Machine], call: str, error: int, why: str
+) -> None:
+    machine = machines["measuring"]
+    last = max(number for number, line in enumerate(machine.told) if line == call)
+    assert last > machine.told.index("say worker")
+    told = lines(program, machine.root, last, error)
+    assert told[-2].startswith(f"say power off: {why} ")
+    assert told.count("wait") == machine.told.count("wait") + {
+        errno.EINTR: 1,
+        errno.EAGAIN: -1,
+    }.get(error, 0)
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_nothing_that_the_init_opens_is_inherited(
+    machines: Mapping[str, Machine], kind: str
+) -> None:
+    opened = [line for line in machines[kind].told if re.match("open|socket", line)]
+    assert len(opened) > 20
+    assert not [line for line in opened if line.endswith("inherited")]
+
+
 FORGIVEN: Final = {
     # A kernel may have mounted it itself.
     "mount devtmpfs /dev devtmpfs nosuid,noexec": {errno.EBUSY},
@@ -522,7 +553,7 @@ def test_an_image_for_trying_things_out_says_so(program: Path, tmp_path: Path) -
             [
                 *("address eth0 020000000a00020f", "mask eth0 02000000ffffff00"),
                 # Destination and mask of zeros, then the gateway.
-                f"route 02{'00' * 15}020000000a000202{'00' * 8}02{'00' * 15}",
+                f"route up through 02{'00' * 15}020000000a000202{'00' * 8}02{'00' * 15}",
             ],
         ),
         ("address 10.0.2.15/0", ["address eth0 020000000a00020f", "mask eth0 0200000000000000"]),
@@ -601,6 +632,22 @@ def test_a_port_whose_name_is_no_files_gets_no_link(
     told = lines(program, write_machine(tmp_path, {PORT.format(1): name}))
     assert WORKER in told
     assert not any(line.startswith("link ") for line in told)
+
+
+def test_a_port_without_a_name_is_passed_over(program: Path, tmp_path: Path) -> None:
+    files = {**pinning(), "sys/class/virtio-ports/vport0p0/dev": "", "dev/vport0p0": ""}
+    told = lines(program, write_machine(tmp_path, files))
+    assert WORKER in told
+    assert {"give /dev/vport0p0 990 990", "give /dev/vport1p1 990 990"} <= set(told)
+    assert sum(line.startswith("link ") for line in told) == 1
+
+
+def test_two_ports_of_one_name(program: Path, machines: Mapping[str, Machine]) -> None:
+    """The second link is refused: which port would be meant is the host's choice."""
+    machine = machines["pinning"]
+    link = "link /dev/virtio-ports/cloister.operator ../vport1p1"
+    told = lines(program, machine.root, machine.told.index(link), errno.EEXIST)
+    assert reason(told) == "two ports of one name"
 
 
 COMMAND: Final = "sysroot/application/command"
