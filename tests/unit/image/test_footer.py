@@ -52,6 +52,8 @@ LINE = FOOTER.line()
         block(LINE.replace(b"1536 1536", b"0 1536")),
         block(LINE.replace(b"1536 1536", b"01536 1536")),
         block(LINE.replace(b"1536 1536", b"+1536 1536")),
+        block(LINE.replace(b"1536 1536", b"1536 01536")),
+        block(LINE.replace(b"1536 1536", b"1536 +1536")),
         block(LINE.replace(b"1536 1536", b"1536  1536")),
         block(LINE.replace(b"1536 1536", b"1536 9999999999999")),
         block(LINE.replace(b"ab" * 32, b"AB" * 32)),
