@@ -17,12 +17,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from support.llama_index import environment
 
-settings.register_profile("default", max_examples=100, deadline=None)
-settings.register_profile("long", max_examples=20_000, deadline=None)
+# How long examples take to be drawn says how busy this machine is, and nothing of what is tested.
+UNHURRIED = (HealthCheck.too_slow,)
+settings.register_profile(
+    "default", max_examples=100, deadline=None, suppress_health_check=UNHURRIED
+)
+settings.register_profile(
+    "long", max_examples=20_000, deadline=None, suppress_health_check=UNHURRIED
+)
 settings.load_profile("default")
 
 ON_REQUEST = ("network", "tee", "gpu", "slow", "boot", "platforms")
