@@ -333,8 +333,14 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _groups() -> set[Path]:
-    """Those of this process: other tests run at the same time."""
-    return set(Path("/sys/fs/cgroup").glob(f"**/cloister-{os.getpid()}-*"))
+    """Those of this process: other tests run at the same time, and take theirs away meanwhile."""
+    own = f"cloister-{os.getpid()}-"
+    return {
+        Path(folder, name)
+        for folder, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith(own)
+    }
 
 
 async def test_a_file_exchanged_while_the_sandbox_is_made_ends_it(
