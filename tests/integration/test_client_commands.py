@@ -272,22 +272,19 @@ class Running:
     """A local proxy in a thread."""
 
     def __init__(self, url: str, kit: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._connection = open_async_connection(url, kit=kit, development=True)
         app = LocalProxy(
             self._connection, allowed_hosts=allowed_hosts("127.0.0.1", self.port), encode=encode
         )
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, port=self.port, log_level="critical", lifespan="off")
-        )
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
         async with self._connection:
-            await self._server.serve()
+            await self._server.serve(sockets=[self._listening])
 
     def replace_transport(self, transport: httpx2.AsyncBaseTransport) -> None:
         """Put something else where requests would be sealed."""
@@ -302,6 +299,7 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join()
+        self._listening.close()
 
 
 @pytest.fixture

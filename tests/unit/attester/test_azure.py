@@ -336,10 +336,11 @@ def test_a_service_that_does_not_answer_is_given_up() -> None:
 def test_no_service_is_told_apart() -> None:
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(FetchError) as caught:
-        LinkLocalService(address="127.0.0.1", port=port).request("GET", "/path")
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # and does not listen
+        service = LinkLocalService(address="127.0.0.1", port=reserved.getsockname()[1])
+        with pytest.raises(FetchError) as caught:
+            service.request("GET", "/path")
     assert caught.value.code == "device.io"
 
 

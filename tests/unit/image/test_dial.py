@@ -49,12 +49,13 @@ def received(connection: socket.socket, size: int) -> bytes:
 
 
 def test_a_peer_that_is_not_there_ends_the_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    carried = Carried(address="10.0.2.100", port=8450, host="127.0.0.1", host_port=port)
-    done = subprocess.run(
-        shlex.split(carried.command), stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # and does not listen; nor can anybody else here
+        port = reserved.getsockname()[1]
+        carried = Carried(address="10.0.2.100", port=8450, host="127.0.0.1", host_port=port)
+        done = subprocess.run(
+            shlex.split(carried.command), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
