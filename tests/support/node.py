@@ -7,6 +7,7 @@ with the rest.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import shutil
@@ -40,19 +41,27 @@ def installed(script: str) -> Path:
     for source in ("package.json", "package-lock.json"):
         digest.update((SOURCES / source).read_bytes())
     home = Path(sys.prefix) / "interop-node" / digest.hexdigest()[:16]
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(f"{home}.{hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]}")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        for source in ("package.json", "package-lock.json"):
-            shutil.copy(SOURCES / source, work)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"npm could not install {SOURCES}:\n{done.stderr}"
-        work.rename(home)
-    shutil.copy(SOURCES / script, home)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    # Tests run in several processes: the first one installs, and the others wait for it.
+    with home.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            _install(home)
+        copy = Path(shutil.copy(SOURCES / script, home / f".{script}"))
+        copy.replace(home / script)  # under whoever reads it, at once
     return home
+
+
+def _install(home: Path) -> None:
+    work = Path(f"{home}.new")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    for source in ("package.json", "package-lock.json"):
+        shutil.copy(SOURCES / source, work)
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"npm could not install {SOURCES}:\n{done.stderr}"
+    work.rename(home)
 
 
 @contextlib.contextmanager
