@@ -396,7 +396,7 @@ def test_an_unknown_key_makes_the_client_verify_once_wait_and_retry() -> None:
 
 
 def test_forged_unknown_keys_end_after_one_retry_and_do_not_amplify() -> None:
-    limits = ReverifyLimits(burst=3, delay_s=0.001)
+    limits = ReverifyLimits(burst=3, refill_s=3600, delay_s=0.001)
     with scene() as at:
         client = at.client(settings=ClientSettings(reverify=limits))
         answered(client)
@@ -413,7 +413,7 @@ def test_forged_unknown_keys_end_after_one_retry_and_do_not_amplify() -> None:
 
 
 def test_forged_unknown_keys_to_many_requests_at_once_cause_few_reports() -> None:
-    limits = ReverifyLimits(burst=3, delay_s=0.001)
+    limits = ReverifyLimits(burst=3, refill_s=3600, delay_s=0.001)
     with scene() as at:
         client = at.client(settings=ClientSettings(reverify=limits))
         answered(client)

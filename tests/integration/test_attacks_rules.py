@@ -259,15 +259,15 @@ def test_api_keys_are_stored_as_keyed_hashes(two_keys: tuple[Path, str, str]) ->
 
 def test_rates_are_limited_for_each_key_by_itself(two_keys: tuple[Path, str, str]) -> None:
     path, one, two = two_keys
-    limited = WorkerSettings(rate=RateLimit(per_minute=60, burst=2))
+    limited = WorkerSettings(rate=RateLimit(per_minute=6, burst=2))
     with scene(limited, api_keys=path) as at:
         client = at.client()
         answers = [ask(client, headers=bearer(one)) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
-        assert answers[2].headers["retry-after"] == "1"
+        assert 0 < int(answers[2].headers["retry-after"]) <= 10
         assert error_code(answers[2]) == "rate_limit_exceeded"
         assert ask(client, headers=bearer(two)).status_code == 200
-        at.live.clocks.steady_offset += 1
+        at.live.clocks.steady_offset += 10
         assert ask(client, headers=bearer(one)).status_code == 200
 
 
@@ -454,6 +454,7 @@ def test_a_flood_of_report_requests_is_bounded_and_apart_from_inference() -> Non
             until(lambda: source.made > before)
             answered(client)  # while a quote is being made
             assert not all(each.done() for each in flood)
+            until(lambda: sum(each.done() for each in flood) == 6)  # so all have come
             source.gate.set()
             statuses = sorted(each.result()[0] for each in flood)
         assert statuses == [200, 200, 503, 503, 503, 503, 503, 503]
@@ -476,15 +477,15 @@ def fetch_report(url: str, *, source: str = "127.0.0.1", nonce: str = "ab" * 32)
 
 
 def test_report_requests_are_limited_for_each_source() -> None:
-    reports = ReportSettings(per_source=RateLimit(per_minute=60, burst=3))
+    reports = ReportSettings(per_source=RateLimit(per_minute=6, burst=3))
     with scene(WorkerSettings(reports=reports)) as at:
         client = at.client()
         answers = [fetch_report(at.live.url) for _ in range(3)]
         assert [status for status, _ in answers] == [200, 200, 429]
-        assert answers[-1][1] == "1"
+        assert 0 < int(answers[-1][1]) <= 10
         assert fetch_report(at.live.url, source="127.0.0.2")[0] == 200
         answered(client)  # inference goes on
-        at.live.clocks.steady_offset += 1
+        at.live.clocks.steady_offset += 10
         assert fetch_report(at.live.url)[0] == 200
 
 

@@ -105,25 +105,25 @@ async def test_refused_requests_leave_no_trace_in_the_replay_memory(tmp_path: Pa
 
 
 async def test_rates_are_per_key(tmp_path: Path) -> None:
-    settings = WorkerSettings(rate=RateLimit(per_minute=60, burst=2))
+    settings = WorkerSettings(rate=RateLimit(per_minute=6, burst=2))
     async with keyed(tmp_path / "keys.json", settings) as made:
         peer = made.bench.peer
         asked = [await peer.ask("/v1/models", api_key=made.ann) for _ in range(3)]
         assert [inner.status for inner in asked] == [200, 200, 429]
-        assert asked[2].headers["retry-after"] == "1"
+        assert 0 < int(asked[2].headers["retry-after"]) <= 10
         assert asked[2].error["code"] == "rate_limit_exceeded"
         assert (await peer.ask("/v1/models", api_key=made.bob)).status == 200
-        made.bench.clocks.steady_offset += 1
+        made.bench.clocks.steady_offset += 10
         assert (await peer.ask("/v1/models", api_key=made.ann)).status == 200
 
 
 async def test_a_rate_limited_request_can_be_sent_again(tmp_path: Path) -> None:
-    settings = WorkerSettings(rate=RateLimit(per_minute=60, burst=1))
+    settings = WorkerSettings(rate=RateLimit(per_minute=6, burst=1))
     async with keyed(tmp_path / "keys.json", settings) as made:
         peer = made.bench.peer
         await peer.ask("/v1/models", api_key=made.ann)
         limited = await peer.ask(document=chat(), api_key=made.ann, idempotency_key="k")
-        made.bench.clocks.steady_offset += 1
+        made.bench.clocks.steady_offset += 10
         again = await peer.ask(document=chat(), api_key=made.ann, idempotency_key="k")
         assert (limited.status, again.status) == (429, 200)
 

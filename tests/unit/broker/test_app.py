@@ -90,7 +90,7 @@ def test_other_requests_are_refused(
 
 
 def test_a_source_has_a_rate(tmp_path: Path) -> None:
-    with bench(tmp_path) as at, served(at, per_source=RateLimit(per_minute=60, burst=4)) as made:
+    with bench(tmp_path) as at, served(at, per_source=RateLimit(per_minute=1, burst=4)) as made:
         with made.http() as send:
             release_key(WEIGHTS, prover=at.prover, broker=at.store.identity, send=send)
             with pytest.raises(FetchError) as busy:
