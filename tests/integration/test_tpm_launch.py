@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -108,11 +107,10 @@ def plan(tmp_path: Path, state: Path) -> Callable[..., LaunchPlan]:
 
 def gone(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # also of one that ends while it is read
         return True
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().split(")")[1].split()[0] == "Z"
+    return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 60.0) -> bool:

@@ -329,13 +329,16 @@ async def test_a_second_answer_is_not_the_next_clients(
         for said in (b"A", b"stolen")
     )
 
+    taken, sent = asyncio.Event(), asyncio.Event()
+
     async def twice(_: bytes, writer: asyncio.StreamWriter) -> None:
         if when == "glued":
             writer.write(mine + other)
         else:
             writer.write(mine)
-            await asyncio.sleep(0.05)
+            await taken.wait()
             writer.write(other)
+            sent.set()
 
     async with lying(tmp_path, HONEST) as bench:
         await honest(bench, stream=stream)
@@ -347,7 +350,9 @@ async def test_a_second_answer_is_not_the_next_clients(
         assert b"stolen" not in first.body
         assert (first.status == 200) == (when == "later" or (stream and b"A" in first.body))
         if when == "later":
-            await asyncio.sleep(0.2)
+            taken.set()
+            await sent.wait()
+            await asyncio.sleep(0.05)
         bench.engine.handler = HONEST if stream else HONEST_WHOLE
         for _index in range(3):
             second = await bench.peer.ask(document=chat(stream=stream))

@@ -25,7 +25,9 @@ from support.sealed import until
 
 async def test_a_frozen_engine_is_noticed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member_module, "PROBE_EVERY_S", 0.02)
-    engine = Noting(script=lambda *_: Answer(rate=20), recyclable=True, slots=4)
+    # Its answer takes longer than it takes to notice, also on a slow machine.
+    answer = Answer(rate=20, tokens=("x",) * 2000)
+    engine = Noting(script=lambda *_: answer, recyclable=True, slots=4)
     async with running(engine=engine, probe_s=0.3) as bench:
         stream = await bench.open()
         await anext(aiter(stream.chunks))
