@@ -92,7 +92,7 @@ def serving(app: Any) -> Iterator[Served]:
     thread = threading.Thread(target=run, name="server")
     thread.start()
     try:
-        for _ in range(1000):
+        for _ in range(3000):
             if server.started or not thread.is_alive():
                 break
             thread.join(0.02)
