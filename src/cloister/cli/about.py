@@ -13,9 +13,14 @@ _KINDS = (ConfigurationError, MalformedError, UnsupportedError)
 
 @contextlib.contextmanager
 def about(path: Path) -> Iterator[None]:
-    """Put the name of a file before what is said of its content; kind and code stay."""
+    """Put the name of a file before what is said of its content, where that does not have it.
+
+    Kind and code stay.
+    """
     try:
         yield
     except _KINDS as error:
+        if str(path) in str(error):
+            raise
         kind = next(kind for kind in _KINDS if isinstance(error, kind))
         raise kind(f"{path}: {error}", code=error.code) from None
