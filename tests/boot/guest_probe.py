@@ -222,6 +222,10 @@ def state() -> dict[str, Any]:
         "swaps": Path("/proc/swaps").read_text().splitlines()[1:],
         "mounts": [line.split(" ")[:4] for line in Path("/proc/mounts").read_text().splitlines()],
         "programs": sorted([*listed("/usr/bin"), *listed("/usr/sbin")]),
+        "redirects": {
+            path.parent.name: path.read_text().strip()
+            for path in Path("/proc/sys/net/ipv4/conf").glob("*/accept_redirects")
+        },
         "addresses": [name for _, name in socket.if_nameindex()],
     }
 

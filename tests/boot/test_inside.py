@@ -123,6 +123,13 @@ def test_the_worker_has_no_rights(inside: Probed) -> None:
     )
 
 
+def test_no_card_believes_redirects(inside: Probed) -> None:
+    """Linux asks whether all cards together may, or one by itself: each has to say no."""
+    found = inside.found["state"]["redirects"]
+    assert {"all", "default", "eth0", "lo"} <= found.keys()
+    assert set(found.values()) == {"0"}
+
+
 def test_the_engine_meets_its_sandbox_as_elsewhere(inside: Probed) -> None:
     """Memory of others, their files and sockets: what the sandbox's own tests try."""
     findings = inside.found["engine"]["probes"]
