@@ -37,6 +37,8 @@ from cloister.strictjson import JsonObject
 READY_WITHIN_S: Final = 300.0
 """An emulated boot takes about a minute on a quiet machine, minutes on a busy one."""
 STOP_WITHIN_S: Final = 5.0
+MACHINE_ENDS_WITHIN_S: Final = 10.0
+"""After its TPM, where it was the machine that ended."""
 WATCH_S: Final = 1.0
 """How often somebody looks whether machine and TPM still run."""
 _SHOWN_LINES: Final = 12
@@ -209,13 +211,17 @@ class BootedGuest:
         )
 
     def _require_tpm(self) -> None:
-        # Where both end, the TPM does because its machine has.
-        if self.tpm.poll() is not None and self.process.poll() is None:
-            raise TpmError(
-                "the guest's software TPM (swtpm) has stopped, and a guest without it proves"
-                " nothing: boot it again",
-                code="tpm.swtpm",
-            )
+        if self.tpm.poll() is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # A machine that ends takes its TPM with it, whose end may be seen first.
+            self.process.wait(MACHINE_ENDS_WITHIN_S)
+            raise self._stopped()
+        raise TpmError(
+            "the guest's software TPM (swtpm) has stopped, and a guest without it proves"
+            " nothing: boot it again",
+            code="tpm.swtpm",
+        )
 
     def _last_lines(self) -> str:
         """Of the console, and of QEMU itself; printable, whatever a guest writes."""

@@ -79,7 +79,25 @@ def test_a_guest_that_ends_while_it_serves_is_an_error(guest: BootedGuest) -> No
     assert caught.value.code == "guest.ended"
 
 
-def test_a_guest_whose_tpm_is_gone_is_not_left_running_unseen(guest: BootedGuest) -> None:
+def test_a_machine_that_ends_is_told_of_though_its_tpm_ends_first(
+    guest: BootedGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The TPM ends with its machine's connection: the last lines say why, and are to be shown."""
+
+    def poll(_: object) -> int:
+        guest.process.send_signal(signal.SIGKILL)
+        return 0
+
+    monkeypatch.setattr(StandInTpm, "poll", poll)
+    with pytest.raises(EngineError, match="it said last") as caught:
+        guest.wait_ready()
+    assert caught.value.code == "guest.ended"
+
+
+def test_a_guest_whose_tpm_is_gone_is_not_left_running_unseen(
+    guest: BootedGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "MACHINE_ENDS_WITHIN_S", 0.1)
     tpm: object = guest.tpm
     assert isinstance(tpm, StandInTpm)
     tpm.ended = -9
