@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloister.verifier.platform_references import PlatformReference
 
 GOLDEN = "golden.json"
+VCPU_TYPE = "EPYC-v4"
 MAX_LOG = 4 * 1024 * 1024
 MAX_FIRMWARE = 64 * 1024 * 1024
 """Bytes that are read of a file; what parses it says what is too long."""
@@ -52,11 +53,14 @@ def measure(
         ),
     ] = None,
     vcpu_type: Annotated[
-        str, typer.Option("--vcpu-type", help="QEMU's name, for SEV-SNP.")
-    ] = "EPYC-v4",
+        str | None,
+        typer.Option("--vcpu-type", help=f"QEMU's name, for SEV-SNP; by default {VCPU_TYPE}."),
+    ] = None,
     vcpus: Annotated[
         list[int] | None,
-        typer.Option("--vcpus", help="How many processors, for SEV-SNP. Repeatable."),
+        typer.Option(
+            "--vcpus", help="How many processors, for SEV-SNP; by default one. Repeatable."
+        ),
     ] = None,
     tdvf: Annotated[
         Path | None,
@@ -69,9 +73,12 @@ def measure(
         ),
     ] = None,
     tdx_order: Annotated[
-        str,
-        typer.Option("--tdx-order", help="How the hypervisor measures firmware: page or section."),
-    ] = "page",
+        str | None,
+        typer.Option(
+            "--tdx-order",
+            help="How the hypervisor measures firmware, for TDX: page (the default) or section.",
+        ),
+    ] = None,
     eif: Annotated[
         Path | None, typer.Option("--eif", help="Also this enclave image, for AWS Nitro.")
     ] = None,
@@ -96,6 +103,15 @@ def measure(
     from cloister.image.references import machine_references
     from cloister.verifier.reference_values import ReferenceValues
 
+    if snp_firmware is None and (vcpu_type is not None or vcpus):
+        raise ConfigurationError(
+            "--vcpu-type and --vcpus go with --snp-firmware", code="image.snp_options"
+        )
+    if (tdvf is None) != (ccel is None) or (tdvf is None and tdx_order is not None):
+        raise ConfigurationError(
+            "TDX takes both --tdvf and --ccel, and --tdx-order goes with them",
+            code="image.tdx_order",
+        )
     files = read_image(directory)
     state = _secure_boot(secure_boot)
     if events:
@@ -104,11 +120,9 @@ def measure(
         return
     references = list(machine_references(files, _golden(directory, golden), state=state))
     if snp_firmware is not None:
-        references += _snp(files, snp_firmware, vcpu_type, vcpus or [1])
-    if (tdvf is None) != (ccel is None):
-        raise ConfigurationError("TDX takes both --tdvf and --ccel", code="image.tdx_order")
+        references += _snp(files, snp_firmware, vcpu_type or VCPU_TYPE, vcpus or [1])
     if tdvf is not None and ccel is not None:
-        references.append(_tdx(files, state, tdvf, ccel, tdx_order))
+        references.append(_tdx(files, state, tdvf, ccel, tdx_order or "page"))
     if eif is not None:
         references.append(_nitro(files, eif))
     if sgx_signature is not None:

@@ -79,6 +79,7 @@ def build_app(wanted: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EIO})
 """What a write or an open may say that names no file."""
+_FILE_CODE: Final = "system.file"
 
 
 def _told(error: OSError) -> str:
@@ -87,7 +88,7 @@ def _told(error: OSError) -> str:
 
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     why = error.strerror or type(error).__name__
-    return plain(f"cloister: {' and '.join(names) or 'a file'}: {why} [system.file]")
+    return plain(f"cloister: {' and '.join(names) or 'a file'}: {why} [{_FILE_CODE}]")
 
 
 def _options(

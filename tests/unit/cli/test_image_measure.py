@@ -190,6 +190,10 @@ def test_launch_digests_of_snp_guests(folder: Path) -> None:
     digests = [entry.registers["measurement"] for entry in values.platforms]
     assert len(set(digests)) == 2
     assert "4 × EPYC-v4" in values.platforms[1].name
+    for alone in (("--vcpus", "4"), ("--vcpu-type", "EPYC-v4")):
+        refused = run("measure", folder, *alone).exception
+        assert isinstance(refused, ConfigurationError)
+        assert refused.code == "image.snp_options"
 
 
 def test_tdx_guests(folder: Path) -> None:
@@ -208,8 +212,11 @@ def test_tdx_guests(folder: Path) -> None:
     sectioned = run("measure", folder, *options, "--tdx-order", "section").stdout.encode()
     (other,) = load_json(sectioned).platforms
     assert other.registers["mr_td"] != reference.registers["mr_td"]
-    for wrong in (options[:2], options[2:], (*options, "--tdx-order", "backwards")):
-        assert isinstance(run("measure", folder, *wrong).exception, ConfigurationError)
+    order = ("--tdx-order", "section")
+    for wrong in (options[:2], options[2:], order, (*options, "--tdx-order", "backwards")):
+        refused = run("measure", folder, *wrong).exception
+        assert isinstance(refused, ConfigurationError)
+        assert refused.code == "image.tdx_order"
     log.write_bytes(ccel([measured(1, 1, b"boot")]))
     assert isinstance(run("measure", folder, *options).exception, MalformedError)
 
