@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from cloister.errors import MalformedError
+from cloister.image import authenticode
 from cloister.image.authenticode import MAX_SECTIONS, parse_pe
 from support.boot_parts import pe_file
 
@@ -78,7 +79,22 @@ def with_field(at: int, layout: str, *values: int) -> bytes:
     return bytes(data)
 
 
+def with_bytes(at: int, new: bytes, data: bytes = PLAIN) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+TABLE, CERTIFICATES = 88 + 112 + 128, 88 + 112 + 32
+
 REFUSED = {
+    "another beginning": with_bytes(0, b"ZM"),
+    "no directory for signatures": pe_file([("", b"x")], directories=4),
+    "name beyond ASCII": with_bytes(TABLE, b"\xff"),
+    "name with a zero inside": with_bytes(TABLE + 2, b"\0"),
+    "signature of a size and no place": with_field(CERTIFICATES, "<II", 0, 8),
+    "signature at an address that is not aligned": with_field(
+        CERTIFICATES, "<II", len(PLAIN) + 1, 8
+    )
+    + bytes(9),
     "nothing": b"",
     "no program": b"\x7fELF" + bytes(1000),
     "header far away": with_field(60, "<I", 1 << 20),
@@ -110,3 +126,61 @@ def test_what_is_no_program_of_ours(case: str) -> None:
     with pytest.raises(MalformedError) as caught:
         parse_pe(REFUSED[case])
     assert caught.value.code == "image.pe"
+
+
+def test_an_aligned_signature_is_the_twin_of_those_that_are_not() -> None:
+    signed = with_field(CERTIFICATES, "<II", len(PLAIN), 8) + bytes(8)
+    assert parse_pe(signed).certificates_at == len(PLAIN)
+
+
+def test_arm64() -> None:
+    assert parse_pe(pe_file(SECTIONS, machine=0xAA64)).sections
+
+
+def test_as_many_sections_as_windows_takes() -> None:
+    many = [(f".{number}", b"x") for number in range(MAX_SECTIONS + 1)]
+    assert len(parse_pe(pe_file(many[:-1])).sections) == MAX_SECTIONS
+    with pytest.raises(MalformedError, match="97 sections"):
+        parse_pe(pe_file(many))
+
+
+def test_a_long_file_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authenticode, "MAX_PE_BYTES", len(PLAIN))
+    assert parse_pe(PLAIN).sections
+    with pytest.raises(MalformedError, match="at most"):
+        parse_pe(PLAIN + b"x")
+
+
+def test_how_far_away_the_header_may_be() -> None:
+    def moved(to: int) -> bytes:
+        """The same program with its header at `to`, and all else behind it."""
+        by = -(-(to - 64) // 512) * 512
+        data = bytearray(PLAIN[:64].ljust(to, b"\0") + PLAIN[64:512])
+        data = data.ljust(512 + by, b"\0") + PLAIN[512:]
+        struct.pack_into("<I", data, 60, to)
+        optional = to + 24
+        struct.pack_into("<I", data, optional + 60, 512 + by)
+        for section in range(2):
+            at = optional + 112 + 128 + 40 * section + 20
+            (offset,) = struct.unpack_from("<I", data, at)
+            struct.pack_into("<I", data, at, offset + by)
+        return bytes(data)
+
+    assert parse_pe(moved(64 * 1024)).content(".data") == b"data"
+    with pytest.raises(MalformedError, match="too far away"):
+        parse_pe(moved(64 * 1024 + 8))
+
+
+def test_no_section_begins_within_the_headers() -> None:
+    """The bytes of the table would be measured twice, or as something else than they are."""
+
+    def beginning(at: int) -> bytes:
+        data = bytearray(PLAIN)
+        struct.pack_into("<I", data, 88 + 60, at)
+        struct.pack_into("<II", data, TABLE + 16, 1024 - at, at)
+        return bytes(data)
+
+    assert len(parse_pe(PLAIN).data) == 1536
+    assert parse_pe(beginning(TABLE + 80)).headers_size == TABLE + 80
+    with pytest.raises(MalformedError, match="headers that do not fit"):
+        parse_pe(beginning(TABLE + 79))

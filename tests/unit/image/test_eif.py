@@ -164,7 +164,10 @@ ALTERATIONS: dict[str, Callable[[bytes], bytes]] = {
     "section of another size": lambda data: with_crc(data[:559] + b"\x01" + data[560:]),
     "section with flags": lambda data: with_crc(data[:551] + b"\x01" + data[552:]),
     "unknown section": lambda data: with_crc(data[:549] + b"\x06" + data[550:]),
+    "slot beyond the count": lambda data: with_crc(data[:75] + b"\x01" + data[76:]),
+    "size beyond the count": lambda data: with_crc(data[:331] + b"\x01" + data[332:]),
     "trailing byte": lambda data: with_crc(data + b"\0"),
+    "trailing byte beside the CRC": lambda data: data + b"\0",
     "a byte short": lambda data: data[:-1],
     "half a header": lambda data: data[:300],
     "empty": lambda data: b"",
@@ -179,6 +182,18 @@ def test_anything_else_is_malformed(name: str) -> None:
     read_eif(io.BytesIO(data))
     with pytest.raises(MalformedError):
         read_eif(io.BytesIO(ALTERATIONS[name](data)))
+
+
+def test_no_more_sections_than_slots() -> None:
+    """The count of a full table is read as it is: 33 would name a slot that is no slot."""
+    full = by_hand((*PLAIN, *[(3, MORE)] * 27))
+    assert len(read_eif(io.BytesIO(full)).sections) == 32
+    with pytest.raises(MalformedError, match="more sections"):
+        read_eif(io.BytesIO(with_crc(full[:27] + b"\x21" + full[28:])))
+
+
+def test_a_signature_moves_no_register_but_its_own() -> None:
+    assert measured(by_hand((*PLAIN, (4, b"a signature")))) == measured(by_hand(PLAIN))
 
 
 ORDERS: dict[str, Sections] = {

@@ -139,6 +139,10 @@ def test_states_that_no_firmware_is_in() -> None:
         dataclasses.replace(SECURE, authority=signature_entry(OWNER, b"stranger"))
     with pytest.raises(ValueError, match="authority"):
         SecureBoot(enabled=False, db=SECURE.db, authority=SB_ENTRY)
+    with pytest.raises(ValueError, match="authority"):
+        SecureBoot(enabled=True, db=SECURE.db)
+    with pytest.raises(ValueError, match="has none"):
+        dataclasses.replace(SECURE, supported=False)
 
 
 CHANGES: dict[str, tuple[BootParts, set[int]]] = {

@@ -116,3 +116,36 @@ def test_headers_without_room_for_one_more() -> None:
     with pytest.raises(MalformedError):
         for _ in range(4):
             image = add_section(image, ".b", b"x")
+
+
+@pytest.mark.parametrize("at", [0x40 + 24 + 32, 0x40 + 24 + 36])
+@pytest.mark.parametrize("alignment", [0, 0x300])
+def test_alignments_are_powers_of_two(at: int, alignment: int) -> None:
+    odd = bytearray(stub())
+    struct.pack_into("<I", odd, at, 0x400)
+    assert parse_pe(bytes(odd)).sections
+    struct.pack_into("<I", odd, at, alignment)
+    with pytest.raises(MalformedError, match="alignment"):
+        parse_pe(bytes(odd))
+
+
+def test_a_new_section_overwrites_nothing() -> None:
+    """Its entry goes into room that the headers have, and that nobody uses."""
+    table_end = 0x40 + 24 + 240 + 40
+    room = table_end + 40
+    image = add_section(stub(room=room), ".a", b"x")
+    assert [one.name for one in parse_pe(image).sections] == [".text", ".a"]
+    with pytest.raises(MalformedError, match="no room"):
+        add_section(stub(room=room - 1)[: room - 1] + bytes(0x200), ".a", b"x")
+    used = bytearray(stub(room=room))
+    used[room - 1] = 1
+    with pytest.raises(MalformedError, match="no room"):
+        add_section(bytes(used), ".a", b"x")
+
+
+def test_the_headers_count_what_was_added() -> None:
+    image = add_section(stub(), ".a", b"x")
+    (initialised,) = struct.unpack_from("<I", image, 0x40 + 24 + 8)
+    assert initialised == 0x200
+    (flags,) = struct.unpack_from("<I", image, parse_pe(image).section_table + 40 + 36)
+    assert flags == 0x40000040  # initialised data that is readable
