@@ -21,6 +21,7 @@ from cloister.deploy import formats
 from cloister.deploy.formats import convert
 from cloister.deploy.vhd import footer, geometry
 from cloister.errors import BuildError
+from cloister.image import boot_disk
 from support.deployments import ESP_BYTES, tiny_disk, write_image
 
 MIB = 1 << 20
@@ -228,3 +229,67 @@ def test_a_source_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(BuildError) as caught:
         convert("vhd", [tmp_path / "missing"], tmp_path / "disk")
     assert caught.value.code == "deploy.file"
+
+
+ENTRY = 2 * 512
+ESP_DISK = tiny_disk(b"\1" * ESP_BYTES)
+ESP_SECTORS = len(ESP_DISK) // 512
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "extent"),
+    [
+        (512, b"EFI PARX", None),
+        (ENTRY, bytes([ESP_DISK[ENTRY] ^ 1]), None),
+        (ENTRY + 32, struct.pack("<QQ", 34, 34), (34 * 512, 1)),
+        (ENTRY + 32, struct.pack("<QQ", 33, 34), None),
+        (ENTRY + 32, struct.pack("<QQ", 35, 34), None),
+        (ENTRY + 32, struct.pack("<QQ", 34, ESP_SECTORS - 1), (34 * 512, ESP_SECTORS - 34)),
+        (ENTRY + 32, struct.pack("<QQ", 34, ESP_SECTORS), None),
+    ],
+    ids=range(7),
+)
+def test_where_the_system_partition_lies(
+    at: int, new: bytes, extent: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    disk = tmp_path / "esp.img"
+    disk.write_bytes(ESP_DISK)
+    assert boot_disk.esp_extent(disk) == (2048 * 512, ESP_BYTES // 512)
+    disk.write_bytes(ESP_DISK[:at] + new + ESP_DISK[at + len(new) :])
+    if extent is not None:
+        assert boot_disk.esp_extent(disk) == extent
+        return
+    with pytest.raises(BuildError, match="no EFI system partition"):
+        boot_disk.esp_extent(disk)
+
+
+def test_a_disk_holds_zeros_and_what_is_behind_them(tmp_path: Path) -> None:
+    esp, root = tmp_path / "esp.img", tmp_path / "root.img"
+    esp.write_bytes(ESP_DISK)
+    root.write_bytes(bytes(MIB) + b"\2" * 512)
+    boot_disk.write_boot_disk(esp, [root] * 3, tmp_path / "disk")
+    disk = (tmp_path / "disk").read_bytes()
+    names = [disk[ENTRY + 128 * n :][56:128].decode("utf-16-le").rstrip("\0") for n in range(4)]
+    assert names == ["esp", "root", "application", "model"]
+    assert [disk[first * 512 : (last + 1) * 512] for first, last in parts(disk)][1:] == [
+        root.read_bytes()
+    ] * 3
+
+
+def test_a_part_that_becomes_shorter_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    esp, root = tmp_path / "esp.img", tmp_path / "root.img"
+    esp.write_bytes(ESP_DISK)
+    root.write_bytes(b"\2" * 1024)
+    boot_disk.write_boot_disk(esp, [root], tmp_path / "disk")
+    lay_out = boot_disk._lay_out
+
+    def then_cut(*arguments: Any) -> Any:
+        laid = lay_out(*arguments)
+        root.write_bytes(b"\2" * 512)
+        return laid
+
+    monkeypatch.setattr(boot_disk, "_lay_out", then_cut)
+    with pytest.raises(BuildError, match="became shorter"):
+        boot_disk.write_boot_disk(esp, [root], tmp_path / "disk")

@@ -10,7 +10,7 @@ import cbor2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import AuthenticationError, ConfigurationError, MalformedError
@@ -85,6 +85,9 @@ def test_the_bytes_are_those_of_aws_tool() -> None:
 REFUSED: dict[str, Callable[[list[Any]], None]] = {
     "flipped signature": lambda it: it.__setitem__(3, it[3][:-1] + bytes([it[3][-1] ^ 1])),
     "short signature": lambda it: it.__setitem__(3, it[3][:-1]),
+    "the same numbers written longer": lambda it: it.__setitem__(
+        3, it[3][:48] + b"\0" + it[3][48:]
+    ),
     "another algorithm": lambda it: it.__setitem__(0, cbor2.dumps({1: -7})),
     "another register": lambda it: it.__setitem__(
         2, cbor2.dumps({"register_index": 1, "register_value": list(PCR0)})
@@ -146,25 +149,66 @@ def test_certificates_that_cannot_vouch_for_images() -> None:
             authenticate(cbor2.dumps(section))
 
 
-MALFORMED: dict[str, Any] = {
-    "no list": {},
-    "empty": [],
-    "two": [*cbor2.loads(SIGNED) * 2],
-    "no map": [1],
-    "a member more": [{**cbor2.loads(SIGNED)[0], "more": 1}],
-    "bytes": [{**cbor2.loads(SIGNED)[0], "signature": b"bytes"}],
-    "large numbers": [{**cbor2.loads(SIGNED)[0], "signature": [256]}],
-    "truth values": [{**cbor2.loads(SIGNED)[0], "signature": [True]}],
-    "no envelope": [{**cbor2.loads(SIGNED)[0], "signature": list(cbor2.dumps([1, {}, 2, 3]))}],
-    "unprotected headers": [
-        {**cbor2.loads(SIGNED)[0], "signature": list(cbor2.dumps([b"", {4: b"x"}, b"", b""]))}
-    ],
-    "no certificate": [{**cbor2.loads(SIGNED)[0], "signing_certificate": list(b"PEM")}],
+ENTRY = cbor2.loads(SIGNED)[0]
+ENVELOPE = cbor2.loads(bytes(ENTRY["signature"]))
+
+
+def enveloped(*members: Any) -> list[Any]:
+    return [{**ENTRY, "signature": list(cbor2.dumps(list(members)))}]
+
+
+MALFORMED: dict[str, tuple[Any, str]] = {
+    "no list": ({}, "one signature"),
+    "a map where a list is": ({0: ENTRY}, "one signature"),
+    "empty": ([], "one signature"),
+    "two": ([ENTRY, ENTRY], "one signature"),
+    "no map": ([1], "a certificate and a signature"),
+    "a member more": ([{**ENTRY, "more": 1}], "a certificate and a signature"),
+    "bytes": ([{**ENTRY, "signature": b"bytes"}], "as a list of numbers"),
+    "large numbers": ([{**ENTRY, "signature": [256]}], "is no byte"),
+    "negative numbers": ([{**ENTRY, "signature": [-1]}], "is no byte"),
+    "truth values": ([{**ENTRY, "signature": [True]}], "is no byte"),
+    "words among numbers": ([{**ENTRY, "signature": [*ENTRY["signature"], "x"]}], "is no byte"),
+    "no envelope": (enveloped(1, {}, 2, 3), "is no COSE_Sign1"),
+    "an envelope of five": (enveloped(*ENVELOPE, b""), "is no COSE_Sign1"),
+    "an envelope that is a map": (
+        [{**ENTRY, "signature": list(cbor2.dumps(dict(enumerate(ENVELOPE))))}],
+        "is no COSE_Sign1",
+    ),
+    "unprotected headers": (enveloped(b"", {4: b"x"}, b"", b""), "without unprotected headers"),
+    "protected headers that are no bytes": (enveloped(1, *ENVELOPE[1:]), "is no COSE_Sign1"),
+    "a payload that is no bytes": (
+        enveloped(*ENVELOPE[:2], "payload", ENVELOPE[3]),
+        "is no COSE_Sign1",
+    ),
+    "a signature that is no bytes": (enveloped(*ENVELOPE[:3], "signature"), "is no COSE_Sign1"),
+    "no certificate": ([{**ENTRY, "signing_certificate": list(b"PEM")}], "does not decode"),
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_what_is_no_signature_is_malformed(name: str) -> None:
-    parse_image_signature(SIGNED)
-    with pytest.raises(MalformedError):
-        parse_image_signature(cbor2.dumps(MALFORMED[name]))
+    parse_image_signature(cbor2.dumps(enveloped(*ENVELOPE)))
+    value, why = MALFORMED[name]
+    with pytest.raises(MalformedError, match=why):
+        parse_image_signature(cbor2.dumps(value))
+
+
+def test_the_algorithm_is_the_keys_even_where_the_signature_holds() -> None:
+    """A signer may sign what they like; which hash it is over is not theirs to say."""
+
+    def by_hand(algorithm: int) -> bytes:
+        protected = cbor2.dumps({1: algorithm})
+        signed = cbor2.dumps(["Signature1", protected, b"", ENVELOPE[2]])
+        r, s = utils.decode_dss_signature(KEY.sign(signed, ec.ECDSA(hashes.SHA384())))
+        raw = r.to_bytes(48, "big") + s.to_bytes(48, "big")
+        return cbor2.dumps(enveloped(protected, {}, ENVELOPE[2], raw))
+
+    authenticate(by_hand(-35))
+    with pytest.raises(AuthenticationError, match="another algorithm"):
+        authenticate(by_hand(-7))
+
+
+def test_a_register_has_48_bytes() -> None:
+    with pytest.raises(ValueError, match="48 bytes"):
+        sign_image(PCR0[:-1], certificate=CERTIFICATE, key=KEY)

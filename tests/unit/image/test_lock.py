@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloister.errors import ConfigurationError, MalformedError
-from cloister.image.lock import Use, parse_lock, read_lock
+from cloister.image.lock import MAX_LOCK_BYTES, MAX_PACKAGES, Use, parse_lock, read_lock
 from cloister.image.resolve import PACKAGES
 
 
@@ -95,3 +95,34 @@ def test_a_missing_or_broken_lock_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="cloister image lock"):
         read_lock(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("kind", ["debian", "wheels"])
+def test_an_entry_has_its_members_and_no_others(kind: str) -> None:
+    assert parse_lock(json.dumps(document()).encode()).debian
+    more = document()
+    more[kind][0]["more"] = "1"
+    with pytest.raises(MalformedError, match="does not know"):
+        parse_lock(json.dumps(more).encode())
+    for member in document()[kind][0]:
+        less = document()
+        del less[kind][0][member]
+        with pytest.raises(MalformedError, match=member):
+            parse_lock(json.dumps(less).encode())
+
+
+def test_how_long_a_lock_may_be() -> None:
+    text = json.dumps(document()).encode()
+    assert parse_lock(text.ljust(MAX_LOCK_BYTES)).debian
+    with pytest.raises(MalformedError):
+        parse_lock(text.ljust(MAX_LOCK_BYTES + 1))
+
+
+@pytest.mark.parametrize("kind", ["debian", "wheels"])
+def test_how_many_packages_a_lock_may_name(kind: str) -> None:
+    many = document()
+    many[kind] = [{**many[kind][0], "name": f"p{number}"} for number in range(MAX_PACKAGES + 1)]
+    with pytest.raises(MalformedError, match="at most 4096"):
+        parse_lock(json.dumps(many, separators=(",", ":")).encode())
+    del many[kind][0]
+    assert parse_lock(json.dumps(many, separators=(",", ":")).encode()).debian
