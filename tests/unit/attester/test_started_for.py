@@ -70,3 +70,23 @@ def test_no_manifest_is_right_only_where_the_machine_names_none(platform: str) -
     with pytest.raises(ConfigurationError, match="was given none") as refused:
         require_started_for(evidence(platform, **FIELDS[platform]), None)
     assert refused.value.code == "attester.manifest"
+
+
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        ((items.ITEM_TDX_QUOTE, "tdx"), (items.ITEM_SGX_QUOTE, "sgx")),
+        ((items.ITEM_SGX_QUOTE, "sgx"), (items.ITEM_TDX_QUOTE, "tdx")),
+    ],
+    ids=["tdx", "sgx"],
+)
+def test_a_quote_of_the_other_kind_names_no_manifest(
+    made: tuple[str, str], other: tuple[str, str]
+) -> None:
+    """Quotes of enclaves and of trust domains have one format, and registers in other places."""
+    (item, platform), (other_item, other_platform) = made, other
+    right = evidence(platform, **FIELDS[platform])
+    require_started_for({item: right[item]}, DIGEST.hex())
+    wrong = evidence(other_platform, **FIELDS[other_platform])
+    with pytest.raises(MalformedError, match="the quote is not one of"):
+        require_started_for({item: wrong[other_item]}, DIGEST.hex())

@@ -72,6 +72,78 @@ def test_a_plain_word_passes_and_hostile_ones_do_not(word: words.Word, text: str
         assert len(hostile) < 4 or hostile not in str(caught.value)
 
 
+LONGEST = [
+    (words.NAME, "a" * 30),
+    (words.REGION, "a" * 40),
+    (words.MACHINE_TYPE, "a" * 60),
+    (words.RESOURCE_GROUP, "a" * 90),
+    (words.GALLERY, "a" * 80),
+    (words.STORAGE_ACCOUNT, "a" * 24),
+    (words.CONTAINER, "a" * 63),
+    (words.BUCKET, "a" * 63),
+    (words.PROJECT, "a" * 30),
+    (words.NETWORK, "a" * 80),
+    (words.SUBNET_ID, "subnet-" + "a" * 17),
+    (words.VPC_ID, "vpc-" + "a" * 17),
+    (words.VERSION, "99999.99999.99999"),
+    (words.CPU_MODEL, "EPYC-Genoa-v99"),
+    (words.INTERFACE, "a" * 15),
+    (words.DIGEST, "a" * 64),
+]
+SHORTEST = [
+    (words.STORAGE_ACCOUNT, "aaa"),
+    (words.CONTAINER, "aaa"),
+    (words.BUCKET, "aaa"),
+    (words.PROJECT, "a" * 6),
+    (words.SUBNET_ID, "subnet-" + "a" * 8),
+    (words.VPC_ID, "vpc-" + "a" * 8),
+    (words.DIGEST, "a" * 64),
+]
+
+
+@pytest.mark.parametrize(("word", "text"), LONGEST)
+def test_a_word_is_no_longer_than_its_reader_takes(word: words.Word, text: str) -> None:
+    assert word.check(text) == text
+    with pytest.raises(ConfigurationError):
+        word.check(text + text[-1])
+
+
+@pytest.mark.parametrize(("word", "text"), SHORTEST)
+def test_a_word_is_no_shorter_than_its_reader_takes(word: words.Word, text: str) -> None:
+    assert word.check(text) == text
+    with pytest.raises(ConfigurationError):
+        word.check(text[:-1])
+
+
+@pytest.mark.parametrize(
+    ("word", "good", "bad"),
+    [
+        (words.NAME, "a-1", "a-"),
+        (words.NAME, "a1", "1a"),
+        (words.REGION, "a-1", "a--1"),
+        (words.MACHINE_TYPE, "a.b", "a.b."),
+        (words.RESOURCE_GROUP, "a_", "a-"),
+        (words.GALLERY, "a.b", "a."),
+        (words.CONTAINER, "a-b", "a--b"),
+        (words.BUCKET, "a.b", "a..b"),
+        (words.PROJECT, "a-bcde", "abcde-"),
+        (words.NETWORK, "a_", "a."),
+        (words.VERSION, "1.0.3", "1.0.03"),
+        (words.VERSION, "1.0.3", "1.0.\u0663"),
+        (words.CPU_MODEL, "EPYC-v4", "EPYC-v\u0664"),
+        (words.PCI_ADDRESS, "0000:41:1f.7", "0000:41:1f.8"),
+        (words.PCI_ADDRESS, "0000:41:1f.7", "0000:41:2f.7"),
+        (words.PCI_ADDRESS, "0000:41:1f.7", "0000:41:1F.7"),
+        (words.DIGEST, "sha256:" + "a" * 64, "sha384:" + "a" * 64),
+        (words.DIGEST, "a" * 64, "A" * 64),
+    ],
+)
+def test_a_word_that_is_nearly_one(word: words.Word, good: str, bad: str) -> None:
+    assert word.check(good) == good
+    with pytest.raises(ConfigurationError):
+        word.check(bad)
+
+
 def test_a_path_is_absolute_and_holds_nothing_that_is_read_otherwise(tmp_path: Path) -> None:
     assert words.path(tmp_path / "my images", "x") == tmp_path / "my images"
     assert words.path(tmp_path / "bildär", "x") == tmp_path / "bildär"
