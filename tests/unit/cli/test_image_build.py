@@ -10,7 +10,10 @@ from cloister.cli.image_build import beside
 from cloister.cli.image_provenance import check_signed, provenance_signer
 from cloister.cli.main import main
 from cloister.errors import AuthenticationError, BuildError, ConfigurationError
-from cloister.manifest.signing import generate_pem
+from cloister.image.bill import PAYLOAD_TYPE
+from cloister.manifest.dsse import Envelope
+from cloister.manifest.signing import KeySigner, add_signature, generate_pem, load_private_key
+from cloister.strictjson import canonical
 
 IMAGE = """
 configuration = 1
@@ -56,6 +59,42 @@ def test_an_altered_signature_does_not_hold(keys: Path) -> None:
     check_signed(signed, STATEMENT, None)
     with pytest.raises(AuthenticationError):
         check_signed(signed, STATEMENT, keys / "builder.pem")
+
+
+def test_an_envelope_of_something_else_is_no_provenance(keys: Path) -> None:
+    signer = KeySigner.of("builder", load_private_key((keys / "builder.key.pem").read_bytes()))
+    signed = keys / "provenance.dsse.json"
+
+    def write(payload_type: str) -> None:
+        envelope = Envelope(payload_type=payload_type, payload=STATEMENT)
+        signed.write_bytes(canonical(add_signature(envelope, signer).to_json()))
+
+    write(PAYLOAD_TYPE)
+    check_signed(signed, STATEMENT, keys / "builder.pem")
+    write("application/json")
+    with pytest.raises(BuildError) as caught:
+        check_signed(signed, STATEMENT, keys / "builder.pem")
+    assert caught.value.code == "image.differs"
+    for content in (b"", b"{}", b"[]"):
+        signed.write_bytes(content)
+        with pytest.raises(BuildError) as caught:
+            check_signed(signed, STATEMENT, keys / "builder.pem")
+        assert caught.value.code == "image.differs"
+
+
+def test_files_that_cannot_be_used_for_a_check(keys: Path) -> None:
+    signed, key = keys / "provenance.dsse.json", keys / "builder.pem"
+    signed.write_bytes(provenance_signer(keys / "builder.key.pem")(STATEMENT))
+    check_signed(signed, STATEMENT, key)
+    with pytest.raises(ConfigurationError) as caught:
+        check_signed(keys / "none", STATEMENT, key)
+    assert caught.value.code == "image.check"
+    (keys / "word.pem").write_text("no key: hunter2")
+    for other in (keys / "none.pem", keys / "word.pem"):
+        with pytest.raises(ConfigurationError) as caught:
+            check_signed(signed, STATEMENT, other)
+        assert caught.value.code == "image.signing_key"
+        assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, "no key"])
