@@ -185,7 +185,7 @@ def test_a_range_has_no_zone_in_which_any_character_may_stand() -> None:
 
 @pytest.mark.parametrize("number", [0, -1, 65536])
 def test_a_port_is_one_of_tcp(number: int) -> None:
-    assert words.port(8440) == 8440
+    assert [words.port(one) for one in (1, 8440, 65535)] == [1, 8440, 65535]
     with pytest.raises(ConfigurationError):
         words.port(number)
 
