@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloister.errors import BuildError
-from cloister.image.command_line import MAX_BYTES, MEASURED, NONE, command_line
+from cloister.image.command_line import ENCLAVE, MAX_BYTES, MEASURED, NONE, RAMDISK, command_line
 from cloister.image.footer import DiskFooter
 
 ROOT = DiskFooter(
@@ -22,6 +22,8 @@ def test_it_names_the_root_and_how_the_others_are_known() -> None:
     assert "cloister.application=measured" in words
     assert "cloister.model=measured" in words
     assert {"lockdown=confidentiality", "module.sig_enforce=1", "panic=-1"} <= set(words)
+    assert {"oops=panic", "erst_disable", "efi=noruntime", "vsyscall=none"} <= set(words)
+    assert {"init_on_alloc=1", "init_on_free=1", "slab_nomerge", "page_alloc.shuffle=1"} <= {*words}
     assert not any(word.startswith("cloister.debug") for word in words)
 
 
@@ -47,3 +49,17 @@ def test_a_disk_is_not_just_any_word() -> None:
     assert command_line(root=ROOT, model=MEASURED)
     with pytest.raises(BuildError):
         command_line(root=ROOT, model="anything")
+
+
+def test_an_enclave_has_ramdisks_and_arguments_of_its_own() -> None:
+    line = command_line(root=ROOT, application=RAMDISK, model=RAMDISK, more=ENCLAVE)
+    words = line.split(" ")
+    assert {"cloister.application=ramdisk", "cloister.model=ramdisk"} <= set(words)
+    assert {"reboot=k", "rootfstype=ramfs", "cloister.platform=nitro"} <= set(words)
+
+
+def test_it_is_as_long_as_the_kernel_reads() -> None:
+    left = MAX_BYTES - len(command_line(root=ROOT)) - 1
+    assert len(command_line(root=ROOT, more=("x" * left,))) == MAX_BYTES
+    with pytest.raises(BuildError):
+        command_line(root=ROOT, more=("x" * (left + 1),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,14 @@ FIRST = 4096 + 56
 SECOND = (FIRST + int.from_bytes(CODE[FIRST + 20 : FIRST + 23], "little") + 7) & ~7
 LONG = bytes(18) + bytes([made.DXE_CORE, 0]) + (8192).to_bytes(3, "little") + b"\xf8"
 PACKED = CODE.index(made.LZMA_SECTION) + 20
+GUID = PACKED - 20
 NO_FIRMWARE = {
+    "a section in another compression": altered(lambda d: d.__setitem__(GUID, d[GUID] ^ 1)),
+    "a section of another kind": altered(lambda d: d.__setitem__(GUID - 1, 3)),
+    "a file of no size": altered(lambda d: d.__setitem__(slice(FIRST + 20, FIRST + 23), bytes(3))),
+    "a section of no size": altered(
+        lambda d: d.__setitem__(slice(FIRST + 24, FIRST + 27), bytes(3))
+    ),
     "nothing": b"",
     "no volume": bytes(8192),
     "no DXE core": made.ovmf_code(made.PEI_VOLUME),
@@ -103,6 +111,40 @@ def test_what_is_no_firmware(name: str) -> None:
     with pytest.raises(MalformedError) as refused:
         unpacked_volumes(NO_FIRMWARE[name])
     assert refused.value.code == "image.firmware"
+
+
+def test_volumes_are_few_and_of_whole_pages() -> None:
+    volume = CODE[4096:]
+    small = bytearray(made.firmware_volume())
+    assert len(unpacked_volumes(volume * 16)) == 32
+    with pytest.raises(MalformedError, match="told apart"):
+        unpacked_volumes(volume * 17)
+    assert unpacked_volumes(volume + small)
+    small[32:40] = (4095).to_bytes(8, "little")
+    with pytest.raises(MalformedError, match="told apart"):
+        unpacked_volumes(volume + small)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda volume: volume[:40] + b"_FVX" + volume[44:], "has no header"),
+        (lambda volume: volume[:44], "has no header"),
+        (lambda volume: volume[:32] + (55).to_bytes(8, "little") + volume[40:], "is longer than"),
+        (lambda volume: volume[:-1], "is longer than"),
+    ],
+    ids=["another mark", "cut off", "smaller than its header", "a byte short"],
+)
+def test_a_volume_that_was_packed_is_whole(change: Callable[[bytes], bytes], why: str) -> None:
+    def packed(volume: bytes) -> bytes:
+        inner = lzma.compress(made.firmware_section(0x17, volume), format=lzma.FORMAT_ALONE)
+        guided = made.LZMA_SECTION + (24).to_bytes(2, "little") + b"\1\0" + inner
+        file = (made.VOLUME_FILE, made.firmware_section(2, guided))
+        return made.firmware_volume(file, size=8192)
+
+    assert [one.data for one in unpacked_volumes(packed(DXE))] == [DXE]
+    with pytest.raises(MalformedError, match=why):
+        unpacked_volumes(packed(change(DXE)))
 
 
 def test_a_small_file_that_unpacks_to_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -139,7 +140,11 @@ GOOD = made.variable_store(("Lang", b"eng"))
         GOOD[:136] + (1 << 20).to_bytes(4, "little") + GOOD[140:],
         GOOD[:136] + (3).to_bytes(4, "little") + GOOD[140:],
         GOOD[:-1] + b"\0",
-        made.variable_store(("PK", b"a key")),
+        # A name of half a character, and one of none; the variable is as long as before.
+        GOOD[:136] + struct.pack("<II", 11, 2) + GOOD[144:],
+        GOOD[:136] + struct.pack("<II", 0, 13) + GOOD[144:],
+        GOOD[:48] + struct.pack("<H", len(GOOD) - 27) + GOOD[50:],
+        *[made.variable_store((name, b"a key")) for name in ("PK", "KEK", "db", "dbx")],
         made.variable_store(("SecureBootEnable", b"\0")),
         made.variable_store(size=512),
         GOOD + bytes(4 << 20),
