@@ -14,6 +14,7 @@ from cloister.evidence.dcap import parse_quote
 from cloister.evidence.eventlog import EventType
 from cloister.evidence.tdx import TdReport
 from cloister.evidence.tpm import Alg
+from cloister.image import tdx_launch
 from cloister.image.boot_events import BootParts
 from cloister.image.partition_table import measured_table
 from cloister.image.rtmrs import boot_path_register, predicted_rtmrs, recorded_rtmr0
@@ -90,6 +91,88 @@ BROKEN = {
     "more than is sane": made.tdvf((0, 0, 0, 1 << 31, 3, 0)),
     "beyond memory": made.tdvf((0, 0, 1 << 53, 4096, 2, 0)),
 }
+
+
+FOOTER = len(GOOD) - 32 - 18
+"""Where the last entry of the table of GUIDs begins; 18 bytes before it, that of TDX."""
+
+
+def with_bytes(at: int, new: bytes, data: bytes = GOOD) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+TABLES = {
+    "nothing": (b"", "has 0 bytes"),
+    "too short for a table": (bytes(49), "is cut off"),
+    "no table": (with_bytes(FOOTER + 2, b"\0"), "does not end with a table"),
+    "a table smaller than its footer": (with_bytes(FOOTER, b"\x11\0"), "does not end with a table"),
+    "a table larger than the file": (with_bytes(FOOTER, b"\0\xf0"), "does not end with a table"),
+    "no entry of TDX": (with_bytes(FOOTER - 16, b"\0"), "says nothing about TDX"),
+    "an entry smaller than its header": (with_bytes(FOOTER - 18, b"\x11\0"), "does not decode"),
+    "an entry of no size": (with_bytes(FOOTER - 18, bytes(3)), "does not decode"),
+    "an entry larger than the table": (with_bytes(FOOTER - 18, b"\0\1"), "does not decode"),
+    "metadata behind the end": (
+        with_bytes(
+            len(GOOD) - 32,
+            struct.pack("<4sIII", b"TDVF", 48, 1, 1),
+            made.tdvf(BFV, offset=32),
+        ),
+        "of a wrong length",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_table_of_guids_that_does_not_decode(case: str) -> None:
+    assert len(parse_tdvf(GOOD)) == 4
+    data, why = TABLES[case]
+    with pytest.raises(MalformedError, match=why):
+        parse_tdvf(data)
+
+
+def test_the_longest_firmware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tdx_launch, "MAX_FIRMWARE_BYTES", len(GOOD))
+    assert len(parse_tdvf(GOOD)) == 4
+    monkeypatch.setattr(tdx_launch, "MAX_FIRMWARE_BYTES", len(GOOD) - 1)
+    with pytest.raises(MalformedError, match=f"has {len(GOOD)} bytes"):
+        parse_tdvf(GOOD)
+
+
+def test_how_much_firmware_lays_out() -> None:
+    half = (0, 0, 0, 1 << 29, 3, 0)
+    assert len(parse_tdvf(made.tdvf(half))) == 1
+    with pytest.raises(MalformedError, match="more than"):
+        parse_tdvf(made.tdvf(half, (0, 0, 1 << 30, 4096, 3, 0)))
+    assert parse_tdvf(made.tdvf((0, 0, (1 << 52) - 4096, 4096, 2, 0)))
+    with pytest.raises(MalformedError, match="whole pages"):
+        parse_tdvf(made.tdvf((0, 0, 1 << 52, 4096, 2, 0)))
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, True), (64, True), (65, False)])
+def test_how_many_sections_there_are(count: int, kept: bool) -> None:
+    """Each at an address of its own, so that nothing else is wrong with them."""
+    metadata = struct.pack("<4sIII", b"TDVF", 16 + 32 * count, 1, count)
+    for number in range(count):
+        metadata += struct.pack("<IIQQII", 0, 0, 0x100000 + 4096 * number, 4096, 2, 0)
+    data = with_bytes(4096, metadata, made.tdvf(BFV, offset=len(GOOD) - 4096))
+    if kept:
+        assert len(parse_tdvf(data)) == count
+        return
+    with pytest.raises(MalformedError, match="version 1"):
+        parse_tdvf(data)
+
+
+def test_sections_in_another_order_are_not_one_upon_another() -> None:
+    assert len(parse_tdvf(made.tdvf(*reversed(made.TDX_SECTIONS)))) == 4
+
+
+def test_pages_that_the_guest_accepts_later_are_not_measured() -> None:
+    """For their attribute, whatever they are, or for being the memory itself."""
+    alone = mrtd(made.tdvf(HOB))
+    later = made.tdvf(HOB, (0, 0, 0x1000, 4096, 3, 2))
+    memory = made.tdvf(HOB, (0, 0, 0x1000, 4096, 4, 0))
+    measured = made.tdvf(HOB, (0, 0, 0x1000, 4096, 3, 0))
+    assert mrtd(later) == mrtd(memory) == alone != mrtd(measured)
 
 
 @pytest.mark.parametrize("case", BROKEN)
