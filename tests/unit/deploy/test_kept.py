@@ -110,3 +110,11 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_kept(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.4,x=y", "10.0.0.4-1", "::1"])
+def test_an_address_that_is_none_of_ipv4_reaches_no_command(tmp_path: Path, address: str) -> None:
+    one = dataclasses.replace(deployment(tmp_path), address="10.0.0.4")
+    with pytest.raises(ConfigurationError) as caught:
+        dataclasses.replace(one, address=address)
+    assert caught.value.code == "deploy.address"
