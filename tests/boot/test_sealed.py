@@ -134,11 +134,19 @@ def test_from_the_owners_seal_to_the_clients_receipt(unaltered: str, owned: Owne
     assert not any(secret in path.read_bytes() for path in owned.image.iterdir())
 
 
+@pytest.fixture
+def another_broker(owned: Owned, operator: Operator, tmp_path: Path) -> Iterator[Broker]:
+    """One that accepted no manifest yet: of two first versions a broker accepts one."""
+    with broker_for(owned.demo, tmp_path / "broker.db", operator.roots) as broker:
+        yield broker
+
+
 def test_a_guest_without_a_network_card(
-    owned: Owned, good: GoodBoot, operator: Operator, tmp_path: Path
+    owned: Owned, another_broker: Broker, good: GoodBoot, operator: Operator, tmp_path: Path
 ) -> None:
     """Both ways through ports of the machine; a forwarder carries what the broker is asked."""
-    text = IMAGE.format(identity=owned.broker.store.identity).replace('peer = "broker"\n', "")
+    broker = another_broker
+    text = IMAGE.format(identity=broker.store.identity).replace('peer = "broker"\n', "")
     text = text[: text.index("[network]")] + "[network]\ncard = false\n"
     (tmp_path / "demo.sealed").symlink_to(owned.demo.path)
     image = built(tmp_path, text)
@@ -153,15 +161,13 @@ def test_a_guest_without_a_network_card(
     way = "virtio:/dev/virtio-ports/cloister.broker"
     serving = Serving(egress=(way,), receipts_keep_s=600, stream_bucket=256, body_bucket=1024)
     signed = signed_for(owned.demo, listed, serving)
-    with booted(
-        machine, operator, manifest=signed.encode(), broker=owned.broker.authority
-    ) as guest:
+    with booted(machine, operator, manifest=signed.encode(), broker=broker.authority) as guest:
         assert "network: none" in guest.booted.console()
         address = f"virtio:{guest.booted.sockets.requests}"
         exchange = ask_knowing_alice(address, operator.api_key, operator.roots, timeout=300)
     assert exchange.receipt_verified
     assert exchange.model == (MODEL, owned.demo.header.model_sha256)
-    assert owned.broker.events[-2:] == ["attested", "released"]
+    assert broker.events[-2:] == ["attested", "released"]
 
 
 def test_a_revoked_manifest_gets_no_key(unaltered: str, owned: Owned, operator: Operator) -> None:
