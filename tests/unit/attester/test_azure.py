@@ -241,6 +241,10 @@ def test_other_refusals_to_write_stay() -> None:
 def test_certificates_that_are_none_are_refused(answer: bytes) -> None:
     service = Service()
     assert fetch_vcek_chain(service) == tuple(DER)
+    service.answers[metadata.CERTIFICATION] = json.dumps(
+        {"vcekCert": PEM[0], "certificateChain": PEM[1] * 4}
+    ).encode()
+    assert len(fetch_vcek_chain(service)) == metadata.MAX_CHAIN
     service.answers[metadata.CERTIFICATION] = answer
     with pytest.raises(FetchError) as caught:
         fetch_vcek_chain(service)

@@ -212,7 +212,8 @@ ORDERS: dict[str, Sections] = {
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_sections_have_one_order_and_bounds(name: str) -> None:
-    read_eif(io.BytesIO(by_hand((*PLAIN, (4, b"\x80")))))
+    for whole in (PLAIN[:4], PLAIN, (*PLAIN, (4, b"\x80"))):
+        read_eif(io.BytesIO(by_hand(whole)))
     with pytest.raises(MalformedError):
         read_eif(io.BytesIO(by_hand(ORDERS[name])))
 

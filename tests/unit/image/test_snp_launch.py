@@ -68,9 +68,11 @@ def by_hand(data: bytes, boot: DirectBoot, vcpus: int) -> bytes:
     return digest
 
 
-def test_the_digest_is_the_specifications(machine: SnpMachine) -> None:
+@pytest.mark.parametrize("vcpus", [1, 2, 512])
+def test_the_digest_is_the_specifications(machine: SnpMachine, vcpus: int) -> None:
     data = machine.firmware.read_bytes()
-    assert launch_digest(machine, BOOT) == by_hand(data, BOOT, 2)
+    counted = SnpMachine(firmware=machine.firmware, vcpus=vcpus, vcpu_type=machine.vcpu_type)
+    assert launch_digest(counted, BOOT) == by_hand(data, BOOT, vcpus)
 
 
 @pytest.mark.parametrize(
