@@ -501,7 +501,10 @@ def require_places(machine: Machine, kit: Path, boot_log: Path | None) -> None:
             f"the kit cannot be written to {kit}: {nearest} is no folder that can be written",
             code="image.machine",
         )
-    if boot_log is not None and (boot_log.is_dir() or not os.access(boot_log.parent, os.W_OK)):
+    if boot_log is not None and (
+        boot_log.is_dir()
+        or not os.access(boot_log if boot_log.exists() else boot_log.parent, os.W_OK)
+    ):
         raise ConfigurationError(
             f"the boot's log cannot be written to {boot_log}", code="image.machine"
         )

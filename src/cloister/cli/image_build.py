@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister.cli.about import about
-from cloister.cli.image_provenance import check_signed, provenance_signer
+from cloister.cli.image_provenance import check_signed, provenance_signer, require_signature
 from cloister.cli.sealed_options import memory_of
 from cloister.errors import BuildError, ConfigurationError
 
@@ -100,13 +100,20 @@ def build(
     from cloister.image.http import HttpFetcher
     from cloister.image.lock import read_lock
     from cloister.image.operations import Build
+    from cloister.image.outputs import SIGNED_PROVENANCE
     from cloister.image.plan import Supplies, plan_image
 
     folder = work_directory() if work is None else work
     known = [entry for path in golden or () for entry in _golden(path)]
     if signer is not None and not check:
         raise ConfigurationError("--signer goes with --check", code="image.check")
+    if sign_key is not None and check:
+        raise ConfigurationError(
+            "--sign-key goes with a build: --check writes nothing", code="image.check"
+        )
     sign = None if sign_key is None else provenance_signer(sign_key)
+    if signer is not None:
+        require_signature(out / SIGNED_PROVENANCE, signer)
     ingredients = ingredients_of(configuration, read_lock(lock))
     supplies = Supplies(
         store=Store(folder / "store"),
@@ -153,6 +160,9 @@ def _built(
         golden,
         sign=sign,
         waiting=lambda: typer.echo(f"Another build writes {out}: waiting for it", err=True),
+        removed=lambda name: typer.echo(
+            f"Removed {out / name}, which was about the image before", err=True
+        ),
     )
     for name, digest in written.items():
         typer.echo(f"{digest}  {name}")

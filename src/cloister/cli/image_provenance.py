@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.errors import AuthenticationError, BuildError, ConfigurationError, MalformedError
 from cloister.strictjson import canonical, parse_json_object
+
+if TYPE_CHECKING:
+    from cloister.manifest.owners import KeyOwner
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 _KEY: Final = "image.signing_key"
@@ -49,7 +52,6 @@ def check_signed(path: Path, provenance: bytes, signer: Path | None) -> None:
     from cloister.image.bill import PAYLOAD_TYPE
     from cloister.manifest.dsse import parse_envelope
     from cloister.manifest.signatures import LoadedKeys, Signatures
-    from cloister.manifest.signing import load_owner
 
     try:
         written = parse_json_object(_read(path, "image.check"), limit=MAX_BYTES, what=path.name)
@@ -64,10 +66,7 @@ def check_signed(path: Path, provenance: bytes, signer: Path | None) -> None:
         )
     if signer is None:
         return
-    try:
-        owner = load_owner(signer.stem, _read(signer, _KEY))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{signer}: {error}", code=_KEY) from None
+    owner = _owner(signer)
     try:
         signed = bool(Signatures(envelope, None, LoadedKeys()).by([owner]))
     except AuthenticationError:
@@ -76,6 +75,25 @@ def check_signed(path: Path, provenance: bytes, signer: Path | None) -> None:
         raise AuthenticationError(
             f"{path} has no signature by {signer} that holds", code="image.signature"
         )
+
+
+def require_signature(path: Path, signer: Path) -> None:
+    """That there are an envelope and a key to check it by, before a build that takes minutes.
+
+    ConfigurationError (``image.check``, ``image.signing_key``).
+    """
+    _read(path, "image.check")
+    _owner(signer)
+
+
+def _owner(signer: Path) -> KeyOwner:
+    from cloister.manifest.signing import load_owner
+
+    data = _read(signer, _KEY)
+    try:
+        return load_owner(signer.stem, data)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{signer}: {error}", code=_KEY) from None
 
 
 def _read(path: Path, code: str) -> bytes:

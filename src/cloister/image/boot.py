@@ -43,6 +43,7 @@ WATCH_S: Final = 1.0
 """How often somebody looks whether machine and TPM still run."""
 _SHOWN_LINES: Final = 12
 _MAX_CONSOLE_BYTES: Final = 1024 * 1024
+_TAIL_BYTES: Final = 64 * 1024
 
 MARKS: Final = (
     ("firmware", "BdsDxe: starting", "the firmware has started the image"),
@@ -226,8 +227,8 @@ class BootedGuest:
     def _last_lines(self) -> str:
         """Of the console, and of QEMU itself; printable, whatever a guest writes."""
         lines = [
-            *self.console().splitlines()[-_SHOWN_LINES:],
-            *self._messages.read_text(errors="replace").splitlines()[-2:],
+            *_tail(self.sockets.console)[-_SHOWN_LINES:],
+            *_tail(self._messages)[-2:],
         ]
         return "\n".join("  " + "".join(filter(str.isprintable, line)) for line in lines)
 
@@ -239,6 +240,16 @@ class BootedGuest:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a file, which grows for as long as a guest serves."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 
 
 def ending_with_us(command: Sequence[str]) -> Sequence[str]:

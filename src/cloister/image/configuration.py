@@ -390,12 +390,25 @@ def _check_card(policy: NetworkPolicy, written: Sequence[str]) -> None:
         )
     if len(policy.addresses) > 1:
         raise _refused("[network] `address` is one: the guest's init gives its card no more")
+    for own in policy.addresses:
+        if own.ip.is_loopback or own.ip.is_multicast or own.ip.is_unspecified:
+            raise _refused(f"[network] `address` {own} is not one that a card can have")
     for gateway in policy.gateways:
-        if not any(gateway in own.network and gateway != own.ip for own in policy.addresses):
+        if not any(_neighbour(gateway, own) for own in policy.addresses):
             raise _refused(
                 f"[network] `gateway` {gateway} is not another machine of the network of `address`"
                 f" ({', '.join(written)}), so the guest could not reach it"
             )
+
+
+def _neighbour(
+    gateway: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    own: ipaddress.IPv4Interface | ipaddress.IPv6Interface,
+) -> bool:
+    """Whether `gateway` can be another machine of the network of `own`."""
+    network = own.network
+    ends = (network.network_address, network.broadcast_address) if network.num_addresses > 2 else ()
+    return gateway in network and gateway != own.ip and gateway not in ends
 
 
 def _peer(one: Table) -> Peer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -58,38 +57,22 @@ def write_outputs(
     *,
     sign: Callable[[bytes], bytes] | None = None,
     waiting: Callable[[], None] = lambda: None,
+    removed: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, str]:
     """Copy what `plan` made into `out`, and write the records; SHA-256 by file name.
 
     Reference values need `golden` values of PCR 0 and 1 (`cloister.image.measurements`). `sign`
     makes an envelope of the provenance, which is written as well. Nothing else in these files says
-    who built them, where or when. Whatever fails, the image that was in `out` before stays there
-    whole (`cloister.image.folder`). BuildError if the image is too large (``image.size``); OSError.
+    who built them, where or when. How `out` changes, `cloister.image.folder` says: `waiting` and
+    `removed` are its. BuildError if the image is too large (``image.size``); OSError.
     """
-    with replacing(out, FILES, record=RECORD, waiting=waiting) as new:
+    with replacing(out, FILES, record=RECORD, waiting=waiting, removed=removed) as new:
         for name, made in plan.artefacts.items():
-            take(build.path(made), out / name, new / name)
+            shutil.copyfile(build.path(made), new / name)
         digests = _write_records(plan, ingredients, new, golden)
         if sign is not None:
             (new / SIGNED_PROVENANCE).write_bytes(sign((new / PROVENANCE).read_bytes()))
     return digests
-
-
-def take(source: Path, before: Path, target: Path) -> None:
-    """Write what `source` has to `target`; where `before` has it already, as another name of that.
-
-    A model may be large, and the one of the image before is often the same.
-    """
-    if before.is_file() and before.stat().st_size == source.stat().st_size:
-        try:
-            os.link(before, target)
-        except OSError:
-            pass  # a file system without links
-        else:
-            if file_digest(target) == file_digest(source):
-                return
-            target.unlink()
-    shutil.copyfile(source, target)
 
 
 def _write_records(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -231,6 +232,24 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_boot(
         with pytest.raises(ConfigurationError, match="written to") as caught:
             require_places(machine, kit, log)
         assert caught.value.code == "image.machine"
+
+
+def test_a_log_that_is_there_counts_for_itself(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as /dev/stdout, or a file that is read only, in whichever folder."""
+    log = tmp_path / "logs" / "boot.log"
+    log.parent.mkdir()
+    log.touch()
+    kit = tmp_path / "kit"
+    monkeypatch.setattr(os, "access", lambda path, _: path not in (log.parent, log.parent.parent))
+    with pytest.raises(ConfigurationError, match="kit"):
+        require_places(machine, kit, log)
+    monkeypatch.setattr(os, "access", lambda path, _: path != log.parent)
+    require_places(machine, kit, log)
+    monkeypatch.setattr(os, "access", lambda path, _: path != log)
+    with pytest.raises(ConfigurationError, match=r"boot\.log"):
+        require_places(machine, kit, log)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,30 @@ def test_a_key_that_cannot_sign_is_refused_before_the_build(
         provenance_signer(key)
 
 
+def test_what_a_check_asks_for_is_looked_at_before_it_builds(
+    keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (keys / "image.toml").write_text(IMAGE)
+    words = ["image", "build", str(keys / "image.toml"), "--out", str(keys)]
+    words += ["--work", str(keys / "work"), "--describe", "--check"]
+    signed, key = keys / "provenance.dsse.json", keys / "builder.pem"
+    for there, options, code in (
+        (False, ("--signer", str(key)), "image.check"),
+        (True, ("--signer", str(keys / "builder.key.pem")), "image.signing_key"),
+        (True, ("--signer", str(keys / "none.pem")), "image.signing_key"),
+        (True, ("--sign-key", str(keys / "builder.key.pem")), "image.check"),
+        (True, ("--signer", str(key)), None),
+    ):
+        if there:
+            signed.write_bytes(provenance_signer(keys / "builder.key.pem")(STATEMENT))
+        with pytest.raises(SystemExit) as left:
+            main([*words, *options])
+        said = capsys.readouterr().err
+        assert left.value.code == (2 if code else 0), said
+        assert code is None or said.count(f"[{code}]") == 1
+        assert said.count("none.pem") <= 1
+
+
 def test_a_check_says_what_it_did_not_compare(tmp_path: Path) -> None:
     for name in ("root.img", "reference-values.json", "provenance.dsse.json", "golden.json"):
         (tmp_path / name).touch()

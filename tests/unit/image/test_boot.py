@@ -79,6 +79,15 @@ def test_a_guest_that_ends_while_it_serves_is_an_error(guest: BootedGuest) -> No
     assert caught.value.code == "guest.ended"
 
 
+def test_the_last_lines_are_the_last_however_much_a_guest_wrote(guest: BootedGuest) -> None:
+    with guest.sockets.console.open("a") as console:
+        console.writelines(f"line {number}\n" for number in range(200_000))
+    guest.process.send_signal(signal.SIGKILL)
+    with pytest.raises(EngineError, match="line 199999") as caught:
+        guest.wait()
+    assert "line 199000\n" not in str(caught.value)
+
+
 def test_a_machine_that_ends_is_told_of_though_its_tpm_ends_first(
     guest: BootedGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,11 @@ def test_a_whole_configuration_is_read() -> None:
         ('"192.0.2.9/24"', '["192.0.2.9/24", "192.0.3.9/24"]', "`address` is one"),
         ('gateway = "192.0.2.1"', 'gateway = "192.0.3.1"', "not another machine"),
         ('gateway = "192.0.2.1"', 'gateway = "192.0.2.9"', "not another machine"),
+        ('gateway = "192.0.2.1"', 'gateway = "192.0.2.0"', "not another machine"),
+        ('gateway = "192.0.2.1"', 'gateway = "192.0.2.255"', "not another machine"),
+        ("192.0.2.9/24", "127.0.0.1/8", "not one that a card can have"),
+        ("192.0.2.9/24", "224.0.0.9/4", "not one that a card can have"),
+        ("192.0.2.9/24", "0.0.0.0/0", "not one that a card can have"),
         ("192.0.2.7", "broker.example", "no IP address; names are not looked up"),
         ("port = 8443", "port = 53", "name service"),
         ("192.0.2.7", "169.254.169.254", "metadata service"),
@@ -117,6 +122,13 @@ def test_what_is_mistaken_is_refused_by_name(before: str, after: str, said: str)
     assert before in WHOLE
     with pytest.raises(ConfigurationError, match=said):
         parsed(WHOLE.replace(before, after))
+
+
+@pytest.mark.parametrize(("address", "gateway"), [("192.0.2.9/31", "8"), ("192.0.2.9/30", "10")])
+def test_the_smallest_networks_have_a_router(address: str, gateway: str) -> None:
+    text = WHOLE.replace("192.0.2.9/24", address)
+    (found,) = parsed(text.replace('"192.0.2.1"', f'"192.0.2.{gateway}"')).network.gateways
+    assert str(found) == f"192.0.2.{gateway}"
 
 
 def test_a_configuration_is_of_a_size_that_somebody_reads() -> None:

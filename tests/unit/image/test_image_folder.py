@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cloister.image import outputs
 from cloister.image.folder import UNFINISHED, replacing
 
 KNOWN = ("root.img", "values", "build.json")
@@ -44,15 +43,52 @@ def test_a_build_that_fails_leaves_the_image_before(tmp_path: Path) -> None:
     assert held(out) == before
 
 
-def test_a_folder_has_its_record_only_with_all_that_it_names(tmp_path: Path) -> None:
-    """Here a name is taken by something that cannot be replaced, in the middle of it."""
+def test_a_name_that_cannot_be_replaced_is_noticed_before_anything_is(tmp_path: Path) -> None:
     out = tmp_path / "image"
     write(out, root_img="one", build_json="{}")
     (out / "values").mkdir()
-    (out / "values" / "inside").touch()
-    with pytest.raises(OSError, match="values"):
+    with pytest.raises(IsADirectoryError, match="values"):
         write(out, root_img="two", values="of two", build_json="{}")
-    assert not (out / "build.json").exists()
+    (out / "values").rmdir()
+    assert held(out) == {"root.img": "one", "build.json": "{}"}
+
+
+def test_a_folder_has_its_record_only_with_all_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here somebody pulls the disk out, in the middle of it."""
+    out = tmp_path / "image"
+    write(out, root_img="one", values="of one", build_json="{}")
+    replace = Path.replace
+
+    def pulled(path: Path, target: Path) -> Path:
+        if path.name == "values":
+            raise OSError("gone")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", pulled)
+    with pytest.raises(OSError, match="gone"):
+        write(out, root_img="two", values="of two", build_json="{}")
+    assert held(out) == {"root.img": "two", "values": "of one"}
+
+
+def test_a_link_is_replaced_and_what_it_names_left_alone(tmp_path: Path) -> None:
+    """Whoever can write what a link names could alter an image after it was recorded."""
+    (tmp_path / "elsewhere").write_text("one")
+    out = tmp_path / "image"
+    out.mkdir()
+    (out / "root.img").symlink_to(tmp_path / "elsewhere")
+    write(out, root_img="one")
+    assert not (out / "root.img").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "one"
+
+
+def test_what_goes_is_told(tmp_path: Path) -> None:
+    write(tmp_path, root_img="one", values="of one", build_json="{}")
+    gone: list[str] = []
+    with replacing(tmp_path, KNOWN, record="build.json", removed=gone.append) as new:
+        (new / "build.json").write_text("{}")
+    assert gone == ["root.img", "values"]
 
 
 def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
@@ -80,19 +116,3 @@ def test_two_builds_do_not_mix(tmp_path: Path) -> None:
             (new / "build.json").write_text("of one")
         running.result(60)
     assert held(tmp_path) == {"root.img": "two", "build.json": "of two"}
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_a_disk_is_copied_only_where_it_is_another(tmp_path: Path, same: bool) -> None:
-    source, before, target = (tmp_path / name for name in ("source", "before", "target"))
-    source.write_text("content")
-    before.write_text("content" if same else "kontent")
-    outputs.take(source, before, target)
-    assert target.read_text() == "content"
-    assert target.samefile(before) is same
-
-
-def test_a_disk_is_copied_where_none_was_before(tmp_path: Path) -> None:
-    (tmp_path / "source").write_text("content")
-    outputs.take(tmp_path / "source", tmp_path / "none", tmp_path / "target")
-    assert (tmp_path / "target").read_text() == "content"
