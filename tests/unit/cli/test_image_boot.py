@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 
 from cloister.cli.image_boot import (
-    carried_peers,
     chosen_firmware,
     chosen_state,
-    fitting_memory,
-    own_port,
     predicted,
     require_places,
 )
+from cloister.cli.image_needs import carried_peers, fitting_memory, own_port
 from cloister.cli.main import main
 from cloister.errors import ConfigurationError
 from cloister.evidence.tpm import Alg

@@ -68,6 +68,7 @@ CLI = (
     "cli/image.py",
     "cli/image_boot.py",
     "cli/image_measure.py",
+    "cli/image_needs.py",
     "cli/image_secure_boot.py",
     "cli/verify.py",
     "cli/verify_evidence.py",
