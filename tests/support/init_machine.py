@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -155,3 +158,53 @@ def lines(program: Path, root: Path, *failing: int) -> list[str]:
     found = done.stdout.splitlines()
     assert found[-1].startswith("reboot ")
     return found
+
+
+MACHINES: Final = {"measuring": measuring, "pinning": pinning, "enclave": enclave}
+WORKER: Final = (
+    "child: exec /opt/cloister/bin/python /opt/cloister/bin/python -I /application/start.py |"
+    " PATH=/usr/bin:/usr/sbin LANG=C.UTF-8 HOME=/run/cloister TMPDIR=/run/cloister"
+)
+BOOT_LOG: Final = b"the firmware's log"
+RULES: Final = (
+    "child: exec /usr/sbin/nft /usr/sbin/nft -f /application/nftables.conf |"
+    " PATH=/usr/sbin:/usr/bin"
+)
+OFF: Final = "reboot 4321fedc"
+AGAIN: Final = "reboot 1234567"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    root: Path
+    told: list[str]
+    """What the init asks of it where all goes well."""
+
+
+def reason(told: list[str]) -> str:
+    """Why a machine ended that never came to its worker."""
+    assert WORKER not in told
+    ((why,),) = [re.findall(r"say power off: (.*) \(errno", line) for line in told[-2:-1]]
+    return str(why)
+
+
+def ends(
+    program: Path,
+    folder: Path,
+    kind: str,
+    changes: Mapping[str, str | bytes | None],
+) -> str:
+    """Why a machine with other files ends; None is a file that is not there."""
+    files = MACHINES[kind]()
+    (folder / "good").mkdir()
+    assert WORKER in lines(program, write_machine(folder / "good", files))
+    changed = {name: said for name, said in {**files, **changes}.items() if said is not None}
+    (folder / "changed").mkdir()
+    return reason(lines(program, write_machine(folder / "changed", changed)))
+
+
+def extended(pcr: int, data: bytes) -> str:
+    """TPM2_PCR_Event under an empty password (TPM 2.0 Library, Part 3 section 22.3)."""
+    session = struct.pack(">IHBH", 0x40000009, 0, 0, 0)
+    body = struct.pack(">II", pcr, len(session)) + session + struct.pack(">H", len(data)) + data
+    return f"write /dev/tpm0 {(struct.pack('>HII', 0x8002, 10 + len(body), 0x13C) + body).hex()}"
